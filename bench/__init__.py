@@ -1,0 +1,1 @@
+"""The engine: schedules, models, costs, tasks, training, cells and their store. It knows no particular variant."""

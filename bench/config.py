@@ -1,0 +1,132 @@
+"""What a cell is: pydantic models for the shape, the training and the identity of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import from_validation
+
+RESULTS_SCHEMA = 1  # part of every cell's id: raise it when a change makes older results incomparable
+
+
+class Strict(BaseModel):
+    """A frozen configuration object that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse(kind: type[Config], values: Any, where: str) -> Config:
+    """Validate ``values`` as ``kind``.
+
+    Raises UserError: one line naming the field, the value and what is allowed, if they do not fit.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise from_validation(where, error, kind.model_fields) from None
+
+
+class ModelConfig(Strict):
+    """The shape of a model, whatever its variant.
+
+    ``n_blocks`` counts blocks with parameters of their own (parameter depth); the variant's schedule decides how often
+    each runs.
+    """
+
+    family: Literal["gpt2", "llama"] = "gpt2"
+    d_model: int = Field(128, ge=2, le=16384)
+    n_blocks: int = Field(4, ge=1, le=512)
+    n_cycles: int = Field(3, ge=1, le=512)
+    n_heads: int = Field(4, ge=1, le=256)
+    n_kv_heads: int | None = Field(None, ge=1, le=256, description="None: as many as n_heads; fewer only for llama")
+    d_ff: int | None = Field(None, ge=1, le=131072, description="None: 4 d (gpt2) or 8/3 d rounded up to 8 (llama)")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    tie_embeddings: bool = True
+    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
+    rope_theta: float = Field(10000.0, gt=1.0, description="llama only")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model = {self.d_model} must be a multiple of n_heads = {self.n_heads}")
+        if self.family == "llama" and (self.d_model // self.n_heads) % 2:
+            raise ValueError(f"d_model / n_heads = {self.d_model // self.n_heads} must be even for rotary positions")
+        if self.n_kv_heads is not None:
+            if self.family == "gpt2" and self.n_kv_heads != self.n_heads:
+                raise ValueError(f"n_kv_heads = {self.n_kv_heads}: grouped-query attention needs family llama")
+            if self.n_heads % self.n_kv_heads:
+                raise ValueError(f"n_heads = {self.n_heads} must be a multiple of n_kv_heads = {self.n_kv_heads}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def ff(self) -> int:
+        """Width of the MLP's hidden layer."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return 4 * self.d_model if self.family == "gpt2" else -(-8 * self.d_model // 24) * 8
+
+
+class TrainConfig(Strict):
+    """One training run. Part of the cell's identity: everything here may change the numbers."""
+
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
+    accumulation: int = Field(1, ge=1, description="micro-batches a step is split into; divides batch_size")
+    lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
+    lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
+    warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
+    cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
+    min_lr: float = Field(0.1, ge=0.0, le=1.0, description="final learning rate as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0.0, description="on matrices only, not on norms, biases, embeddings, tokens")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    grad_clip: float = Field(1.0, gt=0.0)
+    eval_every: int | None = Field(None, ge=1, description="optimizer steps between validations; None: a tenth")
+    eval_every_flops: float | None = Field(None, gt=0.0, description="training FLOPs between validations")
+    eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable")
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size = {self.batch_size} must be a multiple of accumulation = {self.accumulation}")
+        if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
+            raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
+        return self
+
+
+class Cell(Strict):
+    """The unit that is run, stored and resumed: one variant, shape, training, task and seed on known data."""
+
+    variant: str
+    options: dict[str, Any]
+    model: ModelConfig
+    train: TrainConfig
+    task: str
+    task_options: dict[str, Any]
+    seed: int
+    fingerprint: str = Field(description="of the data: a digest of every example")
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical configuration, the data's fingerprint and the results schema."""
+        payload = {"schema": RESULTS_SCHEMA, **self.model_dump(mode="json")}
+        return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,37 @@
+"""Errors a user can cause, each told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: the field, the value, what is allowed. The CLI exits with status 2."""
+
+
+class CellFailure(Exception):
+    """A cell cannot go on (for example: its loss is not finite). Recorded with its reason; the study continues."""
+
+
+def unknown(kind: str, value: object, allowed: Iterable[str]) -> UserError:
+    """An error for a name that is not registered, with the nearest name that is."""
+    names = sorted(allowed)
+    near = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {value!r}{hint} (allowed: {', '.join(names) or 'none'})")
+
+
+def from_validation(where: str, error: ValidationError, fields: Iterable[str] = ()) -> UserError:
+    """The first complaint of a pydantic error as one line.
+
+    where: what was being read, e.g. ``"model"``; fields: the valid field names, to suggest the nearest one.
+    """
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    if first["type"] == "extra_forbidden":
+        return unknown(f"key in {where or 'the study'}:", first["loc"][-1], fields)
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(f"{path}: {message} (got {first['input']!r})")
