@@ -1,0 +1,191 @@
+"""What a model costs: parameters, FLOPs and memory, from its schedule; and the measured check of the FLOPs.
+
+FLOPs count 2 for a multiply-add: matrix products and attention as executed (causal attention is charged in full), with
+everything a variant adds; norms, activations and other element-wise work are left out, as is usual.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from bench.config import ModelConfig
+from bench.model import CycleConfig, CycleForCausalLM
+from bench.model.parts import Flops, Part
+from bench.schedule import Step
+from bench.variant import Variant
+
+PARTS = ("prefix", "adapter", "gate")  # attributes of the model that hold what a variant added
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one part adds to the same model without it."""
+
+    params: int
+    flops_per_token: float  # forward
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one model at one sequence length. FLOPs are per token of that length; bytes are of float32."""
+
+    length: int
+    depth: int
+    n_blocks: int
+    params: int  # every parameter once, however often its block runs
+    params_non_embedding: int  # without token and position embeddings and an untied LM head
+    forward_flops_per_token: float
+    train_flops_per_token: float  # forward and backward
+    exit_flops_per_token: tuple[float, ...]  # forward, when a sequence leaves after cycle 1, 2, ...
+    kv_bytes_per_token: int
+    activation_bytes: int  # kept by autograd for the backward pass of one sequence
+    additions: dict[str, Addition]
+
+
+def build_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> CycleForCausalLM:
+    """A model with its parameters on whatever device is the default one, uninitialised weights allowed."""
+    return CycleForCausalLM(
+        CycleConfig(
+            variant=variant.name,
+            options=variant.options.model_dump(mode="json"),
+            shape=model.model_dump(mode="json"),
+            vocab_size=vocab_size,
+            max_position_embeddings=length,
+        )
+    )
+
+
+def meta_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> CycleForCausalLM:
+    """A model without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return build_model(variant, model, vocab_size, length)
+
+
+def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> Costs:
+    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything."""
+    lm = meta_model(variant, model, vocab_size, length)
+    schedule = lm.schedule
+    total = sequence_flops(lm, schedule.steps, length)
+    return Costs(
+        length=length,
+        depth=schedule.depth,
+        n_blocks=schedule.n_blocks,
+        params=count(lm.parameters()),
+        params_non_embedding=non_embedding(lm),
+        forward_flops_per_token=total.forward / length,
+        train_flops_per_token=total.training / length,
+        exit_flops_per_token=exit_flops(lm, length),
+        kv_bytes_per_token=schedule.depth * 2 * model.kv_heads * model.head_dim * 4,
+        activation_bytes=activation_bytes(variant, model, vocab_size, length),
+        additions=additions(lm, length),
+    )
+
+
+def sequence_flops(lm: CycleForCausalLM, steps: Iterable[Step], length: int, head: bool = True, with_mass: bool = False) -> Flops:
+    """FLOPs of the given steps (and the LM head) for one sequence. with_mass: zero attention is read at every step."""
+    total = Flops()
+    gate, prefix = lm.gate, lm.prefix
+    for step in steps:
+        n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
+        mass = n_prefix > 0 and (with_mass or (gate is not None and gate.reads_zero_attention))
+        total += lm.blocks[step.block].flops(length, n_prefix, mass)
+        for part in _parts(lm):
+            total += part.flops(step, length)
+    return total + Flops(2 * length * lm.model_shape.d_model * lm.config.vocab_size) if head else total
+
+
+def exit_flops(lm: CycleForCausalLM, length: int, reading: bool = False) -> tuple[float, ...]:
+    """Forward FLOPs per token of a sequence that leaves after cycle 1, 2, ...: prelude, those cycles, coda and LM head.
+
+    reading: the zero attention is read to decide at every exit point, hence in every cycle but the last.
+    """
+    schedule = lm.schedule
+    done, totals = sequence_flops(lm, (*schedule.prelude, *schedule.coda), length), []
+    for number, steps in enumerate(schedule.cycles, 1):
+        read = reading and number < schedule.n_cycles
+        done += sequence_flops(lm, steps, length, head=False, with_mass=read)
+        totals.append(done.forward / length)
+    return tuple(totals)
+
+
+def additions(lm: CycleForCausalLM, length: int) -> dict[str, Addition]:
+    """What each added part costs, found by taking them off one after the other, the gate first: it may need the zero
+    tokens, never the other way round. The entries add up to the whole difference from the plain schedule.
+    """
+    found = {}
+    stripped = copy.copy(lm)  # shallow: the parameters stay shared, only the parts are taken off
+    for name in reversed(PARTS):
+        part = getattr(stripped, name)
+        if part is None:
+            continue
+        before = sequence_flops(stripped, lm.schedule.steps, length)
+        stripped._modules = {**stripped._modules, name: None}
+        saved = before - sequence_flops(stripped, lm.schedule.steps, length)
+        found[part.label] = Addition(count(part.parameters()), saved.forward / length)
+    return found
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """Number of scalars in the given parameters, each tensor once."""
+    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
+
+
+def non_embedding(lm: CycleForCausalLM) -> int:
+    """Parameters without token and position embeddings and the LM head: what parameter-matching compares."""
+    outside = [lm.tokens.weight, lm.lm_head.weight, *(lm.positions.parameters() if lm.positions is not None else [])]
+    return count(lm.parameters()) - count(outside)
+
+
+def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one sequence, found by running the model on fake tensors."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode():
+        lm = build_model(variant, model, vocab_size, length)
+        weights = {parameter.untyped_storage()._cdata for parameter in lm.parameters()}
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = cross_entropy(lm(tokens).logits.flatten(0, 1), tokens.flatten())
+        del loss
+    return sum(size for storage, size in kept.items() if storage not in weights)
+
+
+def measured_flops(lm: CycleForCausalLM, batch: int, length: int, training: bool = False, **inputs: Any) -> int:
+    """FLOPs that PyTorch's own counter sees when the model runs on ``batch`` sequences, with the loss's backward if
+    ``training``. The CPU's fused attention is counted by the formula PyTorch registers for the other devices.
+    """
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=lm.device)
+    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+        logits = lm(tokens, **inputs).logits
+        if training:
+            cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    return counter.get_total_flops()
+
+
+def _cpu_attention() -> dict[Any, Callable[..., int]]:
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+
+
+def _parts(lm: CycleForCausalLM) -> list[Part]:
+    return [part for part in (getattr(lm, name) for name in PARTS) if part is not None]

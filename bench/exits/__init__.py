@@ -1,0 +1,1 @@
+"""Leaving the cycle early: signals, rules and what they buy."""

@@ -1,0 +1,138 @@
+"""The transformer block in its two families: gpt2 (LayerNorm, learned positions, GELU) and llama (RMSNorm, rotary,
+SwiGLU, grouped-query attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
+from transformers.cache_utils import Cache
+
+from bench.config import ModelConfig
+from bench.model.attention import attend, executed
+from bench.model.parts import Flops, Gate
+from bench.schedule import Step
+
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Context:
+    """What the steps of one forward pass share.
+
+    mask: additive, [.., T, S], None for plain causal; prefix_mask: the same with the prefix's columns in front;
+    rotation: cosines and sines [B or 1, 1, T, d] (llama); cache: one slot a step; with_mass: whether the attention on
+    zero tokens is wanted by the caller.
+    """
+
+    mask: Tensor | None
+    prefix_mask: Tensor | None
+    rotation: Rotation | None
+    cache: Cache | None
+    with_mass: bool
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention; queries, keys and values come from one matrix."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads, self.kv_heads, self.head_dim = model.n_heads, model.kv_heads, model.head_dim
+        self.dropout = model.dropout
+        bias = model.family == "gpt2"
+        self.qkv = nn.Linear(model.d_model, (self.n_heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(model.d_model, model.d_model, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        step: Step,
+        context: Context,
+        prefix: tuple[Tensor, Tensor | None] | None,
+        gate: Gate | None,
+        with_mass: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D]."""
+        batch, length, width = x.shape
+        heads = self.qkv(x).view(batch, length, self.n_heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
+        query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
+        if context.rotation is not None:
+            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        if context.cache is not None:
+            key, value = context.cache.update(key, value, step.depth)
+        mask = context.mask if prefix is None else context.prefix_mask
+        dropout = self.dropout if self.training else 0.0
+        out, mass = attend(query, key, value, prefix, mask, with_mass, dropout)
+        factors = gate.heads(step, x) if gate is not None else None
+        if factors is not None:
+            out = out * factors.view(-1, 1, 1)
+        return self.out(out.transpose(1, 2).reshape(batch, length, width)), mass
+
+
+class GeluMLP(nn.Module):
+    """D -> d_ff -> D with GELU (tanh form), as in GPT-2."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(model.d_model, model.ff)
+        self.out = nn.Linear(model.ff, model.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(gelu(self.up(x), approximate="tanh"))
+
+
+class SwigluMLP(nn.Module):
+    """D -> d_ff -> D gated by SiLU, without biases, as in Llama; gate and up projections come from one matrix."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(model.d_model, 2 * model.ff, bias=False)
+        self.out = nn.Linear(model.ff, model.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.up(x).chunk(2, -1)
+        return self.out(silu(gate) * up)
+
+
+def make_norm(model: ModelConfig) -> nn.Module:
+    """The family's normalisation over the last dimension."""
+    kind = nn.LayerNorm if model.family == "gpt2" else nn.RMSNorm
+    return kind(model.d_model, eps=model.norm_eps)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on the normed stream. The model decides how their updates are merged into it."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.norm1 = make_norm(model)
+        self.attention = Attention(model)
+        self.norm2 = make_norm(model)
+        self.mlp = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
+
+    def flops(self, length: int, n_prefix: int, with_mass: bool) -> Flops:
+        """Forward FLOPs for one sequence of ``length`` tokens with n_prefix tokens before it in the attention."""
+        model = self.model
+        d, kv = model.d_model, model.kv_heads * model.head_dim
+        ups = 1 if model.family == "gpt2" else 2
+        weights = d * (d + 2 * kv) + d * d + (ups + 1) * d * model.ff
+        queries, keys, head_dim = executed(length, n_prefix, model.head_dim, with_mass)
+        return Flops(2 * length * weights, 2 * 2 * model.n_heads * queries * keys * head_dim)
+
+
+def rotation(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines [B, 1, T, d] of the rotary embedding at positions [B, T] (Su et al. 2021, half-split form)."""
+    half = torch.arange(0, model.head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequency = 1.0 / model.rope_theta ** (half / model.head_dim)
+    angle = (positions[:, None, :, None].float() * frequency).repeat(1, 1, 1, 2)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotary embedding of x [B, H, T, d]."""
+    first, second = x.chunk(2, -1)
+    return x * by[0] + torch.cat([-second, first], -1) * by[1]

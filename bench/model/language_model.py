@@ -1,0 +1,269 @@
+"""The language model: it walks a variant's schedule over shared blocks. A Hugging Face model, whatever the variant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
+
+from bench.config import ModelConfig, parse
+from bench.model.attention import PAD_FROM, causal_mask
+from bench.model.blocks import Block, Context, make_norm, rotation
+from bench.model.parts import Part
+from bench.schedule import Step
+from bench.variant import Variant, get_variant
+
+IGNORED = -100  # target of a position that is not scored
+
+
+class CycleConfig(PreTrainedConfig):
+    """A model's configuration as it is saved: variant, its options and the shape (fields of ``ModelConfig``)."""
+
+    model_type = "cyclebench"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "zero_attention", "exit_signals"]
+
+    variant: str = "vanilla"
+    options: dict[str, Any] | None = None
+    shape: dict[str, Any] | None = None
+    vocab_size: int = 256
+    max_position_embeddings: int = 256
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill the names that transformers' own tools read (caches, generation) from the shape and the schedule."""
+        model = self.model
+        variant = self.build_variant()
+        self.shape = model.model_dump(mode="json")
+        self.options = variant.options.model_dump(mode="json")
+        self.hidden_size = model.d_model
+        self.num_attention_heads = model.n_heads
+        self.num_key_value_heads = model.kv_heads
+        self.head_dim = model.head_dim
+        self.num_hidden_layers = variant.schedule(model).depth  # a slot in the KV cache for every step
+        self.tie_word_embeddings = model.tie_embeddings
+        super().__post_init__(**kwargs)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape, validated."""
+        return parse(ModelConfig, self.shape or {}, "model")
+
+    def build_variant(self) -> Variant:
+        """The variant with its options, validated."""
+        return get_variant(self.variant, self.options)
+
+
+@dataclass
+class CycleOutput(ModelOutput):
+    """loss: scalar, nats per scored token; logits: [B, T, V]; exit_depth: [B], steps run for each sequence;
+    exit_signals: [B, cycles], mean zero attention of each cycle; zero_attention: one [B, H, T] for each step that has
+    zero tokens, in order (both only when asked for by ``output_zero_attention``); past_key_values: the cache.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_depth: Tensor | None = None
+    exit_signals: Tensor | None = None
+    zero_attention: tuple[Tensor, ...] | None = None
+    past_key_values: Cache | None = None
+
+
+@dataclass
+class Walk:
+    """The state of one pass: hidden [B, T, D], the embedded tokens [B, T, D], and the zero attention seen so far."""
+
+    hidden: Tensor
+    embedded: Tensor
+    context: Context
+    zero_attention: dict[int, Tensor] = field(default_factory=dict)  # by step depth
+
+    def signal(self, steps: Iterable[Step]) -> Tensor | None:
+        """Zero attention of each sequence [B], averaged over the given steps, heads and queries; None if none has any."""
+        seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
+        return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
+
+
+class CycleForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal language model whose blocks run in the order its variant's schedule says."""
+
+    config_class = CycleConfig
+    base_model_prefix = ""
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "tokens.weight"}
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _supports_sdpa = True
+    _input_embed_layer = "tokens"
+
+    def __init__(self, config: CycleConfig) -> None:
+        super().__init__(config)
+        self.model_shape = model = config.model
+        variant = config.build_variant()
+        self.schedule = schedule = variant.schedule(model)
+        self.tokens = nn.Embedding(config.vocab_size, model.d_model)
+        learned = model.family == "gpt2"
+        self.positions = nn.Embedding(config.max_position_embeddings, model.d_model) if learned else None
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(schedule.n_blocks))
+        self.prefix = variant.attention_prefix(model, schedule)
+        self.adapter = variant.adapter(model, schedule)
+        self.gate = variant.gate(model, schedule)
+        self.norm = make_norm(model)
+        self.lm_head = nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head (its weight is the embedding's when they are tied)."""
+        return self.lm_head
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Small init (Nguyen & Salazar 2019: std sqrt(2 / 5D)); what writes into the residual stream is scaled by
+        1 / sqrt(2 depth) as in GPT-2, with the effective depth, since every step adds to the stream.
+        """
+        std = (2 / (5 * self.model_shape.d_model)) ** 0.5
+        if isinstance(module, Part):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            writes = any(module in (block.attention.out, block.mlp.out) for block in self.blocks)
+            nn.init.normal_(module.weight, std=std / (2 * self.schedule.depth) ** 0.5 if writes else std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Draw all weights from the seed, each module from a stream of its own named by its path: variants that share
+        a module's name and shape start from the same weights, whatever else they add. Children come before their
+        parents, as in transformers, so that a part may refill its own layers.
+        """
+        with torch.random.fork_rng(devices=[]):
+            for name, module in reversed(list(self.named_modules())):
+                digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+                torch.manual_seed(int.from_bytes(digest[:8], "big"))
+                if not (name == "lm_head" and self.model_shape.tie_embeddings):
+                    self._init_weights(module)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        with_mass: bool = False,
+    ) -> Walk:
+        """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
+
+        attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default.
+        """
+        length = input_ids.shape[1]
+        past = cache.get_seq_length() if cache is not None else 0
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        if position_ids is None:
+            if attention_mask is not None:
+                position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+            else:
+                position_ids = torch.arange(past, past + length, device=input_ids.device)[None]
+        hidden = self.tokens(input_ids)
+        if self.positions is not None:
+            hidden = hidden + self.positions(position_ids)
+        hidden = self.dropout(hidden)
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        like = hidden.new_empty(0, dtype=dtype)
+        turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
+        n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
+        plain = _mask(length, past, attention_mask, 0, like)
+        prefixed = _mask(length, past, attention_mask, n_prefix, like) if n_prefix else None
+        return Walk(hidden, hidden, Context(plain, prefixed, turn, cache, with_mass))
+
+    def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
+        """Run steps of the schedule on the state, in place."""
+        for step in steps:
+            self._step(step, state)
+        return state
+
+    def _step(self, step: Step, state: Walk) -> None:
+        block, gate, hidden = self.blocks[step.block], self.gate, state.hidden
+        if self.adapter is not None:
+            hidden = self.adapter(step, hidden, state.embedded)
+        x = block.norm1(hidden)
+        prefix = self.prefix(step, x) if self.prefix is not None else None
+        with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
+        update, mass = block.attention(x, step, state.context, prefix, gate, with_mass)
+        if mass is not None:
+            state.zero_attention[step.depth] = mass
+        if gate is None:
+            hidden = hidden + self.dropout(update)
+            state.hidden = hidden + self.dropout(block.mlp(block.norm2(hidden)))
+        else:
+            hidden = gate.merge(step, "attention", hidden, self.dropout(update), mass)
+            update = self.dropout(block.mlp(block.norm2(hidden)))
+            state.hidden = gate.merge(step, "mlp", hidden, update, mass)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [.., V] of hidden states [.., D] that have passed the coda."""
+        return self.lm_head(self.norm(hidden))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        output_zero_attention: bool = False,
+        **kwargs: Any,
+    ) -> CycleOutput:
+        """Run the whole schedule.
+
+        input_ids: [B, T]; labels: [B, T], shifted inside as everywhere in transformers, -100 is not scored;
+        logits_to_keep: number of last positions whose logits are wanted, 0 for all.
+        """
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache()
+        state = self.embed(input_ids, attention_mask, position_ids, past_key_values, output_zero_attention)
+        self.walk(self.schedule.steps, state)
+        logits = self.head(state.hidden[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        signals = [state.signal(steps) for steps in self.schedule.cycles] if output_zero_attention else []
+        return CycleOutput(
+            loss=loss,
+            logits=logits,
+            exit_depth=torch.full((len(input_ids),), self.schedule.depth, device=input_ids.device),
+            exit_signals=torch.stack([s for s in signals if s is not None], 1) if any(s is not None for s in signals) else None,
+            zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
+            past_key_values=past_key_values,
+        )
+
+
+def _mask(length: int, past: int, attention_mask: Tensor | None, n_prefix: int, like: Tensor) -> Tensor | None:
+    """Additive mask for ``attend``, None where the kernel's own causal form serves."""
+    if attention_mask is None and (length == 1 or (not past and (not n_prefix or length >= PAD_FROM))):
+        return None
+    mask = causal_mask(length, past + length, n_prefix, like)
+    if attention_mask is None:
+        return mask
+    # The lowest finite number instead of -inf: the row of a padding token, which may see nothing, must not become NaN.
+    lowest = torch.finfo(like.dtype).min
+    padding = torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill(attention_mask == 0, lowest)
+    return torch.minimum(mask.clamp_min(lowest), pad(padding, (n_prefix, 0))[:, None, None])

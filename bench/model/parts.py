@@ -1,0 +1,110 @@
+"""The small modules a variant may attach to its schedule, and the unit their cost is counted in."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from bench.schedule import Step
+
+Branch = Literal["attention", "mlp"]
+
+
+class Flops(NamedTuple):
+    """Forward FLOPs, 2 for each multiply-add, by kind because their backward passes cost differently.
+
+    matmul: of matrix products with trainable operands on both sides; attention: of the fused attention kernel.
+    """
+
+    matmul: int = 0
+    attention: int = 0
+
+    def __add__(self, other: object) -> Flops:
+        if not isinstance(other, Flops):
+            return NotImplemented
+        return Flops(self.matmul + other.matmul, self.attention + other.attention)
+
+    def __sub__(self, other: Flops) -> Flops:
+        return Flops(self.matmul - other.matmul, self.attention - other.attention)
+
+    def __mul__(self, times: object) -> Flops:
+        if not isinstance(times, int):
+            return NotImplemented
+        return Flops(self.matmul * times, self.attention * times)
+
+    @property
+    def forward(self) -> int:
+        return self.matmul + self.attention
+
+    @property
+    def training(self) -> int:
+        """Forward and backward: a product's two gradients are two products of the same size; the fused attention
+        backward is five products against two, since it computes the scores again (PyTorch's flop_counter).
+        """
+        return 3 * self.matmul + self.attention * 7 // 2
+
+
+class Part(nn.Module):
+    """Something a variant adds to the plain blocks. Parameters are filled by ``reset_parameters``."""
+
+    label: ClassVar[str] = "part"  # how the cost table calls it
+
+    def reset_parameters(self) -> None:
+        """Fill the part's own parameters. Its child layers have been filled before and may be filled again.
+
+        Use ``torch.nn.init`` only, so that loading a checkpoint can skip what it has loaded.
+        """
+
+    def flops(self, step: Step, length: int) -> Flops:
+        """Forward FLOPs of this part at one step for one sequence of ``length`` tokens, beside the attention's."""
+        return Flops()
+
+
+class AttentionPrefix(Part):
+    """Keys and values put before the real tokens of a step's attention.
+
+    n_tokens: M, the number of tokens put before, the same at every step that has them.
+    """
+
+    n_tokens: int
+
+    def forward(self, step: Step, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Keys [H_kv, M, d] and values of the same shape for a step; values None means zero; None means no prefix.
+
+        hidden: [B, T, D], the normed input of the attention. A leading batch dimension is allowed.
+        """
+        raise NotImplementedError
+
+    def covers(self, step: Step) -> bool:
+        """Whether the step has a prefix (known without running it, for the cost count)."""
+        raise NotImplementedError
+
+
+class Adapter(Part):
+    """What a step adds to the input of its block: a cycle embedding, the re-injected input, ..."""
+
+    label = "adapter"
+
+    def forward(self, step: Step, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
+        raise NotImplementedError
+
+
+class Gate(Part):
+    """How a step's updates are merged into the residual stream."""
+
+    label = "gate"
+    reads_zero_attention: ClassVar[bool] = False
+
+    def heads(self, step: Step, hidden: Tensor) -> Tensor | None:
+        """Factors [H] for the attention heads' outputs before they are mixed, or None."""
+        return None
+
+    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+        """The new residual stream [B, T, D] from the old one and the branch's update, both [B, T, D].
+
+        zero_attention: [B, H, T], the step's attention to its zero tokens; None where it has none, and where neither
+        the gate (``reads_zero_attention``) nor the caller asked for it.
+        """
+        return hidden + update

@@ -1,0 +1,175 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from bench.config import TrainConfig
+from bench.data import TaskData
+from bench.data.batches import Batches, arrays
+from bench.errors import CellFailure, UserError
+from bench.evaluate import evaluate
+from bench.exits.trace import with_bits
+from bench.model.language_model import IGNORED, CycleForCausalLM
+
+LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
+
+Report = Callable[[int, float, float], None]
+"""Called with the step, the mean loss since the last call and tokens per second."""
+
+
+def pick_device(config: TrainConfig) -> torch.device:
+    """The device asked for; ``auto`` takes CUDA where there is one. Raises UserError if it is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device: 'cuda' is not available on this machine (allowed here: 'auto', 'cpu')")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def repeatable(seed: int, threads: int) -> Iterator[None]:
+    """Seed everything and fix the number of CPU threads, so that the same cell gives the same numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(before)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 where it was asked for; ``auto`` means bfloat16 on CUDA and float32 on the CPU."""
+    low = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Of optimizer step 0, 1, ...: linear warm-up, then a cosine down to ``min_lr``, or flat and a linear cool-down
+    (trapezoid, arXiv 2405.18392).
+    """
+    warmup = config.warmup * config.steps
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    if config.lr_schedule == "cosine":
+        done = (step - warmup) / max(1.0, config.steps - warmup)
+        return config.lr * (config.min_lr + (1 - config.min_lr) * (1 + math.cos(math.pi * done)) / 2)
+    cooldown = config.cooldown * config.steps
+    left = min(1.0, (config.steps - step) / cooldown) if cooldown else 1.0
+    return config.lr * (config.min_lr + (1 - config.min_lr) * left)
+
+
+def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
+    and gates have a meaning at zero that decay would pull them to.
+    """
+    embeddings = {id(lm.tokens.weight), id(lm.lm_head.weight)}
+    matrices = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Linear)} - embeddings
+    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def train(
+    lm: CycleForCausalLM,
+    data: TaskData,
+    config: TrainConfig,
+    seed: int,
+    flops_per_token: float,
+    report: Report | None = None,
+) -> list[dict[str, float]]:
+    """Train in place on the model's device and return the history, one entry for each validation.
+
+    flops_per_token: of training, for the compute axis. Raises CellFailure if the loss stops being finite.
+    """
+    device = lm.device
+    batches = Batches(data.train, config.batch_size, seed)
+    valid = tuple(column[: config.eval_sequences] for column in arrays(data.valid))
+    optimizer = make_optimizer(lm, config)
+    run = torch.compile(lm) if config.compile else lm
+    tokens_per_step = config.batch_size * data.length
+    due = _evaluations(config, tokens_per_step * flops_per_token)
+    history: list[dict[str, float]] = []
+    pending: list[torch.Tensor] = []
+    lm.train()
+    seconds, since, last = 0.0, time.perf_counter(), 0.0
+    losses: list[float] = []
+    for step in range(1, config.steps + 1):
+        rate = learning_rate(step - 1, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, targets = batches.batch(step - 1)
+        pending.append(_step(run, lm, optimizer, ids, targets, config, device))
+        if step % LOG_EVERY == 0 or step in due or step == config.steps:
+            loss = float(torch.stack(pending).mean())
+            if not math.isfinite(loss):
+                raise CellFailure(f"loss is {loss} within steps {step - len(pending) + 1}-{step}")
+            losses.append(loss)
+            now = seconds + time.perf_counter() - since
+            if report is not None:
+                report(step, loss, len(pending) * tokens_per_step / max(now - last, 1e-9))
+            last, pending = now, []
+        if step in due:
+            seconds += time.perf_counter() - since
+            with autocast(config, device):
+                scores = evaluate(lm, *valid).leaving(1)
+            scores = with_bits(scores, data.bytes_per_token and data.bytes_per_token["valid"])
+            tokens = step * tokens_per_step
+            entry = {"step": step, "tokens": tokens, "flops": tokens * flops_per_token, "seconds": seconds, "lr": rate}
+            valid_scores = {f"valid_{name}": value for name, value in scores.items()}
+            history.append({**entry, "train_loss": float(np.mean(losses)), **valid_scores})
+            if not math.isfinite(scores["loss"]):
+                raise CellFailure(f"validation loss is {scores['loss']} at step {step}")
+            losses, since, last = [], time.perf_counter(), seconds
+    return history
+
+
+def _step(
+    run: Callable[..., Any],
+    lm: CycleForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    ids: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    config: TrainConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """One optimizer step over the micro-batches of a batch [B, T]; returns the mean loss, not yet read."""
+    total = torch.zeros((), device=device)
+    scored = int((targets != IGNORED).sum())
+    for tokens, goal in zip(np.split(ids, config.accumulation), np.split(targets, config.accumulation), strict=True):
+        with autocast(config, device):
+            logits = run(torch.from_numpy(tokens).to(device, non_blocking=True)).logits
+        flat = torch.from_numpy(goal).to(device, non_blocking=True).flatten()
+        # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
+        loss = cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="sum") / scored
+        loss.backward()
+        total += loss.detach()
+    nn.utils.clip_grad_norm_(lm.parameters(), config.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _evaluations(config: TrainConfig, flops_per_step: float) -> set[int]:
+    """Steps after which to validate: every so many steps, every so many FLOPs, and at the end."""
+    every = config.eval_every or max(1, config.steps // 10)
+    due = {*range(every, config.steps + 1, every), config.steps}
+    if config.eval_every_flops is not None:
+        marks = int(config.steps * flops_per_step // config.eval_every_flops)
+        due |= {min(config.steps, math.ceil(mark * config.eval_every_flops / flops_per_step)) for mark in range(1, marks + 1)}
+    return due

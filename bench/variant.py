@@ -1,0 +1,98 @@
+"""The variant interface and its registry: a variant is one small class in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.config import ModelConfig, Strict, parse
+from bench.errors import UserError, unknown
+from bench.schedule import Schedule
+
+if TYPE_CHECKING:  # the parts are torch modules: listing variants must not wait for torch
+    from bench.model.parts import Adapter, AttentionPrefix, Gate
+
+ENTRY_POINTS = "cyclebench.variants"
+
+
+class Variant:
+    """A way of reusing parameters. Subclass it, decorate it with ``@register("name")``, override what differs.
+
+    The docstring's first line is shown by ``cyclebench list``; ``Options`` holds the variant's own ablation axes.
+    """
+
+    name: ClassVar[str]
+    cycled: ClassVar[bool] = True  # whether n_cycles means anything to it; if not, its cells are stored with 1
+
+    class Options(Strict):
+        """No options."""
+
+    def __init__(self, options: Any) -> None:
+        """options: an instance of this class's ``Options``."""
+        self.options = options
+
+    def schedule(self, model: ModelConfig) -> Schedule:
+        """Which block runs when."""
+        raise NotImplementedError
+
+    def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> AttentionPrefix | None:
+        """Keys and values put before the real tokens of a step's attention (for example zero tokens)."""
+        return None
+
+    def adapter(self, model: ModelConfig, schedule: Schedule) -> Adapter | None:
+        """What a step adds to its shared block's input (for example a cycle embedding)."""
+        return None
+
+    def gate(self, model: ModelConfig, schedule: Schedule) -> Gate | None:
+        """How a step's updates are merged into the residual stream."""
+        return None
+
+
+_registry: dict[str, type[Variant]] = {}
+
+
+def register(name: str) -> Any:
+    """Class decorator: make a variant known under ``name``. Raises UserError if the name is taken."""
+
+    def add(kind: type[Variant]) -> type[Variant]:
+        known = _registry.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise UserError(f"variant name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        kind.name = name
+        _registry[name] = kind
+        return kind
+
+    return add
+
+
+@cache
+def _load_entry_points() -> None:
+    """Import every module registered by an installed package, our own ``variants`` among them."""
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        try:
+            point.load()
+        except Exception as error:  # whatever a foreign package raises when imported
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"entry point {point.name} = {point.value!r} of {ENTRY_POINTS} cannot be loaded: {reason}") from error
+
+
+def variant_names() -> list[str]:
+    """All registered variants, in alphabetical order."""
+    _load_entry_points()
+    return sorted(_registry)
+
+
+def variant_class(name: str) -> type[Variant]:
+    """The class registered under ``name``. Raises UserError, with the nearest name, if there is none."""
+    _load_entry_points()
+    if name not in _registry:
+        raise unknown("variant", name, _registry)
+    return _registry[name]
+
+
+def get_variant(name: str, options: Mapping[str, Any] | None = None) -> Variant:
+    """A variant with validated options. Raises UserError naming the option, its value and what is allowed."""
+    kind = variant_class(name)
+    return kind(parse(kind.Options, dict(options or {}), f"{name}.options"))

@@ -1,0 +1,87 @@
+"""One table of settings for the contract tests, made from the registry: a variant added later is in it by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+
+from bench.config import ModelConfig
+from bench.costs import build_model
+from bench.errors import UserError
+from bench.model import CycleForCausalLM
+from bench.variant import Variant, get_variant, variant_class, variant_names
+
+VOCAB, LENGTH = 19, 12
+FAMILIES = ("gpt2", "llama")
+
+
+def shape(variant: Variant, family: str, **changes: Any) -> ModelConfig:
+    """A small shape with grouped-query attention where the family has it."""
+    fields: dict[str, Any] = {"family": family, "d_model": 16, "n_heads": 4, "n_blocks": 4, "n_cycles": 3}
+    if family == "llama":
+        fields["n_kv_heads"] = 2
+    if not variant.cycled:
+        fields["n_cycles"] = 1
+    return ModelConfig(**{**fields, **changes})
+
+
+def _values(annotation: Any, default: Any) -> list[Any]:
+    """Values of an option worth trying: all of a choice, both of a switch, a few numbers."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if annotation is bool:
+        return [False, True]
+    if annotation is int:
+        return [default, 0, default + 1]
+    return [default]
+
+
+def option_settings(name: str) -> Iterator[dict[str, Any]]:
+    """Every pair of option values of a variant (the rest at their defaults), those it refuses left out."""
+    fields = variant_class(name).Options.model_fields
+    axes = {key: _values(field.annotation, field.default) for key, field in fields.items()}
+    seen: list[dict[str, Any]] = []
+    for first, second in product(axes or [""], repeat=2):
+        for a, b in product(axes.get(first, [None]), axes.get(second, [None])):
+            options = {key: value for key, value in ((first, a), (second, b)) if key}
+            full = {key: options.get(key, field.default) for key, field in fields.items()}
+            if full in seen:
+                continue
+            try:
+                variant = get_variant(name, options)
+                variant.schedule(shape(variant, "gpt2"))
+            except UserError:
+                continue
+            seen.append(full)
+            yield options
+
+
+def _name(name: str, options: dict[str, Any]) -> str:
+    return "-".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+DEFAULTS = [(name, {}) for name in variant_names()]
+EVERY = [(name, options) for name in variant_names() for options in option_settings(name)]
+EVERY_ID = [_name(*setting) for setting in EVERY]
+DEFAULT_ID = [name for name, _ in DEFAULTS]
+
+
+def make(name: str, options: dict[str, Any], family: str = "gpt2", perturb: bool = True, **changes: Any) -> CycleForCausalLM:
+    """A seeded model. perturb: every parameter is moved off its start, so that nothing hides behind a zero."""
+    variant = get_variant(name, options)
+    lm = build_model(variant, shape(variant, family, **changes), VOCAB, 64)
+    lm.reset_parameters(0)
+    if perturb:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in lm.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return lm.eval()
+
+
+def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
+    """Random tokens [B, T]."""
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,204 @@
+"""What every registered variant promises, whatever it is. Nothing here names a variant."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VOCAB, make, shape, tokens
+from torch.nn.functional import cross_entropy
+
+from bench.config import TrainConfig
+from bench.costs import costs, measured_flops, non_embedding
+from bench.model import CycleForCausalLM
+from bench.train import make_optimizer
+from bench.variant import get_variant
+
+every = pytest.mark.parametrize(("name", "options"), EVERY, ids=EVERY_ID)
+defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@every
+@families
+def test_causality(name: str, options: dict[str, Any], family: str) -> None:
+    lm, x = make(name, options, family), tokens()
+    before = lm(x).logits
+    for changed in (0, LENGTH // 2, LENGTH - 1):
+        y = x.clone()
+        y[:, changed] = (y[:, changed] + 1) % VOCAB
+        after = lm(y).logits
+        assert torch.equal(before[:, :changed], after[:, :changed])
+        assert not torch.allclose(before[:, changed], after[:, changed])
+
+
+@every
+@families
+def test_gradients_reach_every_parameter(name: str, options: dict[str, Any], family: str) -> None:
+    lm, x = make(name, options, family), tokens()
+    cross_entropy(lm(x).logits.flatten(0, 1), x.flatten()).backward()
+    dead = [key for key, p in lm.named_parameters() if p.grad is None or not p.grad.flatten(1 if p.dim() > 1 else 0).any()]
+    assert not dead
+
+
+@every
+@families
+def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, Any], family: str) -> None:
+    variant = get_variant(name, options)
+    found = costs(variant, shape(variant, family), VOCAB, LENGTH)
+    lm = make(name, options, family)
+    batch = 3
+    assert found.forward_flops_per_token * batch * LENGTH == measured_flops(lm, batch, LENGTH)
+    assert found.train_flops_per_token * batch * LENGTH == measured_flops(lm, batch, LENGTH, training=True)
+    assert found.params_non_embedding == non_embedding(lm)
+    assert found.exit_flops_per_token[-1] == found.forward_flops_per_token
+
+
+@defaults
+def test_flops_of_the_long_form_equal_the_counter(name: str, options: dict[str, Any]) -> None:
+    from bench.model.attention import PAD_FROM
+
+    variant = get_variant(name, options)
+    length = PAD_FROM + 8
+    found = costs(variant, shape(variant, "llama"), VOCAB, length)
+    lm = make(name, options, "llama")
+    assert found.forward_flops_per_token * length == measured_flops(lm, 1, length)
+    assert found.train_flops_per_token * length == measured_flops(lm, 1, length, training=True)
+
+
+@defaults
+@families
+def test_activation_bytes_equal_what_autograd_keeps(name: str, options: dict[str, Any], family: str) -> None:
+    variant = get_variant(name, options)
+    lm = make(name, options, family, perturb=False)
+    weights = {p.untyped_storage().data_ptr() for p in lm.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)  # a freed address could be handed out again and hide a tensor
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    lm.train()
+    x = torch.zeros(1, LENGTH, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        cross_entropy(lm(x).logits.flatten(0, 1), x.flatten())
+    real = sum(size for pointer, size in kept.items() if pointer not in weights)
+    found = costs(variant, shape(variant, family), VOCAB, LENGTH).activation_bytes
+    assert found == pytest.approx(real, rel=0.02)
+
+
+@every
+def test_round_trip(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    for family in FAMILIES:
+        lm, x = make(name, options, family), tokens()
+        lm.save_pretrained(tmp_path / family)
+        loaded = CycleForCausalLM.from_pretrained(tmp_path / family).eval()
+        assert torch.equal(lm(x).logits, loaded(x).logits)
+        assert loaded.config.variant == name and loaded.schedule == lm.schedule
+        assert not list((tmp_path / family).glob("*.bin"))
+
+
+def pointers(lm: torch.nn.Module) -> list[list[int]]:
+    """For every step of the schedule the addresses of its block's parameters."""
+    return [[p.data_ptr() for p in lm.blocks[step.block].parameters()] for step in lm.schedule.steps]
+
+
+def shares_as_scheduled(lm: CycleForCausalLM) -> bool:
+    """Steps use the same storage exactly where the schedule names the same block, and no copy hides elsewhere."""
+    found, steps = pointers(lm), lm.schedule.steps
+    same = all((found[i] == found[j]) == (a.block == b.block) for i, a in enumerate(steps) for j, b in enumerate(steps))
+    storages = [p.data_ptr() for p in lm.parameters()]
+    return same and len(storages) == len(set(storages))
+
+
+@defaults
+@families
+def test_shared_blocks_stay_one_storage(name: str, options: dict[str, Any], family: str, tmp_path: Path) -> None:
+    lm = make(name, options, family)
+    assert shares_as_scheduled(lm)
+    lm.save_pretrained(tmp_path)
+    loaded = CycleForCausalLM.from_pretrained(tmp_path)
+    assert shares_as_scheduled(loaded)
+    assert shares_as_scheduled(copy.deepcopy(lm))
+    assert shares_as_scheduled(lm.to(torch.float64).to(torch.float32))
+    buffer = io.BytesIO()
+    torch.save(lm.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = make(name, options, family)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert shares_as_scheduled(fresh)
+    # One update must reach every use of a shared block.
+    before = [p.clone() for p in lm.blocks[0].parameters()]
+    cross_entropy(lm(tokens()).logits.flatten(0, 1), tokens().flatten()).backward()
+    make_optimizer(lm, TrainConfig()).step()
+    assert shares_as_scheduled(lm)
+    assert any(not torch.equal(a, b) for a, b in zip(before, lm.blocks[0].parameters(), strict=True))
+
+
+@defaults
+def test_compile_keeps_storage_and_numbers(name: str, options: dict[str, Any]) -> None:
+    lm, x = make(name, options), tokens()
+    before, expected = pointers(lm), lm(x).logits
+    compiled = torch.compile(lm, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).logits, expected, rtol=1e-5, atol=1e-5)
+    assert pointers(lm) == before and shares_as_scheduled(lm)
+
+
+@defaults
+@families
+def test_same_seed_same_model(name: str, options: dict[str, Any], family: str) -> None:
+    first, second = (make(name, options, family, perturb=False) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    second.reset_parameters(1)
+    assert not torch.equal(first.tokens.weight, second.tokens.weight)
+
+
+@defaults
+@families
+def test_paired_seeds_share_initial_weights_where_shapes_agree(name: str, options: dict[str, Any], family: str) -> None:
+    """Against the plain stack of as many steps: what has the same name and shape starts from the same draw."""
+    lm = make(name, options, family, perturb=False)
+    stack = make("vanilla", {}, family, perturb=False, n_blocks=lm.schedule.depth)
+    other = dict(stack.named_parameters())
+    shared = [key for key, p in lm.named_parameters() if key in other and other[key].shape == p.shape]
+    assert any(key.startswith("blocks.") for key in shared)
+    assert all(torch.equal(lm.get_parameter(key), other[key]) for key in shared)
+
+
+@every
+@families
+def test_cached_greedy_decoding_equals_decoding_without_cache(name: str, options: dict[str, Any], family: str) -> None:
+    lm, x = make(name, options, family), tokens(3, 5)
+    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    cached = lm.generate(x, use_cache=True, **settings)
+    assert torch.equal(cached, lm.generate(x, use_cache=False, **settings))
+
+
+@defaults
+@families
+def test_left_padding_changes_nothing(name: str, options: dict[str, Any], family: str) -> None:
+    lm, x = make(name, options, family), tokens(2, 6)
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), x], 1)
+    mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(x)], 1)
+    logits = lm(padded, attention_mask=mask).logits
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[:, 3:], lm(x).logits, rtol=1e-4, atol=1e-5)
+
+
+@defaults
+def test_exit_points_rejoin_the_full_model(name: str, options: dict[str, Any]) -> None:
+    """Walking part by part is the whole forward pass, and every exit point's cost lies below the next."""
+    lm, x = make(name, options), tokens()
+    state = lm.embed(x)
+    for steps in (lm.schedule.prelude, *lm.schedule.cycles, lm.schedule.coda):
+        lm.walk(steps, state)
+    assert torch.equal(lm.head(state.hidden), lm(x).logits)
+    variant = get_variant(name, options)
+    flops = costs(variant, shape(variant, "gpt2"), VOCAB, LENGTH).exit_flops_per_token
+    assert list(flops) == sorted(set(flops)) and len(flops) == lm.schedule.n_cycles

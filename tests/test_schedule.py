@@ -1,0 +1,92 @@
+"""The builders against the sharing maps stated on their own: for step i of L, R repeats, b blocks to share."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import UserError
+from bench.schedule import Schedule, Step, build, cycle, middle_cycle, middle_sequence, sequence, stack
+
+SIZES = st.integers(1, 12)
+ENDS = st.integers(0, 3)
+
+
+def blocks(schedule: Schedule) -> list[int]:
+    return [step.block for step in schedule.steps]
+
+
+@given(SIZES)
+def test_stack_runs_every_block_once(n: int) -> None:
+    schedule = stack(n)
+    assert blocks(schedule) == list(range(n))
+    assert not schedule.shared and schedule.exits == (n,)
+
+
+@given(SIZES, SIZES)
+def test_cycle_map(b: int, repeats: int) -> None:
+    assert blocks(cycle(b, repeats)) == [i % b for i in range(b * repeats)]
+
+
+@given(SIZES, SIZES)
+def test_sequence_map(b: int, repeats: int) -> None:
+    assert blocks(sequence(b, repeats)) == [i // repeats for i in range(b * repeats)]
+
+
+@given(SIZES, SIZES)
+def test_middle_cycle_map(b: int, repeats: int) -> None:
+    depth = b * repeats + 2
+    expected = [0, *(1 + (i - 1) % b for i in range(1, depth - 1)), b + 1]
+    assert blocks(middle_cycle(b + 2, repeats)) == expected
+
+
+@given(SIZES, SIZES)
+def test_middle_sequence_map(b: int, repeats: int) -> None:
+    depth = b * repeats + 2
+    expected = [0, *(1 + (i - 1) // repeats for i in range(1, depth - 1)), b + 1]
+    assert blocks(middle_sequence(b + 2, repeats)) == expected
+
+
+@given(SIZES, SIZES, ENDS, ENDS)
+def test_parts_partition_the_schedule(b: int, repeats: int, prelude: int, coda: int) -> None:
+    for make in (middle_cycle, middle_sequence):
+        schedule = make(b + prelude + coda, repeats, prelude, coda)
+        assert schedule.prelude + schedule.recurrent + schedule.coda == schedule.steps
+        assert sum(schedule.cycles, ()) == schedule.recurrent
+        assert [step.depth for step in schedule.steps] == list(range(schedule.depth))
+        assert schedule.n_blocks == b + prelude + coda
+        assert schedule.depth == prelude + b * repeats + coda
+        assert schedule.shared == (repeats > 1)
+
+
+@given(SIZES, SIZES, ENDS, ENDS)
+def test_cycles_are_equal_passes_and_number_the_uses(b: int, repeats: int, prelude: int, coda: int) -> None:
+    schedule = middle_cycle(b + prelude + coda, repeats, prelude, coda)
+    assert schedule.n_cycles == repeats
+    for number, steps in enumerate(schedule.cycles):
+        assert [step.block for step in steps] == list(range(prelude, prelude + b))
+        assert {step.cycle for step in steps} == {number}
+    assert all(step.cycle == 0 for step in schedule.prelude + schedule.coda)
+
+
+def test_too_few_blocks_are_refused_not_dropped() -> None:
+    with pytest.raises(UserError, match=r"model\.n_blocks: 2 leaves no block to cycle .*at least 3"):
+        middle_cycle(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("gap in the blocks", {"blocks": [0, 2]}),
+        ("no steps", {"blocks": []}),
+        ("prelude and coda overlap", {"blocks": [0, 1], "n_prelude": 2, "n_coda": 1}),
+        ("exits do not end at the coda", {"blocks": [0, 1, 1], "n_prelude": 1, "exits": [2]}),
+        ("exits go back", {"blocks": [0, 0, 0], "exits": [2, 1, 3]}),
+    ],
+)
+def test_impossible_schedules_are_refused(kind: str, arguments: dict[str, list[int]]) -> None:
+    with pytest.raises(UserError, match=r"^schedule: .+"):
+        build(**arguments)
+
+
+def test_step_says_which_use_of_the_block_it_is() -> None:
+    assert build([0, 1, 0, 1]).steps[2:] == (Step(0, 1, 2), Step(1, 1, 3))

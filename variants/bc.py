@@ -1,0 +1,15 @@
+"""Basic Cycling: the whole stack is run again and again (the cycle map of arXiv 2502.12214, figure 1)."""
+
+from __future__ import annotations
+
+from bench.config import ModelConfig
+from bench.schedule import Schedule, cycle
+from bench.variant import Variant, register
+
+
+@register("bc")
+class BasicCycling(Variant):
+    """Basic Cycling: all blocks are cycled."""
+
+    def schedule(self, model: ModelConfig) -> Schedule:
+        return cycle(model.n_blocks, model.n_cycles)

@@ -1,0 +1,58 @@
+"""The Zero Token Transformer (arXiv 2502.12214): Head-Tail Cycling with zero tokens and gates.
+
+Every (block, cycle) step takes zero tokens (trainable key, zero value) from a pool into its attention. The attention
+paid to them measures how little the step matters; it may gate the step and lets the model leave the cycle early.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bench.config import ModelConfig
+from bench.model.gates import Gating, make_gate
+from bench.model.parts import Gate
+from bench.model.zero_tokens import ZeroTokenPool
+from bench.schedule import Schedule
+from bench.variant import register
+from variants.htc import HeadTailCycling
+
+
+@register("ztt")
+class ZeroTokenTransformer(HeadTailCycling):
+    """Zero Token Transformer: Head-Tail Cycling with a zero-token pool and a gate."""
+
+    class Options(HeadTailCycling.Options):
+        """The choices the paper leaves open, each an ablation axis.
+
+        zero_tokens: how many a step takes (0: none, the control "gate without zero token"); lookup: which pool entry a
+        step takes, hence the pool's size; gating: what gates a step; value: ``zero``, or ``learned`` (the control that
+        turns the zero token into an ordinary attention sink); key: ``trained``, or ``frozen`` at its random start.
+        """
+
+        zero_tokens: int = Field(1, ge=0, le=64)
+        lookup: Literal["step", "cycle", "block", "shared"] = "step"
+        gating: Gating = "attention"
+        value: Literal["zero", "learned"] = "zero"
+        key: Literal["trained", "frozen"] = "trained"
+
+        @model_validator(mode="after")
+        def _consistent(self) -> ZeroTokenTransformer.Options:
+            if self.zero_tokens == 0 and self.gating == "attention":
+                raise ValueError("gating = 'attention' needs zero_tokens of at least 1, not 0")
+            for field, control in (("value", "learned"), ("key", "frozen")):
+                if self.zero_tokens == 0 and getattr(self, field) == control:
+                    raise ValueError(f"{field} = {control!r} needs zero_tokens of at least 1, not 0")
+            return self
+
+    def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> ZeroTokenPool | None:
+        chosen = self.options
+        if not chosen.zero_tokens:
+            return None
+        return ZeroTokenPool(
+            model, schedule.recurrent, chosen.lookup, chosen.zero_tokens, chosen.value == "learned", chosen.key == "frozen"
+        )
+
+    def gate(self, model: ModelConfig, schedule: Schedule) -> Gate | None:
+        return make_gate(self.options.gating, model, schedule.recurrent)
