@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from bench.config import ModelConfig
 from bench.model import CycleConfig, CycleForCausalLM
+from bench.model.attention import attention_flops
 from bench.model.parts import Flops, Part
 from bench.schedule import Step
 from bench.variant import Variant
@@ -71,11 +72,14 @@ def meta_model(variant: Variant, model: ModelConfig, vocab_size: int, length: in
         return build_model(variant, model, vocab_size, length)
 
 
-def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> Costs:
-    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything."""
+def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int, device: str = "cpu") -> Costs:
+    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
+
+    device: ``"cpu"`` or another; the zero token's attention is executed differently there.
+    """
     lm = meta_model(variant, model, vocab_size, length)
     schedule = lm.schedule
-    total = sequence_flops(lm, schedule.steps, length)
+    total = sequence_flops(lm, schedule.steps, length, device)
     return Costs(
         length=length,
         depth=schedule.depth,
@@ -84,41 +88,45 @@ def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int) ->
         params_non_embedding=non_embedding(lm),
         forward_flops_per_token=total.forward / length,
         train_flops_per_token=total.training / length,
-        exit_flops_per_token=exit_flops(lm, length),
+        exit_flops_per_token=exit_flops(lm, length, device),
         kv_bytes_per_token=schedule.depth * 2 * model.kv_heads * model.head_dim * 4,
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
-        additions=additions(lm, length),
+        additions=additions(lm, length, device),
     )
 
 
-def sequence_flops(lm: CycleForCausalLM, steps: Iterable[Step], length: int, head: bool = True, with_mass: bool = False) -> Flops:
+def sequence_flops(
+    lm: CycleForCausalLM, steps: Iterable[Step], length: int, device: str, head: bool = True, with_mass: bool = False
+) -> Flops:
     """FLOPs of the given steps (and the LM head) for one sequence. with_mass: zero attention is read at every step."""
     total = Flops()
-    gate, prefix = lm.gate, lm.prefix
+    gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
     for step in steps:
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
-        mass = n_prefix > 0 and (with_mass or (gate is not None and gate.reads_zero_attention))
-        total += lm.blocks[step.block].flops(length, n_prefix, mass)
+        mass = with_mass or (gate is not None and gate.reads_zero_attention)
+        trained = prefix is None or prefix.trained_key
+        total += lm.blocks[step.block].flops(length)
+        total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device)
         for part in _parts(lm):
             total += part.flops(step, length)
     return total + Flops(2 * length * lm.model_shape.d_model * lm.config.vocab_size) if head else total
 
 
-def exit_flops(lm: CycleForCausalLM, length: int, reading: bool = False) -> tuple[float, ...]:
+def exit_flops(lm: CycleForCausalLM, length: int, device: str, reading: bool = False) -> tuple[float, ...]:
     """Forward FLOPs per token of a sequence that leaves after cycle 1, 2, ...: prelude, those cycles, coda and LM head.
 
     reading: the zero attention is read to decide at every exit point, hence in every cycle but the last.
     """
     schedule = lm.schedule
-    done, totals = sequence_flops(lm, (*schedule.prelude, *schedule.coda), length), []
+    done, totals = sequence_flops(lm, (*schedule.prelude, *schedule.coda), length, device), []
     for number, steps in enumerate(schedule.cycles, 1):
         read = reading and number < schedule.n_cycles
-        done += sequence_flops(lm, steps, length, head=False, with_mass=read)
+        done += sequence_flops(lm, steps, length, device, head=False, with_mass=read)
         totals.append(done.forward / length)
     return tuple(totals)
 
 
-def additions(lm: CycleForCausalLM, length: int) -> dict[str, Addition]:
+def additions(lm: CycleForCausalLM, length: int, device: str) -> dict[str, Addition]:
     """What each added part costs, found by taking them off one after the other, the gate first: it may need the zero
     tokens, never the other way round. The entries add up to the whole difference from the plain schedule.
     """
@@ -128,9 +136,9 @@ def additions(lm: CycleForCausalLM, length: int) -> dict[str, Addition]:
         part = getattr(stripped, name)
         if part is None:
             continue
-        before = sequence_flops(stripped, lm.schedule.steps, length)
+        before = sequence_flops(stripped, lm.schedule.steps, length, device)
         stripped._modules = {**stripped._modules, name: None}
-        saved = before - sequence_flops(stripped, lm.schedule.steps, length)
+        saved = before - sequence_flops(stripped, lm.schedule.steps, length, device)
         found[part.label] = Addition(count(part.parameters()), saved.forward / length)
     return found
 

@@ -25,7 +25,7 @@ def measure(kind: Match, variant: Variant, model: ModelConfig, vocab_size: int, 
     lm = meta_model(variant, model, vocab_size, length)
     if kind == "params":
         return non_embedding(lm)
-    return sequence_flops(lm, lm.schedule.steps, length).forward / length
+    return sequence_flops(lm, lm.schedule.steps, length, "cpu").forward / length
 
 
 def solve(

@@ -49,7 +49,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     if data.fingerprint != cell.fingerprint:
         raise CellFailure(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
     variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
-    cost = costs(variant, cell.model, data.vocab_size, data.length)
+    cost = costs(variant, cell.model, data.vocab_size, data.length, device.type)
     with repeatable(cell.seed, cell.train.threads):
         lm = build_model(variant, cell.model, data.vocab_size, data.length)
         lm.reset_parameters(cell.seed)
@@ -63,7 +63,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         {"cycles": number, "flops_per_token": flops, **with_bits(trace.leaving(number), per_byte)}
         for number, flops in enumerate(cost.exit_flops_per_token, 1)
     ]
-    curve = [with_bits(point, per_byte) for point in trace.curve(exit_flops(lm, data.length, reading=True))]
+    curve = [with_bits(point, per_byte) for point in trace.curve(exit_flops(lm, data.length, device.type, reading=True))]
     scores = {name: value for name, value in points[-1].items() if name not in ("cycles", "flops_per_token")}
     tokens = cell.train.steps * cell.train.batch_size * data.length
     train_seconds = history[-1]["seconds"]

@@ -1,11 +1,14 @@
 """The fused zero-token attention against the plain formula: output, zero attention and every gradient, float64."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.model.attention import PAD_FROM, attend, attend_formula, causal_mask
+from bench.model.attention import Prefix, _joined, attend, attend_formula, causal_mask
 
 
 def inputs(
@@ -23,11 +26,11 @@ def inputs(
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-def check(tensors: list[torch.Tensor], with_mass: bool) -> None:
+def check(form: Callable[..., Any], tensors: list[torch.Tensor], with_mass: bool) -> None:
     query, key, value, k0, *v0 = tensors
     prefix = (k0, v0[0] if v0 else None)
     expected, mass = attend_formula(query, key, value, prefix)
-    out, found = attend(query, key, value, prefix, with_mass=with_mass)
+    out, found = form(query, key, value, prefix, None, with_mass, 0.0)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     reference_loss, loss = (expected * weight).sum(), (out * weight).sum()
@@ -56,14 +59,31 @@ def check(tensors: list[torch.Tensor], with_mass: bool) -> None:
 def test_fused_equals_formula(
     batch: int, kv_heads: int, group: int, length: int, dim: int, n_prefix: int, learned_value: bool, with_mass: bool
 ) -> None:
-    check(inputs(batch, kv_heads * group, kv_heads, length, dim, n_prefix, learned_value), with_mass)
+    tensors = inputs(batch, kv_heads * group, kv_heads, length, dim, n_prefix, learned_value)
+    for form in (attend, _joined):  # what the CPU takes, and what other devices take
+        check(form, tensors, with_mass)
 
 
-@pytest.mark.parametrize("with_mass", [False, True])
-@pytest.mark.parametrize("learned_value", [False, True])
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_padded_causal_form_of_long_sequences_equals_formula(with_mass: bool, learned_value: bool, kv_heads: int) -> None:
-    check(inputs(1, 2, kv_heads, PAD_FROM + 3, 8, 2, learned_value), with_mass)
+def test_long_sequences() -> None:
+    for form in (attend, _joined):
+        check(form, inputs(1, 2, 2, 700, 8, 2, False), True)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_zero_attention_keeps_its_gradient_when_the_output_has_little_or_none(scale: float) -> None:
+    """The gradient of the zero attention travels on that of the output: it must survive where that one vanishes."""
+    tensors = inputs(2, 3, 3, 11, 8, 2, False)
+    query, key, value, k0 = tensors
+    prefix: Prefix = (k0, None)
+    weight = torch.randn(11, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight[3:6] = 0
+    gradients = []
+    for out, mass in (attend(query, key, value, prefix, with_mass=True), attend_formula(query, key, value, prefix)):
+        assert mass is not None
+        loss = scale * (out * weight).sum() + max(scale, 1.0) * mass.square().sum()
+        gradients.append(torch.autograd.grad(loss, [query, key, k0]))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10 * max(scale, 1.0))
 
 
 def test_zero_value_scales_the_plain_output_by_one_minus_p0() -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, silu
 from transformers.cache_utils import Cache
 
 from bench.config import ModelConfig
-from bench.model.attention import attend, executed
+from bench.model.attention import Prefix, attend
 from bench.model.parts import Flops, Gate
 from bench.schedule import Step
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         x: Tensor,
         step: Step,
         context: Context,
-        prefix: tuple[Tensor, Tensor | None] | None,
+        prefix: Prefix | None,
         gate: Gate | None,
         with_mass: bool,
     ) -> tuple[Tensor, Tensor | None]:
@@ -114,14 +114,12 @@ class Block(nn.Module):
         self.norm2 = make_norm(model)
         self.mlp = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
 
-    def flops(self, length: int, n_prefix: int, with_mass: bool) -> Flops:
-        """Forward FLOPs for one sequence of ``length`` tokens with n_prefix tokens before it in the attention."""
+    def flops(self, length: int) -> Flops:
+        """Forward FLOPs of the block's matrices for one sequence of ``length`` tokens; attention is counted apart."""
         model = self.model
         d, kv = model.d_model, model.kv_heads * model.head_dim
         ups = 1 if model.family == "gpt2" else 2
-        weights = d * (d + 2 * kv) + d * d + (ups + 1) * d * model.ff
-        queries, keys, head_dim = executed(length, n_prefix, model.head_dim, with_mass)
-        return Flops(2 * length * weights, 2 * 2 * model.n_heads * queries * keys * head_dim)
+        return Flops(2 * length * (d * (d + 2 * kv) + d * d + (ups + 1) * d * model.ff))
 
 
 def rotation(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rotation:

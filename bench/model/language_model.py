@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
 from bench.config import ModelConfig, parse
-from bench.model.attention import PAD_FROM, causal_mask
+from bench.model.attention import causal_mask
 from bench.model.blocks import Block, Context, make_norm, rotation
 from bench.model.parts import Part
 from bench.schedule import Step
@@ -258,7 +258,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
 
 def _mask(length: int, past: int, attention_mask: Tensor | None, n_prefix: int, like: Tensor) -> Tensor | None:
     """Additive mask for ``attend``, None where the kernel's own causal form serves."""
-    if attention_mask is None and (length == 1 or (not past and (not n_prefix or length >= PAD_FROM))):
+    if attention_mask is None and (length == 1 or not past):
         return None
     mask = causal_mask(length, past + length, n_prefix, like)
     if attention_mask is None:

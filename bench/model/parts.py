@@ -14,35 +14,33 @@ Branch = Literal["attention", "mlp"]
 class Flops(NamedTuple):
     """Forward FLOPs, 2 for each multiply-add, by kind because their backward passes cost differently.
 
-    matmul: of matrix products with trainable operands on both sides; attention: of the fused attention kernel.
+    matmul: of products both of whose operands get a gradient; attention: of the fused attention kernel; half: of
+    products only one of whose operands gets a gradient (a frozen weight).
     """
 
     matmul: int = 0
     attention: int = 0
+    half: int = 0
 
     def __add__(self, other: object) -> Flops:
         if not isinstance(other, Flops):
             return NotImplemented
-        return Flops(self.matmul + other.matmul, self.attention + other.attention)
+        return Flops(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def __sub__(self, other: Flops) -> Flops:
-        return Flops(self.matmul - other.matmul, self.attention - other.attention)
-
-    def __mul__(self, times: object) -> Flops:
-        if not isinstance(times, int):
-            return NotImplemented
-        return Flops(self.matmul * times, self.attention * times)
+        return Flops(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
     @property
     def forward(self) -> int:
-        return self.matmul + self.attention
+        return sum(self)
 
     @property
     def training(self) -> int:
-        """Forward and backward: a product's two gradients are two products of the same size; the fused attention
-        backward is five products against two, since it computes the scores again (PyTorch's flop_counter).
+        """Forward and backward: a product's gradients are products of the same size, one for each operand that gets
+        one; the fused attention's backward is five products against two, as it computes the scores again (PyTorch's
+        flop_counter).
         """
-        return 3 * self.matmul + self.attention * 7 // 2
+        return 3 * self.matmul + self.attention * 7 // 2 + 2 * self.half
 
 
 class Part(nn.Module):
@@ -64,10 +62,12 @@ class Part(nn.Module):
 class AttentionPrefix(Part):
     """Keys and values put before the real tokens of a step's attention.
 
-    n_tokens: M, the number of tokens put before, the same at every step that has them.
+    n_tokens: M, the number of tokens put before, the same at every step that has them; trained_key: whether the keys
+    get a gradient.
     """
 
     n_tokens: int
+    trained_key: bool = True
 
     def forward(self, step: Step, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Keys [H_kv, M, d] and values of the same shape for a step; values None means zero; None means no prefix.

@@ -36,7 +36,7 @@ class ZeroTokenPool(AttentionPrefix):
         frozen_key: bool = False,
     ) -> None:
         super().__init__()
-        self.n_tokens = n_tokens
+        self.n_tokens, self.trained_key = n_tokens, not frozen_key
         asks = {"step": lambda s: s.depth, "cycle": lambda s: s.cycle, "block": lambda s: s.block, "shared": lambda s: 0}
         wanted = {step.depth: asks[lookup](step) for step in steps}
         entries = sorted(set(wanted.values()))

@@ -1,0 +1,1 @@
+"""Benchmarks: paired ratios in one run, medians, never timed asserts in tests."""

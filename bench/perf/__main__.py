@@ -1,0 +1,112 @@
+"""``python -m bench.perf``: training throughput against transformers' GPT-2, and what the zero token costs a step.
+
+Every comparison is paired: the two sides take turns in one process, and the median of the ratios is printed with its
+quartiles, so that a machine whose speed drifts does not decide the outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from bench.config import ModelConfig, TrainConfig
+from bench.costs import build_model
+from bench.train import make_optimizer
+from bench.variant import get_variant
+
+VOCAB = 256
+Step = Callable[[], None]
+
+
+def training_step(model: Any, batch: int, length: int) -> Step:
+    """One eager training step (forward, loss, backward, AdamW) of a model on random tokens."""
+    optimizer = make_optimizer(model, TrainConfig()) if hasattr(model, "schedule") else _stock_optimizer(model)
+    tokens = torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(0))
+    model.train()
+
+    def step() -> None:
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _stock_optimizer(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+
+def ours(variant: str, model: ModelConfig, length: int, **options: Any) -> Any:
+    """A seeded model of a variant."""
+    lm = build_model(get_variant(variant, options), model, VOCAB, length)
+    lm.reset_parameters(0)
+    return lm
+
+
+def stock(model: ModelConfig, length: int) -> Any:
+    """transformers' GPT-2 of the same shape, with its default (fused) attention and without dropout."""
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=length, n_embd=model.d_model, n_layer=model.n_blocks, n_head=model.n_heads
+    )
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    return GPT2LMHeadModel(config)
+
+
+def paired(first: Step, second: Step, rounds: int, warmup: int = 3) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Seconds of both steps [rounds, 2], taken in turns; which one goes first alternates."""
+    found = np.zeros((rounds, 2))
+    for turn in range(-warmup, rounds):
+        order = ((0, first), (1, second)) if turn % 2 else ((1, second), (0, first))
+        for side, step in order:
+            start = time.perf_counter()
+            step()
+            if turn >= 0:
+                found[turn, side] = time.perf_counter() - start
+    return found
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.perf", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30, help="pairs of timed steps for each comparison")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    arguments = parser.parse_args()
+    shape = {"batch": arguments.batch, "length": arguments.length}
+    console = Console()
+    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}, float32, medians [quartiles]")
+    title = "training throughput: ours / transformers GPT-2 (above 1: ours is faster)"
+    table = Table("d_model", "ours, tokens/s", "transformers, tokens/s", "ratio", title=title)
+    for d_model in (128, 256, 384):
+        model = ModelConfig(d_model=d_model, n_heads=d_model // 64, n_blocks=6, n_cycles=1)
+        sides = (ours("vanilla", model, arguments.length), stock(model, arguments.length))
+        _row(table, str(d_model), paired(*(training_step(side, **shape) for side in sides), arguments.rounds), shape, True)
+    console.print(table)
+    title = "a training step at the same schedule: ZTT / HTC (above 1: the zero token costs time)"
+    table = Table("ZTT gating, d_model", "ZTT, tokens/s", "HTC, tokens/s", "ratio", title=title)
+    for d_model in (128, 256, 384):
+        model = ModelConfig(d_model=d_model, n_heads=d_model // 64, n_blocks=4, n_cycles=2)
+        for gating in ("attention", "none"):
+            sides = (ours("ztt", model, arguments.length, gating=gating), ours("htc", model, arguments.length))
+            steps = (training_step(side, **shape) for side in sides)
+            _row(table, f"{gating}, {d_model}", paired(*steps, arguments.rounds), shape, False)
+    console.print(table)
+
+
+def _row(table: Table, name: str, seconds: Any, shape: dict[str, int], speed: bool) -> None:
+    ratio = seconds[:, 1] / seconds[:, 0] if speed else seconds[:, 0] / seconds[:, 1]
+    low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
+    rates = shape["batch"] * shape["length"] / np.median(seconds, 0)
+    table.add_row(name, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{middle:.3f} [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    main()
