@@ -6,7 +6,7 @@ this is the ordinary output scaled by ``1 - p0``, and ``p0 = sigmoid(lse(q.k0) -
 the scores. PyTorch's kernels return that log-sum-exp, but their backward ignores the gradient through it, so that
 scaling by it gives the right output and the wrong gradient. Two exact forms are used:
 
-* ``_with_lse`` (CPU): the plain causal kernel, with the log-sum-exp's gradient put back into its backward pass;
+* ``_with_lse`` (CPU): the plain causal kernel and its log-sum-exp, with a backward pass that is told of both;
 * ``_joined`` (elsewhere, and with a mask or dropout): the prefix is part of the keys the kernel sees, and an extra
   value column carries ``p0``.
 """
@@ -83,54 +83,65 @@ def causal_mask(length: int, total: int, n_prefix: int, like: Tensor) -> Tensor:
     return mask.triu(n_prefix + total - length + 1)
 
 
-class CausalWithLse(torch.autograd.Function):
-    """The CPU's fused causal attention with a differentiable log-sum-exp of its scores [B, H, T].
+class ZeroValueAttention(torch.autograd.Function):
+    """Causal attention on the CPU's fused kernel beside a prefix of zero value, known by its scores' log-sum-exp s.
 
-    With scores S, P = softmax(S) and the gradients dO and dl of output and log-sum-exp, the exact gradient is
-    ``dS = P (dO.V - (dO.O - dl))``; the kernel's backward computes ``dS = P (dO.V - dO.O)`` from the O it is handed.
-    Handing it ``O' = O - dO dl / |dO|^2``, for which ``dO.O' = dO.O - dl``, makes it compute the former.
+    With the kernel's output O and log-sum-exp l, the zero attention is ``p0 = sigmoid(s - l)`` and the output
+    ``Z = (1 - p0) O``. With the gradients dZ and dp0 and the probabilities P of the whole softmax, whose log-sum-exp is
+    ``L = log(e^l + e^s)``, the exact gradients of the scores are ``dS = P (dZ.V - c)`` and ``ds = p0 (dp0 - c)`` with
+    ``c = dZ.Z + p0 dp0``. The kernel's backward, handed L, computes ``dS = P (dZ.V - dZ.Z')`` from the Z' it is handed,
+    so it is handed ``Z' = Z + dZ p0 dp0 / |dZ|^2``, for which ``dZ.Z' = c``.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Output [B, H, T, d] and log-sum-exp [B, H, T] of query, key, value [B, H, T, d]."""
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
-        ctx.save_for_backward(query, key, value, out, lse)
-        return out, lse
+        mass = torch.sigmoid(score - lse)
+        out = out * (1 - mass).unsqueeze(-1).to(out.dtype)
+        ctx.save_for_backward(query, key, value, out, mass, torch.logaddexp(lse, score.to(lse.dtype)))
+        ctx.set_materialize_grads(False)
+        return out, mass
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Gradients of query, key and value."""
-        query, key, value, out, lse = ctx.saved_tensors
-        # A row without gradient has no direction to carry dl: it is given one too short to be seen in the result.
-        tiny = torch.finfo(grad.dtype).tiny ** 0.4
-        norm = grad.square().sum(-1, keepdim=True)
-        short = norm < tiny**2
-        grad = torch.where(short, tiny, grad)
-        norm = torch.where(short, tiny**2 * grad.shape[-1], norm)
-        carrying = torch.addcmul(out, grad, (grad_lse.unsqueeze(-1) / norm).to(grad.dtype), value=-1)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, carrying, lse, 0.0, True
+    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Gradients of query, key, value and score."""
+        query, key, value, out, mass, lse = ctx.saved_tensors
+        if grad is None:
+            grad = torch.zeros_like(out)
+        centre = (grad * out).sum(-1).to(mass.dtype)
+        grad_score = -mass * centre
+        if grad_mass is not None:
+            extra = mass * grad_mass
+            grad_score = grad_score + extra - mass * extra
+            norm = grad.square().sum(-1)
+            tiny = torch.finfo(grad.dtype).tiny ** 0.4
+            short = norm < tiny**2
+            if short.any():  # no direction to carry p0 dp0: take one too short to be seen in the result
+                grad = torch.where(short.unsqueeze(-1), tiny, grad)
+                norm = norm.masked_fill(short, tiny**2 * grad.shape[-1])
+            out = torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype))
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, query, key, value, out, lse, 0.0, True
         )
+        return (*gradients, grad_score)
 
 
 def _with_lse(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
     """Output and zero attention of a full causal sequence on the CPU, by the log-sum-exp."""
-    heads, batch = query.shape[1], query.shape[0]
-    repeat = heads // key.shape[1]
+    repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    out, lse = CausalWithLse.apply(query, key, value)
     k0 = prefix[0].to(query.dtype).repeat_interleave(repeat, -3)
     pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
-    scores = torch.einsum(pattern, query, k0) * query.shape[-1] ** -0.5
-    mass = torch.sigmoid(scores.logsumexp(-1) - lse)
-    out = out * (1 - mass).unsqueeze(-1).to(out.dtype)
+    scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
+    score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
+    out, mass = ZeroValueAttention.apply(query, key, value, score)
     if prefix[1] is not None:
         weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
         v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
-        out = out + (weights.unsqueeze(-1) * v0.expand(batch, *v0.shape[-3:]).unsqueeze(2)).sum(3)
+        out = out + (weights.unsqueeze(-1) * v0.expand(len(out), *v0.shape[-3:]).unsqueeze(2)).sum(3)
     return out, mass.to(out.dtype)
 
 
