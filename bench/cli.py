@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyName = Annotated[str, typer.Argument(help="A study's name (see `cyclebench list`) or a YAML file.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
+DEFAULT_RUNS = Path("runs")
+DEFAULT_TRACKING = "sqlite:///mlflow.db"
 
 
 @app.command("list")
@@ -34,30 +38,162 @@ def list_() -> None:
     """Show variants with their options, tasks, and the studies that come with the suite."""
     from rich.console import Console
 
-    from bench.data import get_task, task_names
+    from bench.data import task_class, task_names
     from bench.study import load_study, study_names
     from bench.variant import variant_class, variant_names
 
     console = Console()
-    variants = _table("Variants", "name", "what it is", "options (default)")
-    for name in variant_names():
-        kind = variant_class(name)
-        variants.add_row(name, _first_line(kind), _options(kind.Options))
-    tasks = _table("Tasks", "name", "what it is", "options (default)")
-    for name in task_names():
-        tasks.add_row(name, _first_line(get_task_class(name)), _options(get_task_class(name).Options))
+    for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
+        table = _table(title, "name", "what it is", "options = default")
+        for name in names:
+            kind: Any = kind_of(name)
+            table.add_row(name, _first_line(kind), _options(kind.Options))
+        console.print(table)
     studies = _table("Studies", "name", "question")
     for name in study_names():
         studies.add_row(name, load_study(name).question)
-    for table in (variants, tasks, studies):
-        console.print(table)
+    console.print(studies)
+
+
+@app.command()
+def profile(
+    variants: Annotated[list[str], typer.Argument(help="Variants to put side by side.")],
+    overrides: Overrides = None,
+    length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
+) -> None:
+    """Parameters, FLOPs and memory of variants side by side, with what the zero token and the gate add.
+
+    For example: cyclebench profile htc ztt --set model.d_model=256 --set variants.ztt.options.gating=none
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from bench.costs import costs
+    from bench.plan import shape_of
+    from bench.study import study_from
+    from bench.variant import get_variant
+    from reports.units import human
+
+    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants}
+    study = study_from(raw, overrides or (), "profile")
+    columns = []
+    for entry in study.variants:
+        variant = get_variant(entry.name, entry.options)
+        model, chosen = shape_of(study, entry, study.tasks[0], vocab_size, length)
+        found = asdict(costs(variant, model, vocab_size, length))
+        schedule = variant.schedule(model)
+        rows = {
+            "schedule (block of each step)": str(schedule),
+            "width, heads, MLP width": f"{model.d_model}, {model.n_heads}, {model.ff}",
+            "parameter depth / effective depth": f"{found['n_blocks']} / {found['depth']}",
+            "parameters": human(found["params"]),
+            "  without embeddings": human(found["params_non_embedding"]),
+            "forward FLOPs/token": human(found["forward_flops_per_token"]),
+            "training FLOPs/token": human(found["train_flops_per_token"]),
+            "KV cache, bytes/token": human(found["kv_bytes_per_token"]),
+            "activations, bytes/sequence": human(found["activation_bytes"]),
+        }
+        for label, addition in found["additions"].items():
+            rows[f"  of which {label}: parameters"] = human(addition["params"])
+            rows[f"  of which {label}: FLOPs/token"] = human(addition["flops_per_token"])
+        if chosen:
+            rows[f"matched in {entry.match}"] = chosen
+        columns.append((entry.label, rows))
+    table = _table(f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns))
+    for key in dict.fromkeys(key for _, rows in columns for key in rows):
+        table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
+    Console().print(table)
+
+
+@app.command()
+def run(
+    study: StudyName,
+    overrides: Overrides = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")] = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    tracking_uri: Annotated[str, typer.Option(help="Where MLflow keeps its records.")] = DEFAULT_TRACKING,
+) -> None:
+    """Run a study's cells, track them in MLflow and write the report. Cells that are done are not run again."""
+    from bench.plan import make_plan
+    from bench.runner import git_revision, run_study
+    from bench.store import Store
+    from bench.study import load_study
+    from bench.tracking import Tracker
+
+    plan = make_plan(load_study(study, overrides or ()), _command_line(), git_revision())
+    for entry in plan.manifest["variants"]:
+        if entry["chosen"]:
+            print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
+    store = Store(runs)
+    tracker = Tracker(tracking_uri, store)
+    tracker.study(plan.manifest)
+    results = run_study(plan, store, jobs, tracker.log)
+    paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
+    tracker.log_report(paths)
+    print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
+    if any(record["status"] == "failed" for record in results.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
+    """Write the report of a study's last run again, from the stored results alone."""
+    from bench.store import Store
+    from bench.study import study_name
+
+    store, name = Store(runs), study_name(study)
+    manifest = store.manifest(name)
+    if manifest is None:
+        raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
+    results = store.results(cell["id"] for cell in manifest["cells"])
+    _write_report(manifest, results, out or runs / "reports" / name)
+
+
+def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:
+    """Write the report's files, print the summary table and where to look, and return the files."""
+    from rich.console import Console
+
+    import reports
+
+    paths = reports.write(manifest, results, out)
+    Console().print(reports.summary_table(manifest, results))
+    for label, suffix in (("plot", ".png"), ("report", ".html")):
+        for path in (path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")):
+            print(f"{label + ':':<10} {path}")
+    return paths
+
+
+def _command_line() -> str:
+    return shlex.join(["cyclebench", *sys.argv[1:]])
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    return Table(*columns, title=title, title_justify="left")
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _options(kind: Any) -> str:
+    """The fields of an options model as ``name=default``, one a line."""
+    fields: Iterable[tuple[str, Any]] = kind.model_fields.items()
+    return "\n".join(f"{name}={'(required)' if field.is_required() else field.get_default()}" for name, field in fields)
 
 
 def main() -> None:
     """Entry point: every error a user can cause is one line and exit status 2."""
     try:
         status = app(standalone_mode=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, typer.TyperException) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+        status = 130
     sys.exit(status)

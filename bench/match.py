@@ -33,34 +33,42 @@ def solve(
 ) -> tuple[ModelConfig, str]:
     """The nearest shape to ``model`` whose measure is within 1 % of the target (depth: equal), and what was chosen.
 
-    What the variant is given is kept if it already fits; else one field is changed, the first that reaches the target:
-    cycles (unless parameters are matched), blocks, width, MLP width. Raises UserError if none does.
+    What the variant is given is kept if it already fits; else the first of these changes that reaches the target is
+    made: cycles (unless parameters are matched), blocks, width, MLP width, width and MLP width. Raises UserError if
+    none does.
     """
 
     def value(shape: ModelConfig) -> float:
         return measure(kind, variant, shape, vocab_size, length)
 
-    fields = ["n_blocks"] if kind == "depth" else ["n_blocks", "d_model", "d_ff"]
+    ways: list[tuple[str, ...]] = [("n_blocks",)]
+    if kind != "depth":
+        ways += [("d_model",), ("d_ff",), ("d_model", "d_ff")]
     if variant.cycled and kind != "params":
-        fields.insert(0, "n_cycles")
+        ways.insert(0, ("n_cycles",))
     tolerance = 0.0 if kind == "depth" else TOLERANCE
     tried = []
-    for field in [None, *fields]:
-        shape = model if field is None else _nearest(model, field, value, target)
+    for fields in [(), *ways]:
+        shape = model
+        for field in fields:
+            shape = _nearest(shape, field, value, target)
         found = _value_or_none(value, shape)
         if found is None:
             continue
         off = found / target - 1
         if abs(off) <= tolerance:
-            given = getattr(model, field) if field else None
-            change = "as given" if field is None else f"{field} {given or model.ff} -> {getattr(shape, field)}"
-            return shape, f"{change} ({found:,.0f} {UNITS[kind]}, target {target:,.0f}, {off:+.2%})"
-        tried.append((abs(off), f"{field or 'as given'} gives {found:,.0f}"))
+            text = ", ".join(f"{field} {_given(model, field)} -> {getattr(shape, field)}" for field in fields) or "as given"
+            return shape, f"{text} ({found:,.0f} {UNITS[kind]}, target {target:,.0f}, {off:+.2%})"
+        tried.append((abs(off), f"{' and '.join(fields) or 'as given'} gives {found:,.0f}"))
     nearest = min(tried)[1] if tried else "no valid shape"
     raise UserError(
         f"match: {kind} of {variant.name} cannot come within {tolerance:.0%} of {target:,.0f} {UNITS[kind]} by changing "
-        f"one of {', '.join(fields)} (nearest: {nearest})"
+        f"{' or '.join(' and '.join(fields) for fields in ways)} (nearest: {nearest})"
     )
+
+
+def _given(model: ModelConfig, field: str) -> int:
+    return model.ff if field == "d_ff" else getattr(model, field)
 
 
 def _nearest(model: ModelConfig, field: str, value: Measure, target: float) -> ModelConfig:
