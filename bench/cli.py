@@ -13,6 +13,7 @@ import typer
 from bench.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 app = typer.Typer(
@@ -22,10 +23,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
@@ -36,13 +41,11 @@ DEFAULT_TRACKING = "sqlite:///mlflow.db"
 @app.command("list")
 def list_() -> None:
     """Show variants with their options, tasks, and the studies that come with the suite."""
-    from rich.console import Console
-
     from bench.data import task_class, task_names
     from bench.study import load_study, study_names
     from bench.variant import variant_class, variant_names
 
-    console = Console()
+    console = _console()
     for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
         table = _table(title, "name", "what it is", "options = default")
         for name in names:
@@ -68,15 +71,13 @@ def profile(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from bench.costs import costs
     from bench.plan import shape_of
     from bench.study import study_from
     from bench.variant import get_variant
     from reports.units import human
 
-    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants}
+    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
     study = study_from(raw, overrides or (), "profile")
     columns = []
     for entry in study.variants:
@@ -101,17 +102,21 @@ def profile(
         if chosen:
             rows[f"matched in {entry.match}"] = chosen
         columns.append((entry.label, rows))
-    table = _table(f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns))
+    table = _table(
+        f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
+    )
     for key in dict.fromkeys(key for _, rows in columns for key in rows):
         table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
 def run(
     study: StudyName,
     overrides: Overrides = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
+    ] = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Annotated[str, typer.Option(help="Where MLflow keeps its records.")] = DEFAULT_TRACKING,
@@ -132,7 +137,7 @@ def run(
     tracker.study(plan.manifest)
     results = run_study(plan, store, jobs, tracker.log)
     paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
-    tracker.log_report(paths)
+    tracker.finish(paths)
     print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
     if any(record["status"] == "failed" for record in results.values()):
         raise typer.Exit(1)
@@ -142,9 +147,9 @@ def run(
 def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
     from bench.store import Store
-    from bench.study import study_name
+    from bench.study import load_study
 
-    store, name = Store(runs), study_name(study)
+    store, name = Store(runs), load_study(study).name
     manifest = store.manifest(name)
     if manifest is None:
         raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
@@ -154,20 +159,27 @@ def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None
 
 def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:
     """Write the report's files, print the summary table and where to look, and return the files."""
-    from rich.console import Console
-
     import reports
 
     paths = reports.write(manifest, results, out)
-    Console().print(reports.summary_table(manifest, results))
+    _console().print(reports.summary_table(manifest, results))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
-        for path in (path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")):
+        for path in (
+            path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")
+        ):
             print(f"{label + ':':<10} {path}")
     return paths
 
 
 def _command_line() -> str:
     return shlex.join(["cyclebench", *sys.argv[1:]])
+
+
+def _console() -> Console:
+    """Standard output, at a width that holds the tables where there is no terminal to tell one."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -101,7 +101,9 @@ class TrainConfig(Strict):
     eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable")
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
+    )
     compile: bool = False
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from bench.config import ModelConfig
 from bench.model import CycleConfig, CycleForCausalLM
 from bench.model.attention import attention_flops
+from bench.model.blocks import Block
 from bench.model.parts import Flops, Part
 from bench.schedule import Step
 from bench.variant import Variant
@@ -105,7 +106,7 @@ def sequence_flops(
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
-        total += lm.blocks[step.block].flops(length)
+        total += cast(Block, lm.blocks[step.block]).flops(length)
         total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device)
         for part in _parts(lm):
             total += part.flops(step, length)

@@ -12,7 +12,7 @@ class UserError(Exception):
     """Bad input. The message is one line: the field, the value, what is allowed. The CLI exits with status 2."""
 
 
-class CellFailure(Exception):
+class CellError(Exception):
     """A cell cannot go on (for example: its loss is not finite). Recorded with its reason; the study continues."""
 
 
@@ -33,5 +33,8 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
     path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
     if first["type"] == "extra_forbidden":
         return unknown(f"key in {where or 'the study'}:", first["loc"][-1], fields)
+    if first["type"] == "missing":
+        return UserError(f"{path} is required and not given")
     message = first["msg"].removeprefix("Value error, ")
-    return UserError(f"{path}: {message} (got {first['input']!r})")
+    given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    return UserError(f"{path}: {message}{given}")

@@ -57,13 +57,16 @@ def solve(
             continue
         off = found / target - 1
         if abs(off) <= tolerance:
-            text = ", ".join(f"{field} {_given(model, field)} -> {getattr(shape, field)}" for field in fields) or "as given"
+            text = (
+                ", ".join(f"{field} {_given(model, field)} -> {getattr(shape, field)}" for field in fields)
+                or "as given"
+            )
             return shape, f"{text} ({found:,.0f} {UNITS[kind]}, target {target:,.0f}, {off:+.2%})"
         tried.append((abs(off), f"{' and '.join(fields) or 'as given'} gives {found:,.0f}"))
     nearest = min(tried)[1] if tried else "no valid shape"
     raise UserError(
-        f"match: {kind} of {variant.name} cannot come within {tolerance:.0%} of {target:,.0f} {UNITS[kind]} by changing "
-        f"{' or '.join(' and '.join(fields) for fields in ways)} (nearest: {nearest})"
+        f"match: {kind} of {variant.name} cannot come within {tolerance:.0%} of {target:,.0f} {UNITS[kind]} by "
+        f"changing {' or '.join(' and '.join(fields) for fields in ways)} (nearest: {nearest})"
     )
 
 

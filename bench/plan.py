@@ -43,7 +43,9 @@ def task_data(name: str, options: dict[str, Any]) -> TaskData:
     return _build(name, json.dumps(options, sort_keys=True))
 
 
-def shape_of(study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int) -> tuple[ModelConfig, str]:
+def shape_of(
+    study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int
+) -> tuple[ModelConfig, str]:
     """The shape of a variant on a task after matching, and what the matching chose ('' without matching)."""
     variant = get_variant(entry.name, entry.options)
     model = _relevant(variant, study.cell_model(entry, task))
@@ -93,7 +95,8 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
         "reference": study.reference,
         "seeds": list(study.seeds),
         "variants": [
-            {"label": e.label, "variant": e.name, "match": e.match, "chosen": _merge(chosen[e.label])} for e in study.variants
+            {"label": e.label, "variant": e.name, "match": e.match, "chosen": _merge(chosen[e.label])}
+            for e in study.variants
         ],
         "tasks": tasks,
         "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RESULTS_SCHEMA, Cell
-from bench.errors import CellFailure, UserError
+from bench.errors import CellError, UserError
 from bench.plan import Plan, Planned
 from bench.progress import Progress
 from bench.store import Store, atomic_write
@@ -32,7 +32,7 @@ Notify = Callable[..., None]
 def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], None] | None = None) -> dict[str, Any]:
     """Train and test one cell, store its model, trace and result, and return the result.
 
-    Raises CellFailure with a reason if training cannot go on or the data are not those the cell was planned with.
+    Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
     """
     import torch
 
@@ -47,27 +47,29 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     started = time.time()
     data = task_data(cell.task, cell.task_options)
     if data.fingerprint != cell.fingerprint:
-        raise CellFailure(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
+        raise CellError(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
     variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
     cost = costs(variant, cell.model, data.vocab_size, data.length, device.type)
     with repeatable(cell.seed, cell.train.threads):
         lm = build_model(variant, cell.model, data.vocab_size, data.length)
         lm.reset_parameters(cell.seed)
-        lm.to(device)
+        lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
         history = train(lm, data, cell.train, cell.seed, cost.train_flops_per_token, report)
         with autocast(cell.train, device):
             trace = evaluate(lm, *arrays(data.test), every_exit=True)
-    per_byte = data.bytes_per_token and data.bytes_per_token["test"]
+    per_byte = data.bytes_of("test")
     points = [
         {"cycles": number, "flops_per_token": flops, **with_bits(trace.leaving(number), per_byte)}
         for number, flops in enumerate(cost.exit_flops_per_token, 1)
     ]
-    curve = [with_bits(point, per_byte) for point in trace.curve(exit_flops(lm, data.length, device.type, reading=True))]
+    curve = [
+        with_bits(point, per_byte) for point in trace.curve(exit_flops(lm, data.length, device.type, reading=True))
+    ]
     scores = {name: value for name, value in points[-1].items() if name not in ("cycles", "flops_per_token")}
     tokens = cell.train.steps * cell.train.batch_size * data.length
     train_seconds = history[-1]["seconds"]
-    record = {
+    record: dict[str, Any] = {
         "schema": RESULTS_SCHEMA,
         "status": "done",
         "id": cell.id,
@@ -150,7 +152,13 @@ def _run_in_processes(
         pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
         try:
             futures: dict[Future[dict[str, Any]], Planned] = {
-                pool.submit(_work, planned.cell, store.root, events, f"{planned.variant} {planned.task} seed {planned.cell.seed}"): planned
+                pool.submit(
+                    _work,
+                    planned.cell,
+                    store.root,
+                    events,
+                    f"{planned.variant} {planned.task} seed {planned.cell.seed}",
+                ): planned
                 for planned in todo
             }
             for future in as_completed(futures):
@@ -188,7 +196,7 @@ def _work(cell: Cell, root: Path, events: Any, label: str) -> dict[str, Any]:
     events.put(("start", (cell.id, label, cell.train.steps)))
     try:
         record = run_cell(cell, store, lambda step, loss, speed: events.put(("update", (cell.id, step, loss, speed))))
-    except (CellFailure, UserError) as error:
+    except (CellError, UserError) as error:
         record = _failure(cell, str(error), None)
     except Exception as error:
         record = _failure(cell, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
@@ -249,7 +257,9 @@ def environment(cell: Cell) -> dict[str, Any]:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from bench.config import TrainConfig
 from bench.data import TaskData
 from bench.data.batches import Batches, arrays
-from bench.errors import CellFailure, UserError
+from bench.errors import CellError, UserError
 from bench.evaluate import evaluate
 from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
@@ -95,11 +95,11 @@ def train(
 ) -> list[dict[str, float]]:
     """Train in place on the model's device and return the history, one entry for each validation.
 
-    flops_per_token: of training, for the compute axis. Raises CellFailure if the loss stops being finite.
+    flops_per_token: of training, for the compute axis. Raises CellError if the loss stops being finite.
     """
     device = lm.device
     batches = Batches(data.train, config.batch_size, seed)
-    valid = tuple(column[: config.eval_sequences] for column in arrays(data.valid))
+    valid_ids, valid_targets = (column[: config.eval_sequences] for column in arrays(data.valid))
     optimizer = make_optimizer(lm, config)
     run = torch.compile(lm) if config.compile else lm
     tokens_per_step = config.batch_size * data.length
@@ -118,7 +118,7 @@ def train(
         if step % LOG_EVERY == 0 or step in due or step == config.steps:
             loss = float(torch.stack(pending).mean())
             if not math.isfinite(loss):
-                raise CellFailure(f"loss is {loss} within steps {step - len(pending) + 1}-{step}")
+                raise CellError(f"loss is {loss} within steps {step - len(pending) + 1}-{step}")
             losses.append(loss)
             now = seconds + time.perf_counter() - since
             if report is not None:
@@ -127,14 +127,14 @@ def train(
         if step in due:
             seconds += time.perf_counter() - since
             with autocast(config, device):
-                scores = evaluate(lm, *valid).leaving(1)
-            scores = with_bits(scores, data.bytes_per_token and data.bytes_per_token["valid"])
+                scores = evaluate(lm, valid_ids, valid_targets).leaving(1)
+            scores = with_bits(scores, data.bytes_of("valid"))
             tokens = step * tokens_per_step
             entry = {"step": step, "tokens": tokens, "flops": tokens * flops_per_token, "seconds": seconds, "lr": rate}
             valid_scores = {f"valid_{name}": value for name, value in scores.items()}
             history.append({**entry, "train_loss": float(np.mean(losses)), **valid_scores})
             if not math.isfinite(scores["loss"]):
-                raise CellFailure(f"validation loss is {scores['loss']} at step {step}")
+                raise CellError(f"validation loss is {scores['loss']} at step {step}")
             losses, since, last = [], time.perf_counter(), seconds
     return history
 
@@ -171,5 +171,8 @@ def _evaluations(config: TrainConfig, flops_per_step: float) -> set[int]:
     due = {*range(every, config.steps + 1, every), config.steps}
     if config.eval_every_flops is not None:
         marks = int(config.steps * flops_per_step // config.eval_every_flops)
-        due |= {min(config.steps, math.ceil(mark * config.eval_every_flops / flops_per_step)) for mark in range(1, marks + 1)}
+        due |= {
+            min(config.steps, math.ceil(mark * config.eval_every_flops / flops_per_step))
+            for mark in range(1, marks + 1)
+        }
     return due

@@ -75,7 +75,9 @@ def _load_entry_points() -> None:
             point.load()
         except Exception as error:  # whatever a foreign package raises when imported
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"entry point {point.name} = {point.value!r} of {ENTRY_POINTS} cannot be loaded: {reason}") from error
+            raise UserError(
+                f"entry point {point.name} = {point.value!r} of {ENTRY_POINTS} cannot be loaded: {reason}"
+            ) from error
 
 
 def variant_names() -> list[str]:

@@ -69,7 +69,9 @@ EVERY_ID = [_name(*setting) for setting in EVERY]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
 
 
-def make(name: str, options: dict[str, Any], family: str = "gpt2", perturb: bool = True, **changes: Any) -> CycleForCausalLM:
+def make(
+    name: str, options: dict[str, Any], family: str = "gpt2", perturb: bool = True, **changes: Any
+) -> CycleForCausalLM:
     """A seeded model. perturb: every parameter is moved off its start, so that nothing hides behind a zero."""
     variant = get_variant(name, options)
     lm = build_model(variant, shape(variant, family, **changes), VOCAB, 64)

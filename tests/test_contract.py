@@ -41,7 +41,9 @@ def test_causality(name: str, options: dict[str, Any], family: str) -> None:
 def test_gradients_reach_every_parameter(name: str, options: dict[str, Any], family: str) -> None:
     lm, x = make(name, options, family), tokens()
     cross_entropy(lm(x).logits.flatten(0, 1), x.flatten()).backward()
-    dead = [key for key, p in lm.named_parameters() if p.grad is None or not p.grad.flatten(1 if p.dim() > 1 else 0).any()]
+    dead = [
+        key for key, p in lm.named_parameters() if p.grad is None or not p.grad.flatten(1 if p.dim() > 1 else 0).any()
+    ]
     assert not dead
 
 

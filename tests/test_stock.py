@@ -1,4 +1,4 @@
-"""With one cycle and nothing added the model is numerically transformers' own GPT-2 or Llama, given the same weights."""
+"""With one cycle and nothing added the model is numerically transformers' own GPT-2 or Llama with the same weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def stock_llama(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Mo
         block = f"model.layers.{i}"
         qkv = [state[f"{block}.self_attn.{x}_proj.weight"] for x in "qkv"]
         weights[f"blocks.{i}.attention.qkv.weight"] = torch.cat(qkv)
-        weights[f"blocks.{i}.mlp.up.weight"] = torch.cat([state[f"{block}.mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        weights[f"blocks.{i}.mlp.up.weight"] = torch.cat(
+            [state[f"{block}.mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        )
     fields = {"family": "llama", "n_kv_heads": 2, "d_ff": 40, "rope_theta": 5000.0, "tie_embeddings": tie}
     return theirs, weights, ModelConfig(d_model=16, n_heads=4, n_blocks=4, n_cycles=1, **fields)
 
@@ -82,7 +84,9 @@ def rename(key: str, names: dict[str, str]) -> str:
     return key
 
 
-def ours(name: str, options: dict[str, object], shape: ModelConfig, weights: dict[str, torch.Tensor]) -> CycleForCausalLM:
+def ours(
+    name: str, options: dict[str, object], shape: ModelConfig, weights: dict[str, torch.Tensor]
+) -> CycleForCausalLM:
     lm = build_model(get_variant(name, options), shape, VOCAB, 64)
     missing, unexpected = lm.load_state_dict(weights, strict=False)
     assert not missing and not unexpected
@@ -102,7 +106,13 @@ def test_equals_transformers(name: str, options: dict[str, object], stock: objec
     torch.testing.assert_close(found.loss, expected.loss, rtol=0, atol=1e-5)
     padded = torch.cat([torch.zeros(3, 2, dtype=torch.long), x], 1)
     mask = torch.cat([torch.zeros(3, 2, dtype=torch.long), torch.ones_like(x)], 1)
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "attention_mask": mask}
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "attention_mask": mask,
+    }
     assert torch.equal(lm.generate(padded, **settings), theirs.generate(padded, **settings))
 
 

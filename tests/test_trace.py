@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def test_every_exit_scores_what_the_truncated_model_gives() -> None:
             lm.walk(lm.schedule.prelude, state)
             for steps in lm.schedule.cycles[:number]:
                 lm.walk(steps, state)
-            signal = np.mean([state.zero_attention[step.depth].mean().item() for step in lm.schedule.cycles[number - 1]])
+            signal = np.mean(
+                [state.zero_attention[step.depth].mean().item() for step in lm.schedule.cycles[number - 1]]
+            )
             lm.walk(lm.schedule.coda, state)
             logits, goal = lm.head(state.hidden)[0], torch.from_numpy(targets[row])
             loss = cross_entropy(logits, goal, ignore_index=IGNORED, reduction="sum").item()
@@ -65,10 +68,18 @@ def test_zero_attention_is_known_where_there_are_zero_tokens() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 6), st.floats(0, 1))
-def test_leaving_above_a_threshold_is_each_sequences_own_choice(seed: int, n: int, cycles: int, threshold: float) -> None:
+def test_leaving_above_a_threshold_is_each_sequences_own_choice(
+    seed: int, n: int, cycles: int, threshold: float
+) -> None:
     rng = np.random.default_rng(seed)
     scored = rng.integers(1, 5, n).astype(float)
-    trace = Trace(rng.random((n, cycles)), rng.integers(0, 5, (n, cycles)).astype(float), scored, rng.random((n, cycles)), np.zeros(1))
+    trace = Trace(
+        rng.random((n, cycles)),
+        rng.integers(0, 5, (n, cycles)).astype(float),
+        scored,
+        rng.random((n, cycles)),
+        np.zeros(1),
+    )
     leave = trace.leave_above(threshold)
     loss = correct = 0.0
     for row in range(n):
@@ -86,7 +97,7 @@ def test_curve_runs_from_always_leaving_to_never() -> None:
     assert (curve[0]["mean_cycles"], curve[-1]["mean_cycles"]) == (1.0, 3.0)
     assert (curve[0]["flops_per_token"], curve[-1]["flops_per_token"]) == (flops[0], flops[-1])
     assert curve[-1]["loss"] == pytest.approx(trace.leaving(3)["loss"])
-    assert all(a["flops_per_token"] <= b["flops_per_token"] for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a["flops_per_token"] <= b["flops_per_token"] for a, b in pairwise(curve))
     assert all(sum(point["share"]) == pytest.approx(1) for point in curve)
 
 

@@ -51,7 +51,12 @@ class ZeroTokenTransformer(HeadTailCycling):
         if not chosen.zero_tokens:
             return None
         return ZeroTokenPool(
-            model, schedule.recurrent, chosen.lookup, chosen.zero_tokens, chosen.value == "learned", chosen.key == "frozen"
+            model,
+            schedule.recurrent,
+            chosen.lookup,
+            chosen.zero_tokens,
+            chosen.value == "learned",
+            chosen.key == "frozen",
         )
 
     def gate(self, model: ModelConfig, schedule: Schedule) -> Gate | None:

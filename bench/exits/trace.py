@@ -34,7 +34,7 @@ class Trace:
         return self.loss.shape[1]
 
     def leaving(self, cycle: NDArray[np.int64] | int) -> dict[str, float]:
-        """Mean loss (nats per scored target) and accuracy when sequence n leaves after cycle number ``cycle[n]`` (1..C)."""
+        """Mean loss (nats per scored target) and accuracy when sequence n leaves after cycle ``cycle[n]`` (1..C)."""
         rows = np.arange(len(self.loss))
         column = np.broadcast_to(np.asarray(cycle) - 1, rows.shape)
         scored = self.scored.sum()
@@ -44,13 +44,13 @@ class Trace:
         }
 
     def leave_above(self, threshold: float) -> NDArray[np.int64]:
-        """The cycle number [N] after which each sequence leaves: the first whose signal exceeds the threshold, else C."""
+        """The cycle [N] after which each sequence leaves: the first whose signal exceeds the threshold, else C."""
         above = self.signal > threshold
         above[:, -1] = True  # the last cycle ends the recurrent part whatever the signal says
         return above.argmax(1) + 1
 
     def thresholds(self) -> list[float]:
-        """A grid over the signals seen, from 0 (every sequence leaves after the first cycle) to 1 (none leaves early)."""
+        """A grid over the signals seen, from 0 (all leave after the first cycle) to 1 (none leaves early)."""
         early = self.signal[:, :-1]
         if early.size == 0 or np.isnan(early).any():
             return []
@@ -77,7 +77,7 @@ class Trace:
     def to_bytes(self) -> bytes:
         """The arrays as an ``.npz`` file."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{item.name: getattr(self, item.name) for item in fields(self)})  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **{item.name: getattr(self, item.name) for item in fields(self)})
         return buffer.getvalue()
 
     @classmethod

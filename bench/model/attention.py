@@ -78,7 +78,7 @@ def attend_formula(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix | N
 
 
 def causal_mask(length: int, total: int, n_prefix: int, like: Tensor) -> Tensor:
-    """Additive mask [length, n_prefix + total]: query i, at position total - length + i, sees the prefix and the past."""
+    """Additive mask [length, n_prefix + total]: query i stands at total - length + i and sees all up to there."""
     mask = torch.full((length, n_prefix + total), -torch.inf, dtype=like.dtype, device=like.device)
     return mask.triu(n_prefix + total - length + 1)
 
@@ -94,7 +94,7 @@ class ZeroValueAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
         mass = torch.sigmoid(score - lse)
@@ -105,7 +105,7 @@ class ZeroValueAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of query, key, value and score."""
         query, key, value, out, mass, lse = ctx.saved_tensors
         if grad is None:

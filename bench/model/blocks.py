@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.norm1 = make_norm(model)
         self.attention = Attention(model)
         self.norm2 = make_norm(model)
-        self.mlp = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
+        self.mlp: GeluMLP | SwigluMLP = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
 
     def flops(self, length: int) -> Flops:
         """Forward FLOPs of the block's matrices for one sequence of ``length`` tokens; attention is counted apart."""

@@ -24,7 +24,9 @@ class AttentionGate(Gate):
 
     reads_zero_attention = True
 
-    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+    def merge(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
+    ) -> Tensor:
         if branch == "attention" or zero_attention is None:
             return hidden + update
         return torch.addcmul(hidden, update, 1 - zero_attention.mean(1).unsqueeze(-1))
@@ -46,7 +48,9 @@ class _LearnedGate(Gate):
 class SigmoidGate(_LearnedGate):
     """Scales both updates of a step by a trained sigmoid: one number a step (shape (1,)) or one a channel ((D,))."""
 
-    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+    def merge(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
+    ) -> Tensor:
         if step.depth not in self.row:
             return hidden + update
         return torch.addcmul(hidden, update, self.logit[self.row[step.depth]].sigmoid())
@@ -58,7 +62,9 @@ class TanhGate(_LearnedGate):
     def __init__(self, steps: Sequence[Step]) -> None:
         super().__init__(steps, 1, start=0.0)
 
-    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+    def merge(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
+    ) -> Tensor:
         if step.depth not in self.row:
             return hidden + update
         return torch.addcmul(hidden, update, self.logit[self.row[step.depth]].tanh())
@@ -95,7 +101,9 @@ class TokenGate(Gate):
         wide, narrow = self.width
         return Flops(2 * 2 * length * narrow * (wide + 1)) if step.depth in self.row else Flops()  # on both branches
 
-    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+    def merge(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
+    ) -> Tensor:
         if step.depth not in self.row:
             return hidden + update
         logit = self.out(nn.functional.gelu(self.hidden(hidden))) + self.logit[self.row[step.depth]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class Walk:
     zero_attention: dict[int, Tensor] = field(default_factory=dict)  # by step depth
 
     def signal(self, steps: Iterable[Step]) -> Tensor | None:
-        """Zero attention of each sequence [B], averaged over the given steps, heads and queries; None if none has any."""
+        """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
         return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
 
@@ -99,8 +99,8 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = CycleConfig
     base_model_prefix = ""
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "tokens.weight"}
-    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _tied_weights_keys = {"lm_head.weight": "tokens.weight"}  # noqa: RUF012 (declared by transformers)
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
     _input_embed_layer = "tokens"
 
@@ -134,7 +134,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, Part):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
-            writes = any(module in (block.attention.out, block.mlp.out) for block in self.blocks)
+            writes = any(module in (block.attention.out, block.mlp.out) for block in cast(list[Block], self.blocks))
             nn.init.normal_(module.weight, std=std / (2 * self.schedule.depth) ** 0.5 if writes else std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -142,7 +142,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.LayerNorm):
                 nn.init.zeros_(module.bias)
 
     @torch.no_grad()
@@ -199,7 +199,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         return state
 
     def _step(self, step: Step, state: Walk) -> None:
-        block, gate, hidden = self.blocks[step.block], self.gate, state.hidden
+        block, gate, hidden = cast(Block, self.blocks[step.block]), self.gate, state.hidden
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
         x = block.norm1(hidden)
@@ -250,7 +250,9 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits,
             exit_depth=torch.full((len(input_ids),), self.schedule.depth, device=input_ids.device),
-            exit_signals=torch.stack([s for s in signals if s is not None], 1) if any(s is not None for s in signals) else None,
+            exit_signals=torch.stack([s for s in signals if s is not None], 1)
+            if any(s is not None for s in signals)
+            else None,
             zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
             past_key_values=past_key_values,
         )

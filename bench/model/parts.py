@@ -101,7 +101,9 @@ class Gate(Part):
         """Factors [H] for the attention heads' outputs before they are mixed, or None."""
         return None
 
-    def merge(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None) -> Tensor:
+    def merge(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
+    ) -> Tensor:
         """The new residual stream [B, T, D] from the old one and the branch's update, both [B, T, D].
 
         zero_attention: [B, H, T], the step's attention to its zero tokens; None where it has none, and where neither

@@ -37,7 +37,12 @@ class ZeroTokenPool(AttentionPrefix):
     ) -> None:
         super().__init__()
         self.n_tokens, self.trained_key = n_tokens, not frozen_key
-        asks = {"step": lambda s: s.depth, "cycle": lambda s: s.cycle, "block": lambda s: s.block, "shared": lambda s: 0}
+        asks = {
+            "step": lambda s: s.depth,
+            "cycle": lambda s: s.cycle,
+            "block": lambda s: s.block,
+            "shared": lambda s: 0,
+        }
         wanted = {step.depth: asks[lookup](step) for step in steps}
         entries = sorted(set(wanted.values()))
         self.entry = {depth: entries.index(value) for depth, value in wanted.items()}

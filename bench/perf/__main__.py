@@ -82,13 +82,15 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = {"batch": arguments.batch, "length": arguments.length}
     console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}, float32, medians [quartiles]")
+    console.print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {shape}, float32, medians [quartiles]"
+    )
     title = "training throughput: ours / transformers GPT-2 (above 1: ours is faster)"
     table = Table("d_model", "ours, tokens/s", "transformers, tokens/s", "ratio", title=title)
     for d_model in (128, 256, 384):
         model = ModelConfig(d_model=d_model, n_heads=d_model // 64, n_blocks=6, n_cycles=1)
         sides = (ours("vanilla", model, arguments.length), stock(model, arguments.length))
-        _row(table, str(d_model), paired(*(training_step(side, **shape) for side in sides), arguments.rounds), shape, True)
+        _row(table, str(d_model), paired(*_steps(sides, shape), arguments.rounds), shape, True)
     console.print(table)
     title = "a training step at the same schedule: ZTT / HTC (above 1: the zero token costs time)"
     table = Table("ZTT gating, d_model", "ZTT, tokens/s", "HTC, tokens/s", "ratio", title=title)
@@ -96,9 +98,12 @@ def main() -> None:
         model = ModelConfig(d_model=d_model, n_heads=d_model // 64, n_blocks=4, n_cycles=2)
         for gating in ("attention", "none"):
             sides = (ours("ztt", model, arguments.length, gating=gating), ours("htc", model, arguments.length))
-            steps = (training_step(side, **shape) for side in sides)
-            _row(table, f"{gating}, {d_model}", paired(*steps, arguments.rounds), shape, False)
+            _row(table, f"{gating}, {d_model}", paired(*_steps(sides, shape), arguments.rounds), shape, False)
     console.print(table)
+
+
+def _steps(sides: tuple[Any, Any], shape: dict[str, int]) -> tuple[Step, Step]:
+    return training_step(sides[0], **shape), training_step(sides[1], **shape)
 
 
 def _row(table: Table, name: str, seconds: Any, shape: dict[str, int], speed: bool) -> None:

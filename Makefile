@@ -1,0 +1,27 @@
+# `make quick` runs the quick study end to end; `make test` lints and tests. Both make .venv first if need be.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quick test lint bench clean
+
+quick: .venv/installed
+	$(BIN)/cyclebench run quick
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m bench.perf
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,146 @@
+"""The task interface, its registry, and the data a task yields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bench.config import Strict, parse
+from bench.errors import unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORED = -100  # a target that is not scored
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a task is judged.
+
+    name: the primary metric, ``accuracy`` (micro share of scored targets predicted right) or ``bits_per_byte``;
+    levels: reference levels in the metric's unit, to be drawn beside the results.
+    """
+
+    name: str
+    higher_is_better: bool
+    levels: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
+
+    ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. fingerprint: SHA-256 of
+    every example and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    vocab_size: int
+    length: int
+    fingerprint: str
+    metric: Metric
+    bytes_per_token: dict[str, float] | None
+
+    def bytes_of(self, split: str) -> float | None:
+        """UTF-8 bytes of a target token of the split, None for generated tasks."""
+        return self.bytes_per_token[split] if self.bytes_per_token else None
+
+
+class Task:
+    """What a model is trained and judged on. Subclass it and decorate it with ``@register_task("name")``."""
+
+    name: ClassVar[str]
+
+    class Options(Strict):
+        """No options."""
+
+    def __init__(self, options: Any) -> None:
+        """options: an instance of this class's ``Options``."""
+        self.options = options
+
+    def build(self) -> TaskData:
+        """Make or load the data. Raises UserError if the options cannot be met."""
+        raise NotImplementedError
+
+
+_registry: dict[str, type[Task]] = {}
+
+
+def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator: make a task known under ``name``."""
+
+    def add(kind: type[Task]) -> type[Task]:
+        kind.name = name
+        _registry[name] = kind
+        return kind
+
+    return add
+
+
+def task_names() -> list[str]:
+    """All registered tasks, in alphabetical order."""
+    return sorted(_registry)
+
+
+def task_class(name: str) -> type[Task]:
+    """The class registered under ``name``. Raises UserError, with the nearest name, if there is none."""
+    if name not in _registry:
+        raise unknown("task", name, _registry)
+    return _registry[name]
+
+
+def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """A task with validated options. Raises UserError naming the option, its value and what is allowed."""
+    kind = task_class(name)
+    return kind(parse(kind.Options, dict(options or {}), f"{name}.options"))
+
+
+def make_data(
+    splits: Mapping[str, tuple[Tokens, Tokens]],
+    vocab_size: int,
+    metric: Metric,
+    bytes_per_token: dict[str, float] | None = None,
+) -> TaskData:
+    """Task data from the arrays (input_ids, targets), each [N, T], of the splits train, valid and test."""
+    digest = hashlib.sha256(
+        json.dumps([vocab_size, asdict(metric), bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
+    )
+    for name in ("train", "valid", "test"):
+        for column in splits[name]:
+            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+    length = splits["train"][0].shape[1]
+    made = {name: _dataset(*columns) for name, columns in splits.items()}
+    return TaskData(
+        **made,
+        vocab_size=vocab_size,
+        length=length,
+        fingerprint=digest.hexdigest(),
+        metric=metric,
+        bytes_per_token=bytes_per_token,
+    )
+
+
+def _dataset(ids: Tokens, targets: Tokens) -> Dataset:
+    from datasets import Dataset
+
+    def column(values: Tokens) -> pa.FixedSizeListArray:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
+
+    return Dataset(pa.table({"input_ids": column(ids), "targets": column(targets)}))
+
+
+def rows(ids: Tokens) -> NDArray[np.void]:
+    """The sequences [N, T] as N opaque values that can be compared and looked up whole."""
+    ids = np.ascontiguousarray(ids)
+    return ids.view(np.dtype((np.void, ids.dtype.itemsize * ids.shape[1]))).ravel()

@@ -1,0 +1,168 @@
+"""MLflow as a window on the cell store: it can always be filled again from there, so it may fail without loss."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bench.plan import Planned
+from bench.store import Store
+
+EXPERIMENT = "cyclebench"
+CELL = "cyclebench.cell"
+STUDY = "cyclebench.study"
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
+
+
+def _contained(method: Callable[..., None]) -> Callable[..., None]:
+    """Turn a failing tracking server into one warning; after that the tracker is silent."""
+
+    @wraps(method)
+    def call(self: Tracker, *arguments: Any) -> None:
+        if self.broken:
+            return
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            self.broken = True
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(
+                f"warning: MLflow at {self.uri} is not available, results are kept in the store: {reason}",
+                file=sys.stderr,
+            )
+
+    return call
+
+
+class Tracker:
+    """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
+
+    def __init__(self, uri: str, store: Store) -> None:
+        """uri: any MLflow tracking URI; nothing is contacted before ``study`` is called."""
+        self.uri, self.store, self.broken = uri, store, False
+
+    @_contained
+    def study(self, manifest: dict[str, Any]) -> None:
+        """Open the study's parent run, the existing one if there is one, and see which cells it holds already."""
+        self.client = _client(self.uri)
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        self.experiment = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
+        tags = {STUDY: manifest["study"], "mlflow.note.content": manifest["question"], "git": str(manifest["git"])}
+        found = self.client.search_runs(
+            [self.experiment], f"tags.`{STUDY}` = '{manifest['study']}' AND tags.`role` = 'study'", max_results=1
+        )
+        if found:
+            self.parent = found[0].info.run_id
+            for key, value in tags.items():
+                self.client.set_tag(self.parent, key, value)
+        else:
+            run = self.client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest["study"])
+            self.parent = run.info.run_id
+        self.client.log_dict(self.parent, manifest, "study.json")
+        self.known = set(self._finished())
+
+    def _finished(self) -> Iterator[str]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                f"tags.`mlflow.parentRunId` = '{self.parent}' AND status = 'FINISHED'",
+                page_token=token,
+            )
+            yield from (run.data.tags.get(CELL, "") for run in page)
+            token = page.token
+            if not token:
+                return
+
+    @_contained
+    def log(self, record: dict[str, Any], planned: Planned) -> None:
+        """Log a cell's record as a child run, once: a cell that the study's run holds already is left alone."""
+        from mlflow.entities import Metric, Param
+
+        if record["id"] in self.known:
+            return
+        cell, done = record["cell"], record["status"] == "done"
+        began = int(1000 * (record["timing"]["started"] if done else time.time()))
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            CELL: record["id"],
+            "variant": planned.variant,
+            "task": planned.task,
+            "status": record["status"],
+            "git": str(record["environment"]["git"]),
+            "data_fingerprint": cell["fingerprint"],
+        }
+        name = f"{planned.variant} {planned.task} seed {cell['seed']}"
+        run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
+        for params in _batches([Param(key, str(value)) for key, value in _flat(cell)], PARAMS_A_BATCH):
+            self.client.log_batch(run, params=params)
+        if done:
+            for metrics in _batches([Metric(*row) for row in _metrics(record, began)], METRICS_A_BATCH):
+                self.client.log_batch(run, metrics=metrics)
+            for file in ("result.json", "trace.npz"):
+                path = self.store.folder(record["id"]) / file
+                if path.exists():
+                    self.client.log_artifact(run, str(path))
+        else:
+            self.client.set_tag(run, "reason", record["reason"])
+        ended = began + int(1000 * record["timing"]["seconds"]) if done else None
+        self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
+        if done:
+            self.known.add(record["id"])
+
+    @_contained
+    def finish(self, paths: Sequence[Path]) -> None:
+        """Attach the report's files to the study's run and close it."""
+        for path in paths:
+            self.client.log_artifact(self.parent, str(path), "report")
+        self.client.set_terminated(self.parent)
+
+
+def _client(uri: str) -> Any:
+    """An MLflow client that says nothing by itself and calls nobody but the tracking server."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server is told of in seconds, not minutes
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow sets its own level when it is imported
+    return MlflowClient(uri)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _metrics(record: dict[str, Any], began: int) -> Iterator[tuple[str, float, int, int]]:
+    """Rows (name, value, time in ms, step): the history by optimizer step and by training MFLOPs, then the totals.
+
+    MLflow's steps are whole numbers, hence MFLOPs.
+    """
+    for entry in record["history"]:
+        at = began + int(1000 * entry["seconds"])
+        for name, value in entry.items():
+            if name not in ("step", "seconds"):
+                yield name, value, at, int(entry["step"])
+                yield f"by_mflops/{name}", value, at, int(entry["flops"] / 1e6)
+    end = began + int(1000 * record["timing"]["seconds"])
+    for group in ("metrics", "costs", "timing"):
+        for name, value in record[group].items():
+            yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
+
+
+def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch

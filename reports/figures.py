@@ -1,0 +1,265 @@
+"""The figures of a task. Each takes the manifest, the results and a task, and returns a figure, or None if it has
+nothing to show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from bench.stats import mean_interval, pareto_front
+from reports.table import Manifest, Record, done, score
+from reports.units import human, metric_name
+
+Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
+
+MARKERS = "osD^vP*Xp<>h"
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    **sns.plotting_context("paper"),
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "grid.color": "#e4e4e4",
+    "axes.edgecolor": "#666666",
+    "svg.hashsalt": "cyclebench",  # the same figure is the same file
+}
+DPI = 200
+
+
+def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """The task's metric against executed forward FLOPs per token: seeds, means, intervals, exits and the front."""
+    figure, axes = _new(5.6, 3.9)
+    drawn = _scatter(axes, manifest, results, task, "forward_flops_per_token")
+    if not drawn:
+        return None
+    thresholds = False
+    values = [value for row in drawn for value in row[1:]]
+    for index, variant in enumerate(manifest["variants"]):
+        records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["exits"]]
+        if not records:
+            continue
+        colour = _colour(manifest, index)
+        points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])
+        axes.plot(*points.T, MARKERS[index], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
+        values += points[:, 1].tolist()
+        if all(r["exits"]["curve"] for r in records):
+            curve = _mean_over_seeds([r["exits"]["curve"] for r in records], task["metric"])
+            axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
+            values += curve[:, 1].tolist()
+            thresholds = True
+    cost, value = np.array([d[:2] for d in drawn]).T
+    front = pareto_front(cost, value, task["higher_is_better"])
+    axes.plot(cost[front], value[front], "--", color="#444444", lw=1.2, zorder=1)
+    extra = [Line2D([], [], ls="--", color="#444444", lw=1.2, label="Pareto front of the means")]
+    if any(r["exits"] for r in results.values() if r["status"] == "done"):
+        extra.append(
+            Line2D(
+                [], [], ls="", marker="o", mfc="none", mec="#444444", ms=4, label="leaving always after cycle 1, 2, ..."
+            )
+        )
+    if thresholds:
+        extra.append(Line2D([], [], ls="-", color="#444444", lw=1.1, label="zero-attention threshold"))
+    _finish(axes, manifest, results, task, "executed forward FLOPs per token", values, extra)
+    return figure
+
+
+def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """The task's metric against non-embedding parameters."""
+    figure, axes = _new(5.6, 3.6)
+    drawn = _scatter(axes, manifest, results, task, "params_non_embedding")
+    if not drawn:
+        return None
+    values = [value for row in drawn for value in row[1:]]
+    _finish(axes, manifest, results, task, "non-embedding parameters", values, [])
+    return figure
+
+
+def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """The validation metric by training tokens and by training FLOPs, mean and range over seeds."""
+    figure, (left, right) = _new(7.2, 3.4, 2)
+    key = f"valid_{task['metric']}"
+    shown = False
+    for index, variant in enumerate(manifest["variants"]):
+        records = done(manifest, results, variant["label"], task["label"])
+        if not records:
+            continue
+        shown = True
+        values = np.array([[entry[key] for entry in record["history"]] for record in records])
+        for axes, x in ((left, "tokens"), (right, "flops")):
+            at = [entry[x] for entry in records[0]["history"]]
+            colour = _colour(manifest, index)
+            axes.plot(at, values.mean(0), color=colour, marker=MARKERS[index], ms=3, lw=1.2, label=variant["label"])
+            axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+    if not shown:
+        return None
+    for axes, label in ((left, "training tokens"), (right, "training FLOPs")):
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _orient(axes, task)
+    left.set_ylabel(f"validation {_axis_name(task)}")
+    figure.suptitle(_title(manifest, results, task), fontsize=10)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    return figure
+
+
+def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """Mean attention to the zero tokens by block and cycle, one panel for each variant that has them."""
+    panels = []
+    for variant in manifest["variants"]:
+        records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["zero_attention"]]
+        if records:
+            steps = records[0]["zero_attention"]
+            blocks, cycles = (sorted({step[key] for step in steps}) for key in ("block", "cycle"))
+            grid = np.full((len(blocks), len(cycles)), np.nan)
+            for number, step in enumerate(steps):
+                mean = np.mean([record["zero_attention"][number]["mean"] for record in records])
+                grid[blocks.index(step["block"]), cycles.index(step["cycle"])] = mean
+            panels.append((variant["label"], grid, blocks, [cycle + 1 for cycle in cycles]))
+    if not panels:
+        return None
+    width = max(3.2, 0.9 + 2.6 * len(panels))
+    figure, grid_axes = _new(width, 1.3 + 0.35 * max(len(panel[2]) for panel in panels), len(panels))
+    for axes, (label, grid, blocks, cycles) in zip(
+        np.atleast_1d(np.asarray(grid_axes, dtype=object)), panels, strict=True
+    ):
+        colour_bar = {"label": "zero attention"}
+        look = {"cmap": "cividis", "vmin": 0, "annot": grid.size <= 64, "fmt": ".2f", "cbar_kws": colour_bar}
+        sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, **look)
+        axes.set(xlabel="cycle", ylabel="block", title=f"{label} on {task['label']}")
+    return figure
+
+
+def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """Share of sequences that leave after each cycle, for a few thresholds of the zero attention."""
+    panels = []
+    for variant in manifest["variants"]:
+        records = done(manifest, results, variant["label"], task["label"])
+        curves = [r["exits"]["curve"] for r in records if r["exits"] and r["exits"]["curve"]]
+        if curves:
+            chosen = np.linspace(0, min(map(len, curves)) - 1, 5).round().astype(int)
+            shares = np.array([[np.mean([curve[i]["share"] for curve in curves], 0)] for i in chosen])[:, 0]
+            names = [f"{np.mean([curve[i]['threshold'] for curve in curves]):.3g}" for i in chosen]
+            panels.append((variant["label"], shares, names))
+    if not panels:
+        return None
+    figure, grid = _new(max(4.2, 3.6 * len(panels)), 3.0, len(panels))
+    for axes, (label, shares, names) in zip(np.atleast_1d(np.asarray(grid, dtype=object)), panels, strict=True):
+        left = np.zeros(len(names))
+        for cycle, colour in enumerate(sns.color_palette("cividis", shares.shape[1])):
+            axes.barh(names, shares[:, cycle], left=left, color=colour, label=f"cycle {cycle + 1}")
+            left += shares[:, cycle]
+        axes.set(xlabel="share of test sequences leaving after", ylabel="zero-attention threshold (mean of seeds)")
+        axes.set_title(f"{label} on {task['label']}")
+        axes.set_xlim(0, 1)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
+    return figure
+
+
+FIGURES: dict[str, tuple[Draw, str]] = {
+    "accuracy_vs_flops": (accuracy_vs_flops, "Quality against executed compute"),
+    "accuracy_vs_params": (accuracy_vs_params, "Quality against parameters"),
+    "learning_curves": (learning_curves, "Learning curves"),
+    "zero_attention": (zero_attention, "Attention to the zero tokens"),
+    "exit_depth": (exit_depth, "Where sequences leave"),
+}
+
+
+def _new(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _scatter(
+    axes: Axes, manifest: Manifest, results: dict[str, Record], task: dict[str, Any], cost: str
+) -> list[tuple[float, ...]]:
+    """Seeds as dots, means with 95 % intervals; returns (cost, mean, lowest seed, highest seed) of each variant."""
+    drawn: list[tuple[float, ...]] = []
+    for index, variant in enumerate(manifest["variants"]):
+        records = done(manifest, results, variant["label"], task["label"])
+        if not records:
+            continue
+        values = [score(record, task["metric"]) for record in records]
+        x, interval, colour = records[0]["costs"][cost], mean_interval(values), _colour(manifest, index)
+        axes.scatter([x] * len(values), values, s=9, color=colour, alpha=0.7, lw=0, zorder=3)
+        bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
+        look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 3, "lw": 1.1, "zorder": 4}
+        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=variant["label"], **look)
+        drawn.append((x, interval.mean, min(values), max(values)))
+    return drawn
+
+
+def _finish(
+    axes: Axes,
+    manifest: Manifest,
+    results: dict[str, Record],
+    task: dict[str, Any],
+    xlabel: str,
+    values: list[float],
+    extra: list[Line2D],
+) -> None:
+    """Axes, levels, legend and title; the limits follow ``values``, since an interval at n = 2 may be enormous."""
+    low, high = min(values), max(values)
+    for name, level in task["levels"].items():
+        axes.axhline(level, ls=":", color="#888888", lw=1)
+        place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(f"{name} {level:.3g}", (0.995, level), color="#666666", fontsize=7.5, **place)
+        low, high = min(low, level), max(high, level)
+    margin = 0.07 * (high - low or 1.0)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_minor_locator(MaxNLocator(1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.set(xlabel=xlabel, ylabel=f"test {_axis_name(task)}", title=_title(manifest, results, task))
+    _orient(axes, task)
+    handles, labels = axes.get_legend_handles_labels()
+    handles += extra
+    labels += [str(line.get_label()) for line in extra]
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def _orient(axes: Axes, task: dict[str, Any]) -> None:
+    """Better is up."""
+    if not task["higher_is_better"]:
+        axes.invert_yaxis()
+
+
+def _axis_name(task: dict[str, Any]) -> str:
+    direction = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
+    return f"{metric_name(task['metric'])}{direction}"
+
+
+def _title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
+    counts = [len(done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
+    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{task['label']}: {n} seed{'' if n == '1' else 's'}"
+
+
+def _colour(manifest: Manifest, index: int) -> Any:
+    palette = sns.color_palette("colorblind" if len(manifest["variants"]) <= 10 else "husl", len(manifest["variants"]))
+    return palette[index]
+
+
+def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Mean (FLOPs, metric) of the seeds' points, one by one: grids of equal length are at equal quantiles."""
+    length = min(map(len, curves))
+    picks = [np.linspace(0, len(curve) - 1, length).round().astype(int) for curve in curves]
+    return np.mean(
+        [
+            [(curve[i]["flops_per_token"], curve[i][metric]) for i in pick]
+            for curve, pick in zip(curves, picks, strict=True)
+        ],
+        0,
+    )

@@ -1,0 +1,216 @@
+"""The tables of a study: one row for a variant on a task, and every cell for itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from bench.stats import SIGNIFICANT, mean_interval, paired
+from reports.units import human, metric_name, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Record = dict[str, Any]
+Manifest = dict[str, Any]
+
+
+def cells(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[tuple[int, Record | None]]:
+    """Seed and record (None: missing) of a variant's cells on a task."""
+    chosen = [cell for cell in manifest["cells"] if (cell["variant"], cell["task"]) == (variant, task)]
+    return [(cell["seed"], results.get(cell["id"])) for cell in chosen]
+
+
+def done(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[Record]:
+    """The finished records of a variant on a task."""
+    return [record for _, record in cells(manifest, results, variant, task) if record and record["status"] == "done"]
+
+
+def score(record: Record, metric: str) -> float:
+    """The task's primary metric on the test split."""
+    return float(record["metrics"][f"test_{metric}"])
+
+
+def summary(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, Any]]:
+    """Rows of the summary table, in the study's order; numbers that are not known are NaN."""
+    rows = []
+    for task in manifest["tasks"]:
+        for variant in manifest["variants"]:
+            found = cells(manifest, results, variant["label"], task["label"])
+            finished = [record for _, record in found if record and record["status"] == "done"]
+            failed = [record for _, record in found if record and record["status"] == "failed"]
+            interval = mean_interval([score(record, task["metric"]) for record in finished]) if finished else None
+            costs = finished[0]["costs"] if finished else {}
+            rows.append(
+                {
+                    "task": task["label"],
+                    "variant": variant["label"],
+                    "metric": task["metric"],
+                    "planned": len(found),
+                    "done": len(finished),
+                    "failed": len(failed),
+                    "missing": len(found) - len(finished) - len(failed),
+                    "mean": interval.mean if interval else math.nan,
+                    "low": interval.low if interval else math.nan,
+                    "high": interval.high if interval else math.nan,
+                    **{
+                        key: costs.get(key, math.nan)
+                        for key in ("params", "params_non_embedding", "depth", "forward_flops_per_token", "train_flops")
+                    },
+                    "tokens_per_second": _mean([record["timing"]["tokens_per_second"] for record in finished]),
+                    "reason": failed[0]["reason"] if failed else "",
+                }
+            )
+    return rows
+
+
+def columns(row: dict[str, Any]) -> dict[str, str]:
+    """A summary row as people read it."""
+    gone = [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row[kind]]
+    note = ", ".join(gone) + (f": {row['reason']}" if row["reason"] else "")
+    interval = "-" if math.isnan(row["low"]) else f"[{plain(row['low'])}, {plain(row['high'])}]"
+    known = row["done"] > 0
+    return {
+        "task": row["task"],
+        "variant": row["variant"],
+        "metric": metric_name(row["metric"]),
+        "mean": plain(row["mean"]),
+        "95 % interval": interval,
+        "seeds": f"{row['done']}/{row['planned']}",
+        "depth": str(row["depth"]) if known else "-",
+        "parameters": human(row["params"]) if known else "-",
+        "non-embedding": human(row["params_non_embedding"]) if known else "-",
+        "FLOPs/token": human(row["forward_flops_per_token"]) if known else "-",
+        "training FLOPs": human(row["train_flops"]) if known else "-",
+        "tokens/s": f"{row['tokens_per_second']:,.0f}" if known else "-",
+        "note": note,
+    }
+
+
+def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
+    """The summary for a terminal."""
+    from rich.table import Table
+
+    rows = [columns(row) for row in summary(manifest, results)]
+    left_out = {"parameters", "training FLOPs"} | ({"note"} if not any(row["note"] for row in rows) else set())
+    shown = [key for key in rows[0] if key not in left_out]
+    table = Table(title=f"{manifest['study']}: {manifest['question']}", title_justify="left")
+    for key in shown:
+        table.add_column(key, justify="left" if key in ("task", "variant", "metric", "note") else "right")
+    for number, row in enumerate(rows):
+        table.add_row(
+            *(row[key] for key in shown), end_section=number + 1 < len(rows) and rows[number + 1]["task"] != row["task"]
+        )
+    return table
+
+
+def differences(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+    """Every variant against the reference, paired by the seeds that both have."""
+    reference, rows = manifest["reference"], []
+    for task in manifest["tasks"]:
+        base = _by_seed(manifest, results, reference, task) if reference else {}
+        for variant in manifest["variants"]:
+            if not reference or variant["label"] == reference:
+                continue
+            other = _by_seed(manifest, results, variant["label"], task)
+            seeds = sorted(base.keys() & other.keys())
+            row = {
+                "task": task["label"],
+                "variant": variant["label"],
+                "reference": reference,
+                "metric": metric_name(task["metric"]),
+            }
+            if not seeds:
+                rows.append(
+                    {
+                        **row,
+                        "difference": "-",
+                        "95 % interval": "-",
+                        "pairs": "0",
+                        "p": "-",
+                        "reading": "no pair of seeds",
+                    }
+                )
+                continue
+            found = paired([other[seed] for seed in seeds], [base[seed] for seed in seeds])
+            gap = found.difference
+            better = (gap.mean > 0) == task["higher_is_better"]
+            if found.smallest_p > SIGNIFICANT:
+                reading = f"too few seeds for significance (p cannot go below {found.smallest_p:.3g})"
+            elif found.p < SIGNIFICANT:
+                reading = "better" if better else "worse"
+            else:
+                reading = "no difference shown"
+            interval = "-" if math.isnan(gap.low) else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+            numbers = {
+                "difference": f"{gap.mean:+.3f}",
+                "95 % interval": interval,
+                "pairs": str(gap.n),
+                "p": f"{found.p:.3g}",
+            }
+            rows.append({**row, **numbers, "reading": reading})
+    return rows
+
+
+def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+    """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
+    rows = []
+    for task in manifest["tasks"]:
+        for variant in manifest["variants"]:
+            finished = done(manifest, results, variant["label"], task["label"])
+            if not finished:
+                continue
+            record = finished[0]
+            total, added = record["costs"], record["additions"]
+            row = {
+                "task": task["label"],
+                "variant": variant["label"],
+                "schedule": record["schedule"],
+                "FLOPs/token": human(total["forward_flops_per_token"]),
+                "training FLOPs/token": human(total["train_flops_per_token"]),
+                "KV bytes/token": human(total["kv_bytes_per_token"]),
+                "activation bytes/sequence": human(total["activation_bytes"]),
+            }
+            for label, addition in added.items():
+                share = addition["flops_per_token"] / total["forward_flops_per_token"]
+                row[f"{label} adds"] = f"{human(addition['params'])} parameters, {share:.2%} of FLOPs"
+            rows.append(row)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key, "-") for key in keys} for row in rows]
+
+
+def csv_of_cells(manifest: Manifest, results: dict[str, Record]) -> str:
+    """Every cell of the study as CSV, failed and missing ones included."""
+    rows = list(_cell_rows(manifest, results))
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _cell_rows(manifest: Manifest, results: dict[str, Record]) -> Iterator[dict[str, Any]]:
+    for cell in manifest["cells"]:
+        record = results.get(cell["id"])
+        row = {**cell, "status": record["status"] if record else "missing"}
+        if record and record["status"] == "done":
+            row |= record["metrics"]
+            row |= {key: value for key, value in record["costs"].items()}
+            row["tokens_per_second"] = record["timing"]["tokens_per_second"]
+        elif record:
+            row["reason"] = record["reason"]
+        yield row
+
+
+def _by_seed(manifest: Manifest, results: dict[str, Record], variant: str, task: dict[str, Any]) -> dict[int, float]:
+    found = cells(manifest, results, variant, task["label"])
+    return {seed: score(record, task["metric"]) for seed, record in found if record and record["status"] == "done"}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

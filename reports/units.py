@@ -1,0 +1,31 @@
+"""Numbers for people."""
+
+from __future__ import annotations
+
+import math
+
+SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def human(value: float) -> str:
+    """Three significant digits with a decimal unit prefix: 1234567 becomes ``1.23 M``."""
+    for scale, prefix in SCALES:
+        if abs(value) >= scale * 0.9995:
+            return f"{value / scale:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """Fixed digits, a dash for what is not known."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+METRICS = {
+    "accuracy": ("accuracy", "share of scored tokens right"),
+    "bits_per_byte": ("bits per byte", "bits per byte of text"),
+}
+
+
+def metric_name(metric: str) -> str:
+    """A metric as it is called in a sentence."""
+    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")

@@ -1,0 +1,10 @@
+import os
+
+# Before anything is imported: the tests never reach for a hub, and two workers share two cores.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import torch
+
+torch.set_num_threads(1)
