@@ -49,6 +49,8 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Compare a with b, paired by seed: t interval of the mean difference and two-sided sign-flip permutation test."""
     difference = np.subtract(a, b)
     n = len(difference)
+    if n < 2:
+        return Paired(mean_interval(difference), 1.0, 1.0)
     found = stats.permutation_test(
         (difference,), np.mean, permutation_type="samples", n_resamples=100_000, rng=np.random.default_rng(0)
     )

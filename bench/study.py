@@ -208,7 +208,7 @@ def _descend(here: Any, part: str, path: str) -> Any:
     if part not in here or here[part] is None:
         allowed = _allowed(path.split(".")[:-1])
         if allowed is not None and part not in allowed:
-            raise unknown("key in --set:", path, allowed)
+            raise unknown("key in --set:", path, [path.removesuffix(part) + name for name in allowed])
         here[part] = {}
     if not isinstance(here[part], dict | list):
         raise UserError(f"--set: {path} is a value ({here[part]!r}), not a group of fields")

@@ -68,7 +68,7 @@ class PHop(Task):
     def _draw(self, count: int, rng: np.random.Generator, seen: np.ndarray) -> tuple[tuple[Tokens, Tokens], np.ndarray]:
         """``count`` labelled sequences [N, T] that are in no earlier split and do not repeat, and all seen so far."""
         found: list[tuple[Tokens, Tokens]] = []
-        got = drawn = 0
+        got = 0
         while got < count:
             size = max(1024, count - got)
             ids, targets = self._sample(size, rng)
@@ -76,15 +76,16 @@ class PHop(Task):
             fresh[np.unique(rows(ids), return_index=True)[1]] = True
             if seen.size:
                 fresh &= ~np.isin(rows(ids), seen)
+            accepted = int(fresh.sum())
             ids, targets = ids[fresh][: count - got], targets[fresh][: count - got]
             seen = np.concatenate([seen, rows(ids)]) if seen.size else rows(ids)
             found.append((ids, targets))
-            got, drawn = got + len(ids), drawn + size
-            if got < MIN_ACCEPTED * drawn:
+            got += len(ids)
+            if accepted < MIN_ACCEPTED * size:
                 raise UserError(
                     f"p_hop.options: hops = {self.options.hops}, length = {self.options.length}, alphabet = "
-                    f"{self.options.alphabet} leave too few different sequences that hold a chain ({got} of {drawn} "
-                    f"drawn; allowed: fewer hops or examples, a longer sequence, another alphabet)"
+                    f"{self.options.alphabet} leave too few different sequences that hold a chain ({accepted} of "
+                    f"{size} drawn; allowed: fewer hops or examples, a longer sequence, another alphabet)"
                 )
         return (np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])), seen
 

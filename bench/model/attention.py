@@ -118,9 +118,10 @@ class ZeroValueAttention(torch.autograd.Function):
             norm = grad.square().sum(-1)
             tiny = torch.finfo(grad.dtype).tiny ** 0.4
             short = norm < tiny**2
-            if short.any():  # no direction to carry p0 dp0: take one too short to be seen in the result
-                grad = torch.where(short.unsqueeze(-1), tiny, grad)
-                norm = norm.masked_fill(short, tiny**2 * grad.shape[-1])
+            if short.any():  # no direction to carry p0 dp0, if there is any: take one too short to be seen in the result
+                need = short & (extra != 0)
+                grad = torch.where(need.unsqueeze(-1), tiny, grad)
+                norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
             out = torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype))
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key, value, out, lse, 0.0, True

@@ -1,0 +1,105 @@
+"""Stored results as the runner writes them, for tests of what reads them: two variants, two tasks, two seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from bench.config import Cell, ModelConfig, TrainConfig
+from bench.plan import Planned
+
+VARIANTS = ["htc", "ztt"]
+TASKS: list[dict[str, Any]] = [
+    {"label": "p_hop", "task": "p_hop", "metric": "accuracy", "higher_is_better": True, "levels": {"chance": 0.38}},
+    {"label": "kjv", "task": "kjv", "metric": "bits_per_byte", "higher_is_better": False, "levels": {"unigram": 4.42}},
+]
+
+
+def _id(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+MANIFEST: dict[str, Any] = {
+    "study": "sample",
+    "question": "Is <this> & that shown?",
+    "reference": "htc",
+    "seeds": [0, 1],
+    "variants": [
+        {"label": "htc", "variant": "htc", "match": None, "chosen": ""},
+        {"label": "ztt", "variant": "ztt", "match": "flops", "chosen": "as given (1,000 forward FLOPs/token)"},
+    ],
+    "tasks": TASKS,
+    "cells": [
+        {"variant": variant, "task": task["label"], "seed": seed, "id": _id(variant, task["label"], seed)}
+        for task in TASKS
+        for seed in (0, 1)
+        for variant in VARIANTS
+    ],
+    "command": "cyclebench run sample",
+    "git": "0" * 40,
+    "config": {},
+}
+FAILED = MANIFEST["cells"][1]["id"]  # ztt on p_hop, seed 0
+
+
+def planned(cell: dict[str, Any]) -> Planned:
+    """A manifest's cell with its configuration."""
+    config = Cell(
+        variant=cell["variant"],
+        options={"gating": "attention"} if cell["variant"] == "ztt" else {},
+        model=ModelConfig(d_model=64, n_blocks=3, n_cycles=2),
+        train=TrainConfig(steps=20),
+        task=cell["task"],
+        task_options={"length": 32},
+        seed=cell["seed"],
+        fingerprint="f" * 64,
+    )
+    return Planned(cell["variant"], cell["task"], config)
+
+
+def record(cell: dict[str, Any]) -> dict[str, Any]:
+    """The record of a manifest's cell; one of them has failed."""
+    config = planned(cell).cell.model_dump(mode="json")
+    environment = {"python": "3.11", "torch": "2", "transformers": "5", "platform": "Linux", "cpu": "a CPU", "device": "cpu"}
+    environment |= {"threads": 1, "git": None}  # type: ignore[dict-item]
+    common = {"schema": 1, "id": cell["id"], "cell": config, "environment": environment}
+    if cell["id"] == FAILED:
+        return {**common, "status": "failed", "reason": "loss is nan within steps 11-20", "traceback": None}
+    shift, is_ztt = 0.01 * cell["seed"], cell["variant"] == "ztt"
+    text = cell["task"] == "kjv"
+
+    def scores(cycles: int) -> dict[str, float]:
+        found = {"loss": 2.0 - 0.2 * cycles + shift, "accuracy": 0.5 + 0.1 * cycles - shift}
+        return {**found, "bits_per_byte": found["loss"] / 0.69} if text else found
+
+    points = [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c)} for c in (1, 2)]
+    curve = [
+        {"threshold": t, "flops_per_token": 1e6 * (1 + t), "mean_cycles": 1 + t, **scores(1), "share": [1 - t, t]}
+        for t in (0.0, 0.25, 0.5, 1.0)
+    ]
+    history = [
+        {"step": s, "tokens": 1024 * s, "flops": 3e9 * s, "seconds": 0.1 * s, "lr": 1e-3, "train_loss": 3.0 - 0.1 * s}
+        | {f"valid_{name}": value for name, value in scores(1).items()}
+        for s in (5, 10, 20)
+    ]
+    costs = {"depth": 4, "n_blocks": 3, "length": 32, "params": 160000, "params_non_embedding": 150000}
+    costs |= {"forward_flops_per_token": 2e6, "train_flops_per_token": 6e6, "train_flops": 6e10}  # type: ignore[dict-item]
+    costs |= {"kv_bytes_per_token": 2048, "activation_bytes": 1 << 20}
+    zero = [{"step": s, "block": 1, "cycle": s - 1, "mean": 0.1 * s} for s in (1, 2)] if is_ztt else None
+    return {
+        **common,
+        "status": "done",
+        "schedule": "0 1 1 2",
+        "metrics": {f"test_{name}": value for name, value in scores(2).items()},
+        "costs": costs,
+        "additions": {"gate": {"params": 0, "flops_per_token": 0.0}, "zero tokens": {"params": 64, "flops_per_token": 512.0}}
+        if is_ztt
+        else {},
+        "history": history,
+        "exits": {"points": points, "curve": curve if is_ztt else []},
+        "zero_attention": zero,
+        "timing": {"started": 1.7e9, "train_seconds": 2.0, "seconds": 2.5, "tokens_per_second": 10240.0},
+    }
+
+
+RESULTS = {cell["id"]: record(cell) for cell in MANIFEST["cells"][:-1]}  # the last one is missing

@@ -1,0 +1,134 @@
+"""Reports from stored results: everything is there, nothing is dropped, nothing foreign is loaded."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.image import imread
+from records import FAILED, MANIFEST, RESULTS
+
+import reports
+from reports.table import differences
+from reports.units import human
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    paths = reports.write(MANIFEST, RESULTS, out)
+    assert sorted(paths) == sorted(out.iterdir())
+    return out
+
+
+def test_every_figure_is_there_and_drawn(written: Path) -> None:
+    figures = {"accuracy_vs_flops", "accuracy_vs_params", "learning_curves", "zero_attention", "exit_depth"}
+    for name in figures:
+        for task in ("p_hop", "kjv"):
+            image = imread(written / f"{name}_{task}.png")
+            assert image.shape[1] > 600 and image.std() > 0.02
+            assert ElementTree.parse(written / f"{name}_{task}.svg").getroot().tag.endswith("svg")
+
+
+def test_rows_count_what_failed_and_what_is_missing() -> None:
+    rows = {(row["task"], row["variant"]): row for row in reports.summary(MANIFEST, RESULTS)}
+    assert len(rows) == 4
+    complete, failed, missing = rows["p_hop", "htc"], rows["p_hop", "ztt"], rows["kjv", "ztt"]
+    assert (complete["done"], complete["failed"], complete["missing"]) == (2, 0, 0)
+    assert complete["mean"] == pytest.approx(0.695) and complete["low"] < 0.69 < 0.70 < complete["high"]
+    assert (failed["done"], failed["failed"], failed["reason"]) == (1, 1, "loss is nan within steps 11-20")
+    assert (missing["done"], missing["missing"]) == (1, 1)
+
+
+def test_tables_name_failed_and_missing_cells(written: Path) -> None:
+    markdown = (written / "report.md").read_text()
+    assert "1 failed: loss is nan within steps 11-20" in markdown and "1 missing" in markdown
+    assert re.search(r"^\| p_hop \| htc \| accuracy \| 0\.695 ", markdown, re.MULTILINE)
+    rows = list(csv.DictReader(io.StringIO((written / "results.csv").read_text())))
+    assert [row["status"] for row in rows].count("done") == 6 and len(rows) == 8
+    assert {row["id"] for row in rows if row["status"] == "failed"} == {FAILED}
+
+
+class Page(HTMLParser):
+    """What a page shows and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
+    page = Page()
+    page.feed((written / "report.html").read_text())
+    assert len(page.loads) == 10 and all(value.startswith("data:image/png;base64,") for value in page.loads)
+    for text in ("Is <this> & that shown?", "0.695", "loss is nan", "cyclebench run sample", "a CPU", FAILED[:12]):
+        assert text in page.text
+
+
+def test_the_same_results_make_the_same_files(written: Path, tmp_path: Path) -> None:
+    for path in reports.write(MANIFEST, RESULTS, tmp_path):
+        assert path.read_bytes() == (written / path.name).read_bytes(), path.name
+
+
+def test_two_seeds_are_too_few_and_the_table_says_so() -> None:
+    rows = {row["task"]: row for row in differences(MANIFEST, RESULTS)}
+    assert rows["p_hop"]["pairs"] == "1" and "too few seeds" in rows["p_hop"]["reading"]
+
+
+def test_eight_paired_seeds_can_tell() -> None:
+    manifest, results = copy.deepcopy(MANIFEST), dict(RESULTS)
+    template = {cell["variant"]: RESULTS[cell["id"]] for cell in MANIFEST["cells"] if cell["task"] == "p_hop" and cell["seed"]}
+    manifest["tasks"] = manifest["tasks"][:1]
+    manifest["cells"] = []
+    for seed in range(8):
+        for variant, gain in (("htc", 0.0), ("ztt", 0.02)):
+            cell = {"variant": variant, "task": "p_hop", "seed": seed, "id": f"{variant}{seed}"}
+            manifest["cells"].append(cell)
+            results[cell["id"]] = {**template[variant], "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain + 1e-4 * seed}}
+    row = differences(manifest, results)[0]
+    assert (row["reading"], row["pairs"]) == ("better", "8") and float(row["p"]) < 0.01
+    manifest["tasks"][0]["higher_is_better"] = False
+    assert differences(manifest, results)[0]["reading"] == "worse"
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_few_or_no_results_still_make_a_report(keep: int, tmp_path: Path) -> None:
+    paths = reports.write(MANIFEST, dict(list(RESULTS.items())[:keep]), tmp_path)
+    names = {path.name for path in paths}
+    assert {"report.html", "report.md", "results.csv"} <= names
+    assert ("accuracy_vs_flops_p_hop.png" in names) == bool(keep)
+    assert "missing" in (tmp_path / "report.md").read_text()
+
+
+def test_reading_results_imports_no_model() -> None:
+    code = "import reports, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datasets') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (999_999, "1 M"), (2.5e12, "2.5 T"), (0.5, "0.5")]
+)
+def test_units(value: float, text: str) -> None:
+    assert human(value) == text
+
+
+def test_terminal_table_shows_every_row() -> None:
+    table: Any = reports.summary_table(MANIFEST, RESULTS)
+    assert table.row_count == 4

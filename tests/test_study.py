@@ -1,0 +1,121 @@
+"""Study files and overrides: what is accepted, and one clear line for what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import UserError
+from bench.study import Study, load_study, study_from, study_names
+
+BASE = "name: s\nquestion: why\ntasks: [p_hop]\nvariants: [htc, {name: ztt, label: gated, options: {gating: scalar}}]\nseeds: 2\n"
+
+
+def load(text: str, tmp_path: Path, *overrides: str) -> Study:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return load_study(str(path), overrides)
+
+
+def test_shipped_studies_load() -> None:
+    assert {"quick", "sharing"} <= set(study_names())
+    for name in study_names():
+        assert load_study(name).name == name
+
+
+def test_bare_names_labels_and_seeds(tmp_path: Path) -> None:
+    study = load(BASE, tmp_path)
+    assert [(entry.name, entry.label) for entry in study.variants] == [("htc", "htc"), ("ztt", "gated")]
+    assert study.seeds == (0, 1)
+    assert load(BASE.replace("seeds: 2", "seeds: [5, 3]"), tmp_path).seeds == (5, 3)
+
+
+def test_overrides_reach_everything(tmp_path: Path) -> None:
+    study = load(
+        BASE,
+        tmp_path,
+        "model.d_model=256",
+        "train.lr=3e-4",
+        "seeds=[7]",
+        "tasks.p_hop.options.hops=[1, 2]",
+        "tasks.p_hop.train.steps=5",
+        "variants.gated.options.gating=none",
+        "variants.htc.model.n_cycles=9",
+        "question=what now",
+    )
+    htc, gated = study.variants
+    assert study.model.d_model == 256 and study.seeds == (7,) and study.question == "what now"
+    assert gated.options == {"gating": "none"} and study.tasks[0].options == {"hops": [1, 2]}
+    assert study.cell_model(htc, study.tasks[0]).n_cycles == 9 and study.cell_model(gated, study.tasks[0]).n_cycles == 3
+    assert study.cell_train(gated, study.tasks[0]).steps == 5 and study.cell_train(htc, study.tasks[0]).lr == 3e-4
+    assert [entry.name for entry in load(BASE, tmp_path, "variants=[bc]").variants] == ["bc"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.d_modle=3", r"'model\.d_modle'; did you mean 'model\.d_model'"),
+        ("trian.steps=3", r"'trian'; did you mean 'train'"),
+        ("modle=3", r"'modle'; did you mean 'model'"),
+        ("train.steps=many", r"train\.steps: .*integer.*'many'"),
+        ("train.steps=0", r"train\.steps: .*greater than or equal to 1.*0"),
+        ("variants.gatde.options.gating=none", r"variants\.gatde'; did you mean 'variants\.gated'"),
+        ("variants.gated.option.x=1", r"did you mean 'variants\.gated\.options'"),
+        ("variants.gated.match=prams", r"match: .*'params', 'flops' or 'depth'.*'prams'"),
+        ("variants.gated=3", r"is an entry; set one of its fields"),
+        ("train.steps", r"must be KEY=VALUE"),
+        ("train.steps=[", r"not valid YAML"),
+        ("seeds=0", r"seeds: must be at least 1"),
+        ("seeds=[1, 1]", r"seeds = \[1, 1\] must be different"),
+        ("seeds=[]", r"seeds"),
+        ("model.n_heads=3", r"d_model = 128 must be a multiple of n_heads = 3"),
+        ("variants.gated.model.n_heads=3", r"variants\.gated\.model: d_model = 128 must be a multiple of n_heads = 3"),
+        ("variants=[htc, htc]", r"label 'htc' stands twice"),
+        ("reference=hct", r"reference = 'hct' must be one of .*htc, gated"),
+        ("variants.gated.match=params", r"match needs the study's reference"),
+        ("question.x=1", r"question is a value"),
+        ("tasks=[]", r"tasks: .*at least 1"),
+        ("name=a/../b", r"name: .*pattern.*'a/\.\./b'"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load(BASE, tmp_path, override)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "must be a mapping"),
+        ("name: [\n", "not valid YAML"),
+        ("", "must be a mapping"),
+        (BASE + "seeds: 3\n", "key 'seeds' stands twice"),
+        (BASE + "modle: {}\n", "'modle'; did you mean 'model'"),
+        (BASE + "model: {d_modl: 3}\n", "'d_modl'; did you mean 'd_model'"),
+        (BASE.replace("question: why\n", ""), "question is required"),
+        (BASE.replace("label: gated", "lable: gated"), "'lable'; did you mean 'label'"),
+        (BASE + "train: !!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load(text, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_studies_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown study 'quik'; did you mean 'quick'"):
+        load_study("quik")
+    with pytest.raises(UserError, match="does not exist"):
+        load_study(str(tmp_path / "none.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_study(str(tmp_path / "binary.yaml"))
+
+
+def test_a_mapping_is_enough() -> None:
+    raw: dict[str, Any] = {"name": "x", "question": "q", "tasks": ["kjv"], "variants": ["bc"], "seeds": 1}
+    assert study_from(raw, [], "x").tasks[0].label == "kjv"

@@ -1,0 +1,113 @@
+"""MLflow against a real sqlite store and a real server; and that its absence costs nothing but a warning."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from records import MANIFEST, planned, record
+
+from bench.store import Store
+from bench.tracking import CELL, EXPERIMENT, Tracker
+
+
+def children(client: MlflowClient) -> list[Any]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if run.data.tags.get("role") == "study"]
+    assert len(parents) == 1 and parents[0].info.run_name == MANIFEST["study"]
+    return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+
+
+def track(uri: str, root: Path) -> Tracker:
+    store = Store(root)
+    tracker = Tracker(uri, store)
+    tracker.study(MANIFEST)
+    for cell in MANIFEST["cells"][:3]:
+        found = record(cell)
+        if found["status"] == "done" and not store.done(cell["id"]):
+            store.write_result(cell["id"], found)
+        tracker.log(found, planned(cell))
+    report = root / "report.html"
+    report.write_text("<p>report</p>")
+    tracker.finish([report])
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An initialised store: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+    track(uri, folder)
+    return uri
+
+
+def test_one_child_a_cell_with_metrics_by_step_and_by_flops(sqlite: str) -> None:
+    client = MlflowClient(sqlite)
+    runs = {run.data.tags[CELL]: run for run in children(client)}
+    assert set(runs) == {cell["id"] for cell in MANIFEST["cells"][:3]}
+    cell = MANIFEST["cells"][0]
+    run, expected = runs[cell["id"]], record(cell)
+    assert run.info.status == "FINISHED" and run.data.tags["data_fingerprint"] == expected["cell"]["fingerprint"]
+    assert run.data.params["model.d_model"] == "64" and run.data.params["variant"] == expected["cell"]["variant"]
+    assert run.data.metrics["test_accuracy"] == expected["metrics"]["test_accuracy"]
+    by_step = client.get_metric_history(run.info.run_id, "valid_loss")
+    by_flops = client.get_metric_history(run.info.run_id, "by_mflops/valid_loss")
+    assert [m.step for m in by_step] == [entry["step"] for entry in expected["history"]]
+    assert [m.step for m in by_flops] == [int(entry["flops"] / 1e6) for entry in expected["history"]]
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"result.json"}
+
+
+def test_failed_cells_are_failed_runs(sqlite: str) -> None:
+    failed = [run for run in children(MlflowClient(sqlite)) if run.info.status == "FAILED"]
+    assert [run.data.tags["reason"] for run in failed] == ["loss is nan within steps 11-20"]
+
+
+def test_logging_again_adds_nothing_but_another_try_of_what_failed(sqlite: str, tmp_path: Path) -> None:
+    before = {run.info.run_id for run in children(MlflowClient(sqlite)) if run.info.status == "FINISHED"}
+    track(sqlite, tmp_path)
+    assert {run.info.run_id for run in children(MlflowClient(sqlite)) if run.info.status == "FINISHED"} == before
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "artifacts")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_real_server(server: str, tmp_path: Path) -> None:
+    tracker = track(server, tmp_path / "runs")
+    assert not tracker.broken
+    assert len(children(MlflowClient(server))) == 3
+
+
+def test_an_absent_server_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = track("http://127.0.0.1:9", tmp_path / "runs")
+    assert tracker.broken
+    warning = capsys.readouterr().err.strip()
+    assert warning.count("\n") == 0 and "http://127.0.0.1:9 is not available, results are kept" in warning
+    assert Store(tmp_path / "runs").done(MANIFEST["cells"][0]["id"])
