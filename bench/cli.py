@@ -202,8 +202,11 @@ def main() -> None:
     """Entry point: every error a user can cause is one line and exit status 2."""
     try:
         status = app(standalone_mode=False)
-    except (UserError, typer.TyperException) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except typer.TyperException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)

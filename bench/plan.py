@@ -12,6 +12,7 @@ from bench.data import TaskData, get_task
 from bench.errors import UserError
 from bench.match import measure, solve
 from bench.study import Study, TaskEntry, VariantEntry
+from bench.train import pick_device
 from bench.variant import Variant, get_variant
 
 
@@ -53,7 +54,7 @@ def shape_of(
         return model, ""
     reference = next(other for other in study.variants if other.label == study.reference)
     other = get_variant(reference.name, reference.options)
-    other_model, _ = _relevant(other, study.cell_model(reference, task)), None
+    other_model = _relevant(other, study.cell_model(reference, task))
     target = measure(entry.match, other, other_model, vocab_size, length)
     try:
         return solve(entry.match, variant, model, target, vocab_size, length)
@@ -74,7 +75,9 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
         for entry in study.variants:
             variant = get_variant(entry.name, entry.options)
             model, text = shape_of(study, entry, task, data.vocab_size, data.length)
-            variant.schedule(model)  # an impossible shape must be refused before anything runs
+            train = study.cell_train(entry, task)
+            variant.schedule(model)  # an impossible shape or device must be refused before anything runs
+            pick_device(train)
             if text:
                 chosen[entry.label][task.label] = text
             for seed in study.seeds:
@@ -82,7 +85,7 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
                     variant=entry.name,
                     options=variant.options.model_dump(mode="json"),
                     model=model,
-                    train=study.cell_train(entry, task),
+                    train=train,
                     task=task.name,
                     task_options=task_options,
                     seed=seed,

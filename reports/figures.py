@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from bench.stats import mean_interval, pareto_front
 from reports.table import Manifest, Record, done, score
@@ -34,22 +34,23 @@ STYLE = {
     "svg.hashsalt": "cyclebench",  # the same figure is the same file
 }
 DPI = 200
+DODGE = 0.012  # variants of equal cost stand side by side by this share of it, or they would hide each other
 
 
 def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """The task's metric against executed forward FLOPs per token: seeds, means, intervals, exits and the front."""
-    figure, axes = _new(5.6, 3.9)
+    figure, axes = _new(5.6, 4.6)
     drawn = _scatter(axes, manifest, results, task, "forward_flops_per_token")
     if not drawn:
         return None
     thresholds = False
-    values = [value for row in drawn for value in row[1:]]
+    values = [value for row in drawn for value in row[1:4]]
     for index, variant in enumerate(manifest["variants"]):
         records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["exits"]]
         if not records:
             continue
         colour = _colour(manifest, index)
-        points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])
+        points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
         axes.plot(*points.T, MARKERS[index], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
         values += points[:, 1].tolist()
         if all(r["exits"]["curve"] for r in records):
@@ -57,9 +58,9 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
             axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
             values += curve[:, 1].tolist()
             thresholds = True
-    cost, value = np.array([d[:2] for d in drawn]).T
+    cost, value, _, _, place = np.array(drawn).T
     front = pareto_front(cost, value, task["higher_is_better"])
-    axes.plot(cost[front], value[front], "--", color="#444444", lw=1.2, zorder=1)
+    axes.plot(place[front], value[front], "--", color="#444444", lw=1.2, zorder=1)
     extra = [Line2D([], [], ls="--", color="#444444", lw=1.2, label="Pareto front of the means")]
     if any(r["exits"] for r in results.values() if r["status"] == "done"):
         extra.append(
@@ -75,11 +76,11 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
 
 def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """The task's metric against non-embedding parameters."""
-    figure, axes = _new(5.6, 3.6)
+    figure, axes = _new(5.6, 4.2)
     drawn = _scatter(axes, manifest, results, task, "params_non_embedding")
     if not drawn:
         return None
-    values = [value for row in drawn for value in row[1:]]
+    values = [value for row in drawn for value in row[1:4]]
     _finish(axes, manifest, results, task, "non-embedding parameters", values, [])
     return figure
 
@@ -184,19 +185,21 @@ def _new(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
 def _scatter(
     axes: Axes, manifest: Manifest, results: dict[str, Record], task: dict[str, Any], cost: str
 ) -> list[tuple[float, ...]]:
-    """Seeds as dots, means with 95 % intervals; returns (cost, mean, lowest seed, highest seed) of each variant."""
+    """Seeds as dots, means with 95 % intervals; returns (cost, mean, lowest and highest seed, place on the axis)."""
     drawn: list[tuple[float, ...]] = []
     for index, variant in enumerate(manifest["variants"]):
         records = done(manifest, results, variant["label"], task["label"])
         if not records:
             continue
         values = [score(record, task["metric"]) for record in records]
-        x, interval, colour = records[0]["costs"][cost], mean_interval(values), _colour(manifest, index)
+        interval, colour = mean_interval(values), _colour(manifest, index)
+        true = records[0]["costs"][cost]
+        x = true * (1 + DODGE * sum(abs(true / other[0] - 1) < 0.02 for other in drawn))
         axes.scatter([x] * len(values), values, s=9, color=colour, alpha=0.7, lw=0, zorder=3)
         bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
-        look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 3, "lw": 1.1, "zorder": 4}
+        look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 2, "lw": 0.9, "zorder": 4}
         axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=variant["label"], **look)
-        drawn.append((x, interval.mean, min(values), max(values)))
+        drawn.append((true, interval.mean, min(values), max(values), x))
     return drawn
 
 
@@ -211,23 +214,27 @@ def _finish(
 ) -> None:
     """Axes, levels, legend and title; the limits follow ``values``, since an interval at n = 2 may be enormous."""
     low, high = min(values), max(values)
+    span = high - low or 1.0
     for name, level in task["levels"].items():
+        if not low - span < level < high + span:  # a level far off would squash what is to be compared
+            extra.append(Line2D([], [], ls="", label=f"{name} {level:.3g} (off the scale)"))
+            continue
         axes.axhline(level, ls=":", color="#888888", lw=1)
         place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
         axes.annotate(f"{name} {level:.3g}", (0.995, level), color="#666666", fontsize=7.5, **place)
-        low, high = min(low, level), max(high, level)
-    margin = 0.07 * (high - low or 1.0)
-    axes.set_ylim(low - margin, high + margin)
+    near = [level for level in task["levels"].values() if low - span < level < high + span]
+    low, high = min([low, *near]), max([high, *near])
+    axes.set_ylim(low - 0.07 * span, high + 0.07 * span)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_minor_locator(MaxNLocator(1))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
     axes.set(xlabel=xlabel, ylabel=f"test {_axis_name(task)}", title=_title(manifest, results, task))
     _orient(axes, task)
     handles, labels = axes.get_legend_handles_labels()
     handles += extra
     labels += [str(line.get_label()) for line in extra]
-    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _orient(axes: Axes, task: dict[str, Any]) -> None:

@@ -60,7 +60,14 @@ def planned(cell: dict[str, Any]) -> Planned:
 def record(cell: dict[str, Any]) -> dict[str, Any]:
     """The record of a manifest's cell; one of them has failed."""
     config = planned(cell).cell.model_dump(mode="json")
-    environment = {"python": "3.11", "torch": "2", "transformers": "5", "platform": "Linux", "cpu": "a CPU", "device": "cpu"}
+    environment = {
+        "python": "3.11",
+        "torch": "2",
+        "transformers": "5",
+        "platform": "Linux",
+        "cpu": "a CPU",
+        "device": "cpu",
+    }
     environment |= {"threads": 1, "git": None}  # type: ignore[dict-item]
     common = {"schema": 1, "id": cell["id"], "cell": config, "environment": environment}
     if cell["id"] == FAILED:
@@ -92,7 +99,10 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         "schedule": "0 1 1 2",
         "metrics": {f"test_{name}": value for name, value in scores(2).items()},
         "costs": costs,
-        "additions": {"gate": {"params": 0, "flops_per_token": 0.0}, "zero tokens": {"params": 64, "flops_per_token": 512.0}}
+        "additions": {
+            "gate": {"params": 0, "flops_per_token": 0.0},
+            "zero tokens": {"params": 64, "flops_per_token": 512.0},
+        }
         if is_ztt
         else {},
         "history": history,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_every_dense_label_is_right_and_none_is_left_out(hops: int) -> None:
     ids, targets = arrays(make(hops=hops).test)
     for row, labels in zip(ids.tolist(), targets.tolist(), strict=True):
         assert labels == [oracle(row, t, hops) for t in range(len(row))]
-        assert all(a != b for a, b in zip(row, row[1:], strict=False))
+        assert all(a != b for a, b in pairwise(row))
 
 
 def test_sparse_form_scores_the_last_position_only() -> None:

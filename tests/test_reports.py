@@ -93,14 +93,19 @@ def test_two_seeds_are_too_few_and_the_table_says_so() -> None:
 
 def test_eight_paired_seeds_can_tell() -> None:
     manifest, results = copy.deepcopy(MANIFEST), dict(RESULTS)
-    template = {cell["variant"]: RESULTS[cell["id"]] for cell in MANIFEST["cells"] if cell["task"] == "p_hop" and cell["seed"]}
+    template = {
+        cell["variant"]: RESULTS[cell["id"]] for cell in MANIFEST["cells"] if cell["task"] == "p_hop" and cell["seed"]
+    }
     manifest["tasks"] = manifest["tasks"][:1]
     manifest["cells"] = []
     for seed in range(8):
         for variant, gain in (("htc", 0.0), ("ztt", 0.02)):
             cell = {"variant": variant, "task": "p_hop", "seed": seed, "id": f"{variant}{seed}"}
             manifest["cells"].append(cell)
-            results[cell["id"]] = {**template[variant], "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain + 1e-4 * seed}}
+            results[cell["id"]] = {
+                **template[variant],
+                "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain + 1e-4 * seed},
+            }
     row = differences(manifest, results)[0]
     assert (row["reading"], row["pairs"]) == ("better", "8") and float(row["p"]) < 0.01
     manifest["tasks"][0]["higher_is_better"] = False
@@ -117,7 +122,9 @@ def test_few_or_no_results_still_make_a_report(keep: int, tmp_path: Path) -> Non
 
 
 def test_reading_results_imports_no_model() -> None:
-    code = "import reports, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datasets') if m in sys.modules])"
+    code = (
+        "import reports, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datasets') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

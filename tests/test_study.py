@@ -10,7 +10,12 @@ import pytest
 from bench.errors import UserError
 from bench.study import Study, load_study, study_from, study_names
 
-BASE = "name: s\nquestion: why\ntasks: [p_hop]\nvariants: [htc, {name: ztt, label: gated, options: {gating: scalar}}]\nseeds: 2\n"
+BASE = """name: s
+question: why
+tasks: [p_hop]
+variants: [htc, {name: ztt, label: gated, options: {gating: scalar}}]
+seeds: 2
+"""
 
 
 def load(text: str, tmp_path: Path, *overrides: str) -> Study:

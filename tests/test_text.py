@@ -31,7 +31,7 @@ def test_kjv_is_split_by_whole_books(kjv: TaskData) -> None:
     assert not set(VALID) & set(TEST)
     every = books()
     assert len(every) == 66 and {*VALID, *TEST} <= set(every)
-    assert list(every)[0] == "GENESIS" and every["GENESIS"].startswith("In the beginning God created")
+    assert next(iter(every)) == "GENESIS" and every["GENESIS"].startswith("In the beginning God created")
     assert "For God so loved the world" in text(kjv, "test") and "For God so loved the world" not in text(kjv, "train")
     for held_out in (VALID, TEST):
         share = sum(len(every[name]) for name in held_out) / sum(map(len, every.values()))
@@ -107,7 +107,10 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, content: bytes, message: s
 def local_copy(tmp_path: Path) -> str:
     """A data set as one finds it on the hub: a folder of JSON lines, a file for each split."""
     for split, start in (("train", 0), ("test", 5000)):
-        lines = [json.dumps({"text": f"document {i} about {i % 7} things and {i * 31 % 997} others"}) for i in range(start, start + 300)]
+        lines = [
+            json.dumps({"text": f"document {i} about {i % 7} things and {i * 31 % 997} others"})
+            for i in range(start, start + 300)
+        ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     return str(tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,8 @@ def test_only_matrices_decay() -> None:
 def test_learning_rate_schedules(kind: str) -> None:
     config = TrainConfig(steps=100, lr=1.0, warmup=0.1, cooldown=0.2, min_lr=0.1, lr_schedule=kind)
     rates = [learning_rate(step, config) for step in range(100)]
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:11])) and rates[10] == 1.0
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=0.05)
     middle = {"cosine": 0.1 + 0.9 * (1 + math.cos(math.pi * 40 / 90)) / 2, "trapezoid": 1.0}[kind]
     assert rates[50] == pytest.approx(middle)

@@ -118,7 +118,9 @@ class ZeroValueAttention(torch.autograd.Function):
             norm = grad.square().sum(-1)
             tiny = torch.finfo(grad.dtype).tiny ** 0.4
             short = norm < tiny**2
-            if short.any():  # no direction to carry p0 dp0, if there is any: take one too short to be seen in the result
+            if (
+                short.any()
+            ):  # no direction to carry p0 dp0, if there is any: take one too short to be seen in the result
                 need = short & (extra != 0)
                 grad = torch.where(need.unsqueeze(-1), tiny, grad)
                 norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))

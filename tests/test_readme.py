@@ -1,0 +1,90 @@
+"""The README's example is a complete variant: put into a file, it is everywhere, and it keeps the contract."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.study import study_from
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def example() -> str:
+    found = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages with the example added as one file."""
+    root = tmp_path_factory.mktemp("house")
+    for package in ("bench", "variants", "studies", "reports", "tests"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "published"))
+    (root / "variants" / "htc_embedded.py").write_text(example())
+    return root
+
+
+def python(house: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the copy: the current folder comes before the installed packages."""
+    found = subprocess.run([sys.executable, *arguments], cwd=house, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    return found
+
+
+def test_it_is_under_thirty_lines() -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) < 30
+
+
+def test_it_is_listed_and_profiled(house: Path) -> None:
+    assert "htc_embedded" in python(house, "-m", "bench", "list").stdout
+    shown = python(house, "-m", "bench", "profile", "htc", "htc_embedded").stdout
+    assert "of which adapter: parameters" in shown
+
+
+def test_it_runs_in_a_study_and_is_plotted(house: Path) -> None:
+    study = {
+        "name": "mine",
+        "question": "Does it help?",
+        "reference": "htc",
+        "model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2},
+        "train": {"steps": 3, "batch_size": 4},
+        "tasks": [{"name": "p_hop", "options": {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}}],
+        "variants": ["htc", {"name": "htc_embedded", "match": "params"}],
+        "seeds": 1,
+    }
+    (house / "mine.yaml").write_text(json.dumps(study))
+    assert "htc_embedded" in python(house, "-m", "bench", "run", "mine.yaml").stdout
+    svg = (house / "runs/reports/mine/report.md").read_text()
+    assert "| htc_embedded | accuracy |" in svg
+    assert (house / "runs/reports/mine/accuracy_vs_flops_p_hop.png").stat().st_size > 5000
+
+
+def test_it_keeps_the_contract(house: Path) -> None:
+    found = python(
+        house, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "pythonpath=tests .",
+        "tests/test_contract.py", "-k", "htc_embedded-",
+    )  # fmt: skip
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert passed and int(passed[1]) > 20
+
+
+def test_the_study_shown_is_valid() -> None:
+    found = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert found
+    study = study_from(yaml.safe_load(found[1]), [], "README")
+    assert len(study.variants) == 4 and len(study.seeds) == 8
+
+
+def test_every_path_it_names_exists() -> None:
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,203 @@
+"""Studies through worker processes: stored, skipped, contained, repeatable, reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from bench.exits.trace import Trace
+from bench.model import CycleForCausalLM
+from bench.plan import Planned, make_plan
+from bench.runner import run_cell, run_study
+from bench.store import Store
+from bench.study import study_from
+
+RAW: dict[str, Any] = {
+    "name": "tiny",
+    "question": "Does it run?",
+    "reference": "htc",
+    "model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2},
+    "train": {"steps": 6, "batch_size": 4, "eval_sequences": 8},
+    "tasks": [{"name": "p_hop", "options": {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}}],
+    "variants": [{"name": "vanilla", "match": "depth"}, "htc", "ztt"],
+    "seeds": 2,
+}
+
+
+def plan(**changes: Any) -> Any:
+    return make_plan(study_from(json.loads(json.dumps({**RAW, **changes})), [], "tiny"), "cyclebench run tiny", None)
+
+
+def numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What must repeat: everything but times."""
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]
+    return {key: record[key] for key in ("metrics", "costs", "additions", "exits", "zero_attention")} | {
+        "history": history
+    }
+
+
+def run(store: Store, made: Any, jobs: int = 2) -> tuple[dict[str, Any], list[str]]:
+    seen: list[str] = []
+
+    def note(record: dict[str, Any], planned: Planned) -> None:
+        seen.append(record["id"])
+
+    return run_study(made, store, jobs, note), seen
+
+
+def test_a_study_is_run_stored_and_not_run_again(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), plan()
+    results, seen = run(store, made)
+    assert len(results) == 6 and sorted(seen) == sorted(results)
+    for planned in made.cells:
+        record, folder = results[planned.cell.id], store.folder(planned.cell.id)
+        assert record["status"] == "done" and record == store.record(planned.cell.id)
+        trace = Trace.from_bytes((folder / "trace.npz").read_bytes())
+        assert trace.leaving(trace.n_cycles)["loss"] == pytest.approx(record["metrics"]["test_loss"])
+        assert CycleForCausalLM.from_pretrained(folder / "model").config.variant == planned.cell.variant
+        assert (record["exits"] is None) == (planned.cell.variant == "vanilla")
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    again, seen = run(store, made)
+    assert again == results and sorted(seen) == sorted(results)
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+
+
+def test_one_process_or_two_or_none_give_the_same_numbers(tmp_path: Path) -> None:
+    made = plan(seeds=[0])
+    alone, _ = run(Store(tmp_path / "one"), made, jobs=1)
+    together, _ = run(Store(tmp_path / "two"), made, jobs=2)
+    here = {p.cell.id: run_cell(p.cell, Store(tmp_path / "none")) for p in made.cells}
+    for id in alone:
+        assert numbers(alone[id]) == numbers(together[id]) == numbers(here[id])
+
+
+def test_paired_seeds_see_the_same_batches(tmp_path: Path) -> None:
+    """BC with one cycle and the plain stack are the same model: with the same seed the same numbers to the last."""
+    made = plan(variants=["vanilla", {"name": "bc", "model": {"n_cycles": 1}}], seeds=[3], reference=None)
+    results, _ = run(Store(tmp_path), made)
+    vanilla, bc = (results[planned.cell.id] for planned in made.cells)
+    assert vanilla["metrics"] == bc["metrics"] and vanilla["id"] != bc["id"]
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    wide = {"name": "htc", "label": "bad", "train": {"lr": 10.0, "grad_clip": 1e30, "weight_decay": 1e30}}
+    made = plan(variants=[wide, "htc"], seeds=[0])
+    store = Store(tmp_path)
+    results, _ = run(store, made)
+    bad, good = (results[planned.cell.id] for planned in made.cells)
+    assert good["status"] == "done" and bad["status"] == "failed"
+    assert "loss is nan" in bad["reason"]
+    assert not store.done(bad["id"])
+
+
+def test_changed_data_are_noticed(tmp_path: Path) -> None:
+    cell = plan(variants=["htc"], seeds=[0]).cells[0].cell.model_copy(update={"fingerprint": "0" * 64})
+    made = plan(variants=["htc"], seeds=[0])
+    made = type(made)(made.study, (Planned("htc", "p_hop", cell),), made.manifest)
+    results, _ = run(Store(tmp_path), made)
+    assert "the data have changed" in results[cell.id]["reason"]
+
+
+def test_ids_tell_cells_apart_and_ignore_what_means_nothing() -> None:
+    first = plan()
+    assert [p.cell.id for p in first.cells] == [p.cell.id for p in plan(question="another", name="other").cells]
+    assert len({p.cell.id for p in first.cells}) == 6
+    assert not {p.cell.id for p in first.cells} & {p.cell.id for p in plan(train={**RAW["train"], "lr": 2e-3}).cells}
+    cycles = [
+        plan(variants=["vanilla"], reference=None, model={**RAW["model"], "n_cycles": n}).cells[0].cell.id
+        for n in (2, 3)
+    ]
+    assert cycles[0] == cycles[1]
+
+
+def cyclebench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_from_study_to_report(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(RAW))
+    first = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
+    assert first.returncode == 0, first.stderr
+    for text in (
+        "vanilla: matched in depth: n_blocks 3 -> 4",
+        "accuracy",
+        "runs/reports/tiny/report.html",
+        "mlflow ui",
+    ):
+        assert text in first.stdout
+    assert "[3/3]" in first.stderr
+    second = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
+    assert "3 of 3 cells are done already; nothing to run" in second.stderr and second.returncode == 0
+    (tmp_path / "runs/reports/tiny/report.html").unlink()
+    assert cyclebench(tmp_path, "report", "tiny.yaml").returncode == 0
+    assert (tmp_path / "runs/reports/tiny/report.html").stat().st_size > 10000
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("cyclebench").experiment_id])
+    assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 60}}))
+    command = [sys.executable, "-m", "bench", "run", "tiny.yaml", "--jobs", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    results = lambda: list((tmp_path / "runs").glob("*/result.json"))  # noqa: E731
+    while not results() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.read_bytes() for path in results()}
+    assert 1 <= len(kept) < 6
+    done = cyclebench(tmp_path, "run", "tiny.yaml")
+    assert done.returncode == 0 and f"{len(kept)} of 6 cells are done already" in done.stderr
+    assert len(results()) == 6 and all(path.read_bytes() == data for path, data in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quik"], "unknown study 'quik'; did you mean 'quick'"),
+        (["run", "quick", "--set", "variants.ztt.name=zt"], "unknown variant 'zt'; did you mean 'ztt'"),
+        (["run", "quick", "--set", "tasks=[phop]"], "unknown task 'phop'; did you mean 'p_hop'"),
+        (["run", "quick", "--set", "variants.ztt.options.gatin=none"], "'gatin'; did you mean 'gating'"),
+        (["run", "quick", "--set", "variants.ztt.options.gating=non"], "gating"),
+        (
+            ["run", "quick", "--set", "variants.ztt.options={gating: attention, zero_tokens: 0}"],
+            "zero_tokens of at least 1",
+        ),
+        (["run", "quick", "--set", "variants.htc.model.n_blocks=2"], "2 leaves no block to cycle"),
+        (["run", "quick", "--set", "train.device=cuda"], "'cuda' is not available"),
+        (["report", "quick"], "has not been run"),
+        (["profile", "htcc"], "unknown variant 'htcc'; did you mean 'htc'"),
+        (["profile"], "Missing argument"),
+        (["run", "quick", "--job", "2"], "No such option"),
+        (["rnu"], "No such command"),
+        (["run", "quick", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    found = cyclebench(tmp_path, *arguments)
+    assert found.returncode == 2
+    assert message in found.stderr and len(found.stderr.strip().splitlines()) == 1, found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_and_profile_show_every_variant(tmp_path: Path) -> None:
+    shown = cyclebench(tmp_path, "list").stdout
+    for name in ("vanilla", "bc", "htc", "ztt", "p_hop", "kjv", "text", "hub", "quick", "sharing", "gating=attention"):
+        assert name in shown
+    arguments = ("profile", "htc", "ztt", "vanilla", "--set", "model.d_model=64", "--set", "reference=htc")
+    found = cyclebench(tmp_path, *arguments, "--set", "variants.vanilla.match=flops")
+    assert found.returncode == 0, found.stderr
+    assert "of which zero tokens: parameters" in found.stdout and "n_blocks 4 -> 8" in found.stdout
