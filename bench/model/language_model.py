@@ -28,7 +28,7 @@ class CycleConfig(PreTrainedConfig):
     """A model's configuration as it is saved: variant, its options and the shape (fields of ``ModelConfig``)."""
 
     model_type = "cyclebench"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "zero_attention", "exit_signals"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "zero_attention", "exit_signals"]
 
     variant: str = "vanilla"
     options: dict[str, Any] | None = None
@@ -68,7 +68,7 @@ class CycleConfig(PreTrainedConfig):
 class CycleOutput(ModelOutput):
     """loss: scalar, nats per scored token; logits: [B, T, V]; exit_depth: [B], steps run for each sequence;
     exit_signals: [B, cycles], mean zero attention of each cycle; zero_attention: one [B, H, T] for each step that has
-    zero tokens, in order (both only when asked for by ``output_zero_attention``); past_key_values: the cache.
+    zero tokens, in order (both only when asked for by ``output_zero_attention``); cache: the cache.
     """
 
     loss: Tensor | None = None
@@ -76,7 +76,7 @@ class CycleOutput(ModelOutput):
     exit_depth: Tensor | None = None
     exit_signals: Tensor | None = None
     zero_attention: tuple[Tensor, ...] | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 @dataclass
@@ -225,7 +225,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -237,9 +237,9 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: [B, T]; labels: [B, T], shifted inside as everywhere in transformers, -100 is not scored;
         logits_to_keep: number of last positions whose logits are wanted, 0 for all.
         """
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        state = self.embed(input_ids, attention_mask, position_ids, past_key_values, output_zero_attention)
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention)
         self.walk(self.schedule.steps, state)
         logits = self.head(state.hidden[:, -logits_to_keep:])
         loss = None
@@ -254,7 +254,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             if any(s is not None for s in signals)
             else None,
             zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
-            past_key_values=past_key_values,
+            cache=cache,
         )
 
 
