@@ -96,6 +96,14 @@ class TrainConfig(Strict):
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
     grad_clip: float = Field(1.0, gt=0.0)
+    random_cycles: bool = Field(
+        False,
+        description="draw the number of cycles of every step: rate ~ LogNormal(ln r - 1/8, 1/2), Poisson(rate) + 1 "
+        "(Geiping et al. 2025, arXiv 2502.05171, section 3.3), r being model.n_cycles",
+    )
+    backward_cycles: int | None = Field(
+        None, ge=1, description="gradients flow through so many last cycles only; None: through all"
+    )
     eval_every: int | None = Field(None, ge=1, description="optimizer steps between validations; None: a tenth")
     eval_every_flops: float | None = Field(None, gt=0.0, description="training FLOPs between validations")
     eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")

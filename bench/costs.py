@@ -23,10 +23,10 @@ from bench.model import CycleConfig, CycleForCausalLM
 from bench.model.attention import attention_flops
 from bench.model.blocks import Block
 from bench.model.parts import Flops, Part
-from bench.schedule import Step
+from bench.schedule import Schedule, Step
 from bench.variant import Variant
 
-PARTS = ("prefix", "adapter", "gate")  # attributes of the model that hold what a variant added
+PARTS = ("prefix", "adapter", "recurrence", "gate")  # attributes of the model that hold what a variant added
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int, de
     """
     lm = meta_model(variant, model, vocab_size, length)
     schedule = lm.schedule
-    total = sequence_flops(lm, schedule.steps, length, device)
+    total = pass_flops(lm, length, device)
     return Costs(
         length=length,
         depth=schedule.depth,
@@ -96,10 +96,8 @@ def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int, de
     )
 
 
-def sequence_flops(
-    lm: CycleForCausalLM, steps: Iterable[Step], length: int, device: str, head: bool = True, with_mass: bool = False
-) -> Flops:
-    """FLOPs of the given steps (and the LM head) for one sequence. with_mass: zero attention is read at every step."""
+def step_flops(lm: CycleForCausalLM, steps: Iterable[Step], length: int, device: str, with_mass: bool = False) -> Flops:
+    """FLOPs of the given steps for one sequence. with_mass: zero attention is read at every step."""
     total = Flops()
     gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
     for step in steps:
@@ -110,19 +108,58 @@ def sequence_flops(
         total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device)
         for part in _parts(lm):
             total += part.flops(step, length)
-    return total + Flops(2 * length * lm.model_shape.d_model * lm.config.vocab_size) if head else total
+    return total
 
 
-def exit_flops(lm: CycleForCausalLM, length: int, device: str, reading: bool = False) -> tuple[float, ...]:
+def head_flops(lm: CycleForCausalLM, length: int) -> Flops:
+    """FLOPs of the LM head for one sequence."""
+    return Flops(2 * length * lm.model_shape.d_model * lm.config.vocab_size)
+
+
+def cycle_flops(
+    lm: CycleForCausalLM, schedule: Schedule, cycle: int, length: int, device: str, with_mass: bool = False
+) -> Flops:
+    """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence."""
+    total = step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
+    return total if lm.recurrence is None else total + lm.recurrence.cycle_flops(cycle, length)
+
+
+def read_out_flops(lm: CycleForCausalLM, schedule: Schedule, length: int, device: str) -> Flops:
+    """FLOPs of what follows the cycles for one sequence: the recurrence's output, the coda and the LM head."""
+    total = step_flops(lm, schedule.coda, length, device) + head_flops(lm, length)
+    return total if lm.recurrence is None else total + lm.recurrence.output_flops(length)
+
+
+def pass_flops(lm: CycleForCausalLM, length: int, device: str, n_cycles: int | None = None) -> Flops:
+    """FLOPs of one sequence at full depth, the LM head included."""
+    schedule = lm.schedule_at(n_cycles)
+    total = step_flops(lm, schedule.prelude, length, device) + read_out_flops(lm, schedule, length, device)
+    return sum((cycle_flops(lm, schedule, cycle, length, device) for cycle in range(schedule.n_cycles)), total)
+
+
+def training_flops(
+    lm: CycleForCausalLM, length: int, device: str, n_cycles: int | None = None, backward_cycles: int | None = None
+) -> int:
+    """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles."""
+    schedule = lm.schedule_at(n_cycles)
+    total = pass_flops(lm, length, device, n_cycles).training
+    outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
+    cut = (cycle_flops(lm, schedule, cycle, length, device) for cycle in range(outside))
+    return total - sum(flops.training - flops.forward for flops in cut)
+
+
+def exit_flops(
+    lm: CycleForCausalLM, length: int, device: str, reading: bool = False, n_cycles: int | None = None
+) -> tuple[float, ...]:
     """Forward FLOPs per token of a sequence that leaves after cycle 1, 2, ...: prelude, those cycles, coda and LM head.
 
     reading: the zero attention is read to decide at every exit point, hence in every cycle but the last.
     """
-    schedule = lm.schedule
-    done, totals = sequence_flops(lm, (*schedule.prelude, *schedule.coda), length, device), []
-    for number, steps in enumerate(schedule.cycles, 1):
-        read = reading and number < schedule.n_cycles
-        done += sequence_flops(lm, steps, length, device, head=False, with_mass=read)
+    schedule = lm.schedule_at(n_cycles)
+    done = step_flops(lm, schedule.prelude, length, device) + read_out_flops(lm, schedule, length, device)
+    totals = []
+    for cycle in range(schedule.n_cycles):
+        done += cycle_flops(lm, schedule, cycle, length, device, reading and cycle + 1 < schedule.n_cycles)
         totals.append(done.forward / length)
     return tuple(totals)
 
@@ -137,9 +174,9 @@ def additions(lm: CycleForCausalLM, length: int, device: str) -> dict[str, Addit
         part = getattr(stripped, name)
         if part is None:
             continue
-        before = sequence_flops(stripped, lm.schedule.steps, length, device)
+        before = pass_flops(stripped, length, device)
         stripped._modules = {**stripped._modules, name: None}
-        saved = before - sequence_flops(stripped, lm.schedule.steps, length, device)
+        saved = before - pass_flops(stripped, length, device)
         found[part.label] = Addition(count(part.parameters()), saved.forward / length)
     return found
 

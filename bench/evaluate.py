@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,12 +16,16 @@ EVAL_BATCH = 64  # sequences; fixed, so that float sums do not depend on a setti
 
 @torch.no_grad()
 def evaluate(
-    lm: CycleForCausalLM, ids: NDArray[np.int64], targets: NDArray[np.int64], every_exit: bool = False
+    lm: CycleForCausalLM,
+    ids: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    every_exit: bool = False,
+    n_cycles: int | None = None,
 ) -> Trace:
     """Score sequences ids [N, T] against targets [N, T] (-100 is not scored).
 
     every_exit: score what coda and head give at the end of every cycle and read the zero attention; otherwise only the
-    full depth, as one column.
+    full depth, as one column; n_cycles: another number of cycles than the model was built with.
     """
     training = lm.training
     lm.eval()
@@ -31,24 +33,23 @@ def evaluate(
     for start in range(0, len(ids), EVAL_BATCH):
         tokens = torch.from_numpy(ids[start : start + EVAL_BATCH]).to(lm.device)
         goal = torch.from_numpy(targets[start : start + EVAL_BATCH]).to(lm.device)
-        parts.append(_batch(lm, tokens, goal, every_exit))
+        parts.append(_batch(lm, tokens, goal, every_exit, n_cycles))
     lm.train(training)
     loss, correct, scored, signal, seen = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Trace(loss, correct, scored, signal, seen.mean(0))
 
 
-def _batch(lm: CycleForCausalLM, tokens: Tensor, goal: Tensor, every_exit: bool) -> tuple[NDArray[np.float64], ...]:
-    schedule = lm.schedule
-    state = lm.walk(schedule.prelude, lm.embed(tokens, with_mass=every_exit))
+def _batch(
+    lm: CycleForCausalLM, tokens: Tensor, goal: Tensor, every_exit: bool, n_cycles: int | None
+) -> tuple[NDArray[np.float64], ...]:
+    state = lm.embed(tokens, with_mass=every_exit, n_cycles=n_cycles)
+    schedule = state.schedule
     losses, corrects, signals = [], [], []
-    for number, steps in enumerate(schedule.cycles, 1):
-        lm.walk(steps, state)
+    for number in lm.cycles(state):
         if not every_exit and number < schedule.n_cycles:
             continue
-        signal = state.signal(steps)
-        # The coda runs on a branch of its own: the next cycle goes on from the state before it.
-        leaving = lm.walk(schedule.coda, copy.copy(state))
-        logits = lm.head(leaving.hidden).float()
+        signal = state.signal(schedule.cycles[number - 1])
+        logits = lm.lm_head(lm.read_out(state)).float()
         loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="none")
         losses.append(loss.view_as(goal).double().sum(1))
         corrects.append((logits.argmax(-1) == goal).double().sum(1))

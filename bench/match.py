@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from bench.config import ModelConfig
-from bench.costs import meta_model, non_embedding, sequence_flops
+from bench.costs import meta_model, non_embedding, pass_flops
 from bench.errors import UserError
 from bench.variant import Variant
 
@@ -25,7 +25,7 @@ def measure(kind: Match, variant: Variant, model: ModelConfig, vocab_size: int, 
     lm = meta_model(variant, model, vocab_size, length)
     if kind == "params":
         return non_embedding(lm)
-    return sequence_flops(lm, lm.schedule.steps, length, "cpu").forward / length
+    return pass_flops(lm, length, "cpu").forward / length
 
 
 def solve(

@@ -55,7 +55,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         lm.reset_parameters(cell.seed)
         lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
-        history = train(lm, data, cell.train, cell.seed, cost.train_flops_per_token, report)
+        history = train(lm, data, cell.train, cell.seed, report)
         with autocast(cell.train, device):
             trace = evaluate(lm, *arrays(data.test), every_exit=True)
     per_byte = data.bytes_of("test")
@@ -78,7 +78,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         "metrics": {f"test_{name}": value for name, value in scores.items()},
         "costs": {
             **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
-            "train_flops": tokens * cost.train_flops_per_token,
+            "train_flops": history[-1]["flops"],  # executed
         },
         "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
         "history": history,

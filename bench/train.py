@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
+from bench.costs import training_flops
 from bench.data import TaskData
 from bench.data.batches import Batches, arrays
 from bench.errors import CellError, UserError
@@ -22,6 +23,7 @@ from bench.evaluate import evaluate
 from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
 
+CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
 
 Report = Callable[[int, float, float], None]
@@ -90,20 +92,26 @@ def train(
     data: TaskData,
     config: TrainConfig,
     seed: int,
-    flops_per_token: float,
     report: Report | None = None,
 ) -> list[dict[str, float]]:
     """Train in place on the model's device and return the history, one entry for each validation.
 
-    flops_per_token: of training, for the compute axis. Raises CellError if the loss stops being finite.
+    Raises CellError if the loss stops being finite, UserError if gradients are cut where the prelude needs them.
     """
     device = lm.device
+    if config.backward_cycles is not None and lm.recurrence is None and lm.schedule.n_prelude:
+        raise UserError(
+            f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
+            "gradient (allowed: none, or a variant that re-injects the prelude's output)"
+        )
+    cycles = draw_cycles(config, lm.schedule.n_cycles, seed)
+    flops = executed_flops(lm, config, data.length, cycles)
     batches = Batches(data.train, config.batch_size, seed)
     valid_ids, valid_targets = (column[: config.eval_sequences] for column in arrays(data.valid))
     optimizer = make_optimizer(lm, config)
     run = torch.compile(lm) if config.compile else lm
     tokens_per_step = config.batch_size * data.length
-    due = _evaluations(config, tokens_per_step * flops_per_token)
+    due = _evaluations(config, flops)
     history: list[dict[str, float]] = []
     pending: list[torch.Tensor] = []
     lm.train()
@@ -114,7 +122,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         ids, targets = batches.batch(step - 1)
-        pending.append(_step(run, lm, optimizer, ids, targets, config, device))
+        pending.append(_step(run, lm, optimizer, ids, targets, config, cycles[step - 1]))
         if step % LOG_EVERY == 0 or step in due or step == config.steps:
             loss = float(torch.stack(pending).mean())
             if not math.isfinite(loss):
@@ -130,7 +138,7 @@ def train(
                 scores = evaluate(lm, valid_ids, valid_targets).leaving(1)
             scores = with_bits(scores, data.bytes_of("valid"))
             tokens = step * tokens_per_step
-            entry = {"step": step, "tokens": tokens, "flops": tokens * flops_per_token, "seconds": seconds, "lr": rate}
+            entry = {"step": step, "tokens": tokens, "flops": float(flops[step - 1]), "seconds": seconds, "lr": rate}
             valid_scores = {f"valid_{name}": value for name, value in scores.items()}
             history.append({**entry, "train_loss": float(np.mean(losses)), **valid_scores})
             if not math.isfinite(scores["loss"]):
@@ -146,33 +154,55 @@ def _step(
     ids: NDArray[np.int64],
     targets: NDArray[np.int64],
     config: TrainConfig,
-    device: torch.device,
+    n_cycles: int | None,
 ) -> torch.Tensor:
     """One optimizer step over the micro-batches of a batch [B, T]; returns the mean loss, not yet read."""
+    device = lm.device
     total = torch.zeros((), device=device)
     scored = int((targets != IGNORED).sum())
     for tokens, goal in zip(np.split(ids, config.accumulation), np.split(targets, config.accumulation), strict=True):
         with autocast(config, device):
-            logits = run(torch.from_numpy(tokens).to(device, non_blocking=True)).logits
+            inputs = torch.from_numpy(tokens).to(device, non_blocking=True)
+            out = run(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles)
         flat = torch.from_numpy(goal).to(device, non_blocking=True).flatten()
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
-        loss = cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="sum") / scored
-        loss.backward()
+        loss = cross_entropy(out.logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="sum") / scored
         total += loss.detach()
+        if out.auxiliary_loss is not None:
+            loss = loss + out.auxiliary_loss * (len(tokens) / len(ids))
+        loss.backward()
     nn.utils.clip_grad_norm_(lm.parameters(), config.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
 
 
-def _evaluations(config: TrainConfig, flops_per_step: float) -> set[int]:
+def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | None]:
+    """The number of cycles of every optimizer step; None: as many as the model was built with.
+
+    Drawn from the seed alone, so that every variant of as many cycles draws the same.
+    """
+    if not config.random_cycles:
+        return [None] * config.steps
+    rng = np.random.default_rng([seed, n_cycles, 0xC7C1E])
+    rate = rng.lognormal(math.log(n_cycles) - CYCLES_SIGMA**2 / 2, CYCLES_SIGMA, config.steps)
+    return [int(count) + 1 for count in rng.poisson(rate)]
+
+
+def executed_flops(
+    lm: CycleForCausalLM, config: TrainConfig, length: int, cycles: list[int | None]
+) -> NDArray[np.float64]:
+    """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""
+    device = lm.device.type
+    of = {n: training_flops(lm, length, device, n, config.backward_cycles) for n in set(cycles)}
+    return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
+
+
+def _evaluations(config: TrainConfig, flops: NDArray[np.float64]) -> set[int]:
     """Steps after which to validate: every so many steps, every so many FLOPs, and at the end."""
     every = config.eval_every or max(1, config.steps // 10)
     due = {*range(every, config.steps + 1, every), config.steps}
     if config.eval_every_flops is not None:
-        marks = int(config.steps * flops_per_step // config.eval_every_flops)
-        due |= {
-            min(config.steps, math.ceil(mark * config.eval_every_flops / flops_per_step))
-            for mark in range(1, marks + 1)
-        }
+        marks = np.arange(1, int(flops[-1] // config.eval_every_flops) + 1) * config.eval_every_flops
+        due |= {int(step) + 1 for step in np.searchsorted(flops, marks)}
     return due

@@ -12,7 +12,7 @@ from bench.errors import UserError, unknown
 from bench.schedule import Schedule
 
 if TYPE_CHECKING:  # the parts are torch modules: listing variants must not wait for torch
-    from bench.model.parts import Adapter, AttentionPrefix, Gate
+    from bench.model.parts import Adapter, AttentionPrefix, Gate, Recurrence
 
 ENTRY_POINTS = "cyclebench.variants"
 
@@ -42,7 +42,11 @@ class Variant:
         return None
 
     def adapter(self, model: ModelConfig, schedule: Schedule) -> Adapter | None:
-        """What a step adds to its shared block's input (for example a cycle embedding)."""
+        """What a step adds to its shared block's input or matrices (a cycle embedding, low-rank updates)."""
+        return None
+
+    def recurrence(self, model: ModelConfig, schedule: Schedule) -> Recurrence | None:
+        """What happens between the cycles (the input re-injected, a memory, halting)."""
         return None
 
     def gate(self, model: ModelConfig, schedule: Schedule) -> Gate | None:

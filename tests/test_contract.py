@@ -13,7 +13,7 @@ from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VO
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.costs import costs, measured_flops, non_embedding
+from bench.costs import costs, measured_flops, non_embedding, pass_flops, training_flops
 from bench.model import CycleForCausalLM
 from bench.train import make_optimizer
 from bench.variant import get_variant
@@ -192,13 +192,26 @@ def test_left_padding_changes_nothing(name: str, options: dict[str, Any], family
 
 
 @defaults
-def test_exit_points_rejoin_the_full_model(name: str, options: dict[str, Any]) -> None:
-    """Walking part by part is the whole forward pass, and every exit point's cost lies below the next."""
+def test_leaving_at_an_exit_point_is_the_model_with_fewer_cycles(name: str, options: dict[str, Any]) -> None:
+    """What coda and head give after cycle c is the model run for c cycles; every exit costs more than the last."""
     lm, x = make(name, options), tokens()
     state = lm.embed(x)
-    for steps in (lm.schedule.prelude, *lm.schedule.cycles, lm.schedule.coda):
-        lm.walk(steps, state)
-    assert torch.equal(lm.head(state.hidden), lm(x).logits)
+    for number in lm.cycles(state):
+        torch.testing.assert_close(lm.lm_head(lm.read_out(state)), lm(x, n_cycles=number).logits)
+    assert torch.equal(lm.lm_head(lm.read_out(state)), lm(x).logits)
     variant = get_variant(name, options)
     flops = costs(variant, shape(variant, "gpt2"), VOCAB, LENGTH).exit_flops_per_token
     assert list(flops) == sorted(set(flops)) and len(flops) == lm.schedule.n_cycles
+
+
+@defaults
+@families
+def test_more_cycles_than_it_was_built_with(name: str, options: dict[str, Any], family: str) -> None:
+    """Every variant runs for another number of cycles, and its costs are counted there as well."""
+    lm, x = make(name, options, family), tokens(3)
+    for n_cycles in (1, 2, 5):
+        assert lm(x, n_cycles=n_cycles).logits.isfinite().all()
+        assert lm.schedule_at(n_cycles).n_blocks == lm.schedule.n_blocks
+        forward, training = pass_flops(lm, LENGTH, "cpu", n_cycles).forward, training_flops(lm, LENGTH, "cpu", n_cycles)
+        assert 3 * forward == measured_flops(lm, 3, LENGTH, n_cycles=n_cycles)
+        assert 3 * training == measured_flops(lm, 3, LENGTH, training=True, n_cycles=n_cycles)

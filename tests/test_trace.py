@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from settings import VOCAB, make, tokens
 from torch.nn.functional import cross_entropy
 
-from bench.costs import exit_flops, measured_flops, sequence_flops
+from bench.costs import exit_flops, head_flops, measured_flops, step_flops
 from bench.evaluate import evaluate
 from bench.exits.trace import Trace, with_bits
 from bench.model.language_model import IGNORED
@@ -39,7 +39,7 @@ def test_every_exit_scores_what_the_truncated_model_gives() -> None:
                 [state.zero_attention[step.depth].mean().item() for step in lm.schedule.cycles[number - 1]]
             )
             lm.walk(lm.schedule.coda, state)
-            logits, goal = lm.head(state.hidden)[0], torch.from_numpy(targets[row])
+            logits, goal = lm.lm_head(lm.norm(state.hidden))[0], torch.from_numpy(targets[row])
             loss = cross_entropy(logits, goal, ignore_index=IGNORED, reduction="sum").item()
             assert trace.loss[row, number - 1] == pytest.approx(loss, rel=1e-5)
             assert trace.correct[row, number - 1] == (logits.argmax(-1) == goal).sum().item()
@@ -105,7 +105,7 @@ def test_reading_costs_are_those_of_the_executed_pass() -> None:
     """Everything read at every exit is what FlopCounterMode sees with the zero attention asked for."""
     lm = make("ztt", {"gating": "none"})
     length = 12
-    reading = sequence_flops(lm, lm.schedule.steps, length, "cpu", with_mass=True).forward
+    reading = (step_flops(lm, lm.schedule.steps, length, "cpu", with_mass=True) + head_flops(lm, length)).forward
     assert reading == measured_flops(lm, 1, length, output_zero_attention=True)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from settings import make
+from settings import make, tokens
+from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.costs import build_model, costs
+from bench.costs import build_model, costs, training_flops
 from bench.data import TaskData, get_task
 from bench.errors import CellError, UserError
-from bench.train import learning_rate, make_optimizer, pick_device, repeatable, train
+from bench.train import draw_cycles, learning_rate, make_optimizer, pick_device, repeatable, train
 from bench.variant import get_variant
 
 CONFIG = TrainConfig(steps=12, batch_size=8, lr=3e-3, eval_sequences=32)
@@ -31,9 +32,8 @@ def run(data: TaskData, config: TrainConfig, variant: str = "ztt", seed: int = 0
     shape = make(variant, {}).model_shape.model_copy(update=changes)
     lm = build_model(get_variant(variant), shape, data.vocab_size, data.length)
     lm.reset_parameters(seed)
-    flops = costs(get_variant(variant), shape, data.vocab_size, data.length).train_flops_per_token
     with repeatable(seed, 1):
-        return lm, train(lm, data, config, seed, flops)
+        return lm, train(lm, data, config, seed)
 
 
 def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -65,9 +65,44 @@ def test_history_is_by_step_tokens_and_flops(data: TaskData) -> None:
     lm = make("ztt", {})
     per_token = costs(get_variant("ztt"), lm.model_shape, data.vocab_size, data.length).train_flops_per_token
     for entry in history:
-        assert entry["tokens"] == entry["step"] * 8 * 16 and entry["flops"] == entry["tokens"] * per_token
+        assert entry["tokens"] == entry["step"] * 8 * 16 and entry["flops"] == pytest.approx(
+            entry["tokens"] * per_token, rel=1e-12
+        )
     _, by_flops = run(data, CONFIG.model_copy(update={"eval_every": 100, "eval_every_flops": 3.5 * 8 * 16 * per_token}))
     assert [entry["step"] for entry in by_flops] == [4, 7, 11, 12]
+
+
+def test_random_cycles_are_paired_counted_and_follow_their_law(data: TaskData) -> None:
+    config = CONFIG.model_copy(update={"random_cycles": True})
+    drawn = draw_cycles(config, 3, seed=0)
+    assert drawn == draw_cycles(config, 3, seed=0) != draw_cycles(config, 3, seed=1)
+    many = np.array(draw_cycles(config.model_copy(update={"steps": 20000}), 8, 0), dtype=float)
+    # A Poisson count of a rate with mean 8 and variance 8^2 (e^(1/4) - 1), plus one.
+    assert many.mean() == pytest.approx(9, rel=0.02) and many.var() == pytest.approx(8 + 64 * math.expm1(0.25), rel=0.1)
+    lm, history = run(data, config)
+    per_step = [8 * training_flops(lm, data.length, "cpu", count) for count in drawn]
+    assert history[-1]["flops"] == sum(per_step) and len(set(per_step)) > 1
+
+
+def test_gradients_may_flow_through_the_last_cycles_only() -> None:
+    """Before the cut the block's earlier uses get no gradient: it is that of the last uses alone."""
+    lm, x = make("bc", {}), tokens()
+    lm(x, labels=x, backward_cycles=1).loss.backward()
+    cut = lm.blocks[0].mlp.up.weight.grad.clone()
+    lm.zero_grad()
+    state = lm.embed(x)
+    with torch.no_grad():
+        for done in lm.cycles(state):
+            if done == 2:
+                break
+    lm.walk(lm.schedule.cycles[2], state)
+    cross_entropy(lm.lm_head(lm.read_out(state))[:, :-1].flatten(0, 1), x[:, 1:].flatten()).backward()
+    torch.testing.assert_close(cut, lm.blocks[0].mlp.up.weight.grad)
+
+
+def test_a_cut_that_would_leave_the_prelude_untrained_is_refused(data: TaskData) -> None:
+    with pytest.raises(UserError, match=r"train\.backward_cycles: 1 leaves the prelude of 'htc' without a gradient"):
+        run(data, CONFIG.model_copy(update={"backward_cycles": 1}), "htc")
 
 
 def test_a_loss_that_is_not_finite_stops_the_cell_with_its_reason(data: TaskData) -> None:
@@ -75,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_cell_with_its_reason(data: TaskData
     lm.reset_parameters(0)
     torch.nn.init.constant_(lm.norm.weight, math.inf)
     with pytest.raises(CellError, match=r"loss is nan within steps 1-\d+"):
-        train(lm, data, CONFIG, 0, 1.0)
+        train(lm, data, CONFIG, 0)
 
 
 def test_precision_bfloat16_trains(data: TaskData) -> None:

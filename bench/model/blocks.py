@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from bench.config import ModelConfig
 from bench.model.attention import Prefix, attend
-from bench.model.parts import Flops, Gate
+from bench.model.parts import Adapter, Flops, Gate, Linear
 from bench.schedule import Step
 
 Rotation = tuple[Tensor, Tensor]
@@ -53,11 +53,16 @@ class Attention(nn.Module):
         context: Context,
         prefix: Prefix | None,
         gate: Gate | None,
+        adapter: Adapter | None,
         with_mass: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D]."""
         batch, length, width = x.shape
-        heads = self.qkv(x).view(batch, length, self.n_heads + 2 * self.kv_heads, self.head_dim).transpose(1, 2)
+        heads = (
+            apply(self.qkv, "qkv", x, step, adapter)
+            .view(batch, length, self.n_heads + 2 * self.kv_heads, self.head_dim)
+            .transpose(1, 2)
+        )
         query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
@@ -69,7 +74,8 @@ class Attention(nn.Module):
         factors = gate.heads(step, x) if gate is not None else None
         if factors is not None:
             out = out * factors.view(-1, 1, 1)
-        return self.out(out.transpose(1, 2).reshape(batch, length, width)), mass
+        mixed = out.transpose(1, 2).reshape(batch, length, width)
+        return apply(self.out, "attention_out", mixed, step, adapter), mass
 
 
 class GeluMLP(nn.Module):
@@ -80,8 +86,9 @@ class GeluMLP(nn.Module):
         self.up = nn.Linear(model.d_model, model.ff)
         self.out = nn.Linear(model.ff, model.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(gelu(self.up(x), approximate="tanh"))
+    def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
+        inner = gelu(apply(self.up, "mlp_up", x, step, adapter), approximate="tanh")
+        return apply(self.out, "mlp_out", inner, step, adapter)
 
 
 class SwigluMLP(nn.Module):
@@ -92,9 +99,18 @@ class SwigluMLP(nn.Module):
         self.up = nn.Linear(model.d_model, 2 * model.ff, bias=False)
         self.out = nn.Linear(model.ff, model.d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, -1)
-        return self.out(silu(gate) * up)
+    def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
+        gate, up = apply(self.up, "mlp_up", x, step, adapter).chunk(2, -1)
+        return apply(self.out, "mlp_out", silu(gate) * up, step, adapter)
+
+
+def apply(layer: nn.Linear, name: Linear, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
+    """A linear layer's output [B, T, out] with what the adapter adds to it at the step."""
+    out = layer(x)
+    if adapter is None or name not in adapter.linears:
+        return out
+    delta = adapter.delta(step, name, x)
+    return out if delta is None else out + delta
 
 
 def make_norm(model: ModelConfig) -> nn.Module:

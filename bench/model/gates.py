@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config import ModelConfig
-from bench.model.parts import Branch, Flops, Gate
+from bench.model.parts import Branch, Flops, Gate, StepTable
 from bench.schedule import Step
 
 Gating = Literal["none", "attention", "scalar", "head", "channel", "token", "tanh"]
@@ -37,9 +37,9 @@ class _LearnedGate(Gate):
 
     def __init__(self, steps: Sequence[Step], *shape: int, start: float = OPEN) -> None:
         super().__init__()
-        self.row = {step.depth: row for row, step in enumerate(steps)}
+        self.rows = StepTable(steps)
         self.start = start
-        self.logit = nn.Parameter(torch.empty(len(steps), *shape))
+        self.logit = nn.Parameter(torch.empty(len(self.rows), *shape))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.logit, self.start)
@@ -51,9 +51,9 @@ class SigmoidGate(_LearnedGate):
     def merge(
         self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
     ) -> Tensor:
-        if step.depth not in self.row:
+        if step not in self.rows:
             return hidden + update
-        return torch.addcmul(hidden, update, self.logit[self.row[step.depth]].sigmoid())
+        return torch.addcmul(hidden, update, self.logit[self.rows[step]].sigmoid())
 
 
 class TanhGate(_LearnedGate):
@@ -65,9 +65,9 @@ class TanhGate(_LearnedGate):
     def merge(
         self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
     ) -> Tensor:
-        if step.depth not in self.row:
+        if step not in self.rows:
             return hidden + update
-        return torch.addcmul(hidden, update, self.logit[self.row[step.depth]].tanh())
+        return torch.addcmul(hidden, update, self.logit[self.rows[step]].tanh())
 
 
 class HeadGate(_LearnedGate):
@@ -77,7 +77,7 @@ class HeadGate(_LearnedGate):
         super().__init__(steps, n_heads)
 
     def heads(self, step: Step, hidden: Tensor) -> Tensor | None:
-        return self.logit[self.row[step.depth]].sigmoid() if step.depth in self.row else None
+        return self.logit[self.rows[step]].sigmoid() if step in self.rows else None
 
 
 class TokenGate(Gate):
@@ -88,25 +88,25 @@ class TokenGate(Gate):
 
     def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
         super().__init__()
-        self.row = {step.depth: row for row, step in enumerate(steps)}
+        self.rows = StepTable(steps)
         self.width = (model.d_model, max(1, model.d_model // 8))
         self.hidden = nn.Linear(*self.width, bias=False)
         self.out = nn.Linear(self.width[1], 1, bias=False)
-        self.logit = nn.Parameter(torch.empty(len(steps)))
+        self.logit = nn.Parameter(torch.empty(len(self.rows)))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.logit, OPEN)
 
     def flops(self, step: Step, length: int) -> Flops:
         wide, narrow = self.width
-        return Flops(2 * 2 * length * narrow * (wide + 1)) if step.depth in self.row else Flops()  # on both branches
+        return Flops(2 * 2 * length * narrow * (wide + 1)) if step in self.rows else Flops()  # on both branches
 
     def merge(
         self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
     ) -> Tensor:
-        if step.depth not in self.row:
+        if step not in self.rows:
             return hidden + update
-        logit = self.out(nn.functional.gelu(self.hidden(hidden))) + self.logit[self.row[step.depth]]
+        logit = self.out(nn.functional.gelu(self.hidden(hidden))) + self.logit[self.rows[step]]
         return torch.addcmul(hidden, update, logit.sigmoid())
 
 

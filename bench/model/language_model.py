@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from bench.config import ModelConfig, parse
 from bench.model.attention import causal_mask
 from bench.model.blocks import Block, Context, make_norm, rotation
 from bench.model.parts import Part
-from bench.schedule import Step
+from bench.schedule import Schedule, Step
 from bench.variant import Variant, get_variant
 
 IGNORED = -100  # target of a position that is not scored
@@ -68,7 +69,8 @@ class CycleConfig(PreTrainedConfig):
 class CycleOutput(ModelOutput):
     """loss: scalar, nats per scored token; logits: [B, T, V]; exit_depth: [B], steps run for each sequence;
     exit_signals: [B, cycles], mean zero attention of each cycle; zero_attention: one [B, H, T] for each step that has
-    zero tokens, in order (both only when asked for by ``output_zero_attention``); cache: the cache.
+    zero tokens, in order (both only when asked for by ``output_zero_attention``); auxiliary_loss: scalar, what the
+    variant's own parts add to the training loss, None if they add nothing; cache: one slot a step.
     """
 
     loss: Tensor | None = None
@@ -76,17 +78,35 @@ class CycleOutput(ModelOutput):
     exit_depth: Tensor | None = None
     exit_signals: Tensor | None = None
     zero_attention: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
     cache: Cache | None = None
 
 
 @dataclass
 class Walk:
-    """The state of one pass: hidden [B, T, D], the embedded tokens [B, T, D], and the zero attention seen so far."""
+    """The state of one pass.
+
+    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; zero_attention: [B, H, T] by step depth,
+    as far as seen; memory: what the variant's recurrence keeps from cycle to cycle; losses: scalars that parts add to
+    the training loss; active: [B, T], the tokens whose state may still change, None for all: the others are frozen and
+    go on serving keys and values.
+    """
 
     hidden: Tensor
     embedded: Tensor
     context: Context
-    zero_attention: dict[int, Tensor] = field(default_factory=dict)  # by step depth
+    schedule: Schedule
+    zero_attention: dict[int, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    active: Tensor | None = None
+
+    def branch(self) -> Walk:
+        """A copy that may go its own way from here; tensors are shared, since none is written in place."""
+        own = {"zero_attention": dict(self.zero_attention), "memory": dict(self.memory), "losses": list(self.losses)}
+        found = copy.copy(self)
+        vars(found).update(own)
+        return found
 
     def signal(self, steps: Iterable[Step]) -> Tensor | None:
         """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
@@ -107,7 +127,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CycleConfig) -> None:
         super().__init__(config)
         self.model_shape = model = config.model
-        variant = config.build_variant()
+        self.variant = variant = config.build_variant()
         self.schedule = schedule = variant.schedule(model)
         self.tokens = nn.Embedding(config.vocab_size, model.d_model)
         learned = model.family == "gpt2"
@@ -116,6 +136,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(Block(model) for _ in range(schedule.n_blocks))
         self.prefix = variant.attention_prefix(model, schedule)
         self.adapter = variant.adapter(model, schedule)
+        self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, config.vocab_size, bias=False)
@@ -158,6 +179,12 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
                 if not (name == "lm_head" and self.model_shape.tie_embeddings):
                     self._init_weights(module)
 
+    def schedule_at(self, n_cycles: int | None) -> Schedule:
+        """The schedule with another number of cycles over the same blocks; None: the one the model was built with."""
+        if n_cycles is None:
+            return self.schedule
+        return self.variant.schedule(self.model_shape.model_copy(update={"n_cycles": n_cycles}))
+
     def embed(
         self,
         input_ids: Tensor,
@@ -165,10 +192,12 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         with_mass: bool = False,
+        n_cycles: int | None = None,
     ) -> Walk:
         """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
 
-        attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default.
+        attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default;
+        n_cycles: another number than the model was built with. Raises UserError if the variant cannot take it.
         """
         length = input_ids.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
@@ -190,7 +219,33 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
         plain = _mask(length, past, attention_mask, 0, like)
         prefixed = _mask(length, past, attention_mask, n_prefix, like) if n_prefix else None
-        return Walk(hidden, hidden, Context(plain, prefixed, turn, cache, with_mass))
+        return Walk(hidden, hidden, Context(plain, prefixed, turn, cache, with_mass), self.schedule_at(n_cycles))
+
+    def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
+        """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
+
+        backward_cycles: gradients flow through so many last cycles only (truncated backpropagation), None: all.
+        """
+        schedule = state.schedule
+        self.walk(schedule.prelude, state)
+        if self.recurrence is not None:
+            self.recurrence.begin(state)
+        for number, steps in enumerate(schedule.cycles):
+            outside = backward_cycles is not None and number < schedule.n_cycles - backward_cycles
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
+                if self.recurrence is not None:
+                    self.recurrence.enter(number, state)
+                self.walk(steps, state)
+                if self.recurrence is not None:
+                    self.recurrence.leave(number, state)
+            yield number + 1
+
+    def read_out(self, state: Walk) -> Tensor:
+        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged."""
+        branch = state.branch()
+        if self.recurrence is not None:
+            branch.hidden = self.recurrence.output(branch)
+        return self.norm(self.walk(state.schedule.coda, branch).hidden)
 
     def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
         """Run steps of the schedule on the state, in place."""
@@ -199,26 +254,25 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         return state
 
     def _step(self, step: Step, state: Walk) -> None:
-        block, gate, hidden = cast(Block, self.blocks[step.block]), self.gate, state.hidden
-        if self.adapter is not None:
-            hidden = self.adapter(step, hidden, state.embedded)
+        block, gate, adapter, hidden = cast(Block, self.blocks[step.block]), self.gate, self.adapter, state.hidden
+        if adapter is not None:
+            hidden = adapter(step, hidden, state.embedded)
         x = block.norm1(hidden)
         prefix = self.prefix(step, x) if self.prefix is not None else None
         with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
-        update, mass = block.attention(x, step, state.context, prefix, gate, with_mass)
+        update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
         if gate is None:
             hidden = hidden + self.dropout(update)
-            state.hidden = hidden + self.dropout(block.mlp(block.norm2(hidden)))
+            hidden = hidden + self.dropout(block.mlp(block.norm2(hidden), step, adapter))
         else:
             hidden = gate.merge(step, "attention", hidden, self.dropout(update), mass)
-            update = self.dropout(block.mlp(block.norm2(hidden)))
-            state.hidden = gate.merge(step, "mlp", hidden, update, mass)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [.., V] of hidden states [.., D] that have passed the coda."""
-        return self.lm_head(self.norm(hidden))
+            update = self.dropout(block.mlp(block.norm2(hidden), step, adapter))
+            hidden = gate.merge(step, "mlp", hidden, update, mass)
+        if state.active is not None:
+            hidden = torch.where(state.active.unsqueeze(-1), hidden, state.hidden)
+        state.hidden = hidden
 
     def forward(
         self,
@@ -230,30 +284,35 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_zero_attention: bool = False,
+        n_cycles: int | None = None,
+        backward_cycles: int | None = None,
         **kwargs: Any,
     ) -> CycleOutput:
         """Run the whole schedule.
 
         input_ids: [B, T]; labels: [B, T], shifted inside as everywhere in transformers, -100 is not scored;
-        logits_to_keep: number of last positions whose logits are wanted, 0 for all.
+        logits_to_keep: number of last positions whose logits are wanted, 0 for all; n_cycles: another number of cycles
+        than the model was built with; backward_cycles: gradients flow through so many last cycles only.
         """
         if cache is None and use_cache:
             cache = DynamicCache()
-        state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention)
-        self.walk(self.schedule.steps, state)
-        logits = self.head(state.hidden[:, -logits_to_keep:])
+        state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
+        for _ in self.cycles(state, backward_cycles):
+            pass
+        logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        signals = [state.signal(steps) for steps in self.schedule.cycles] if output_zero_attention else []
+        signals = [state.signal(steps) for steps in state.schedule.cycles] if output_zero_attention else []
         return CycleOutput(
             loss=loss,
             logits=logits,
-            exit_depth=torch.full((len(input_ids),), self.schedule.depth, device=input_ids.device),
+            exit_depth=torch.full((len(input_ids),), state.schedule.depth, device=input_ids.device),
             exit_signals=torch.stack([s for s in signals if s is not None], 1)
             if any(s is not None for s in signals)
             else None,
             zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
+            auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
             cache=cache,
         )
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from bench.schedule import Step
 
+if TYPE_CHECKING:
+    from bench.model.language_model import Walk
+
 Branch = Literal["attention", "mlp"]
+Linear = Literal["qkv", "attention_out", "mlp_up", "mlp_out"]  # the linear layers of a block
+Lookup = Literal["step", "cycle", "block", "shared"]
 
 
 class Flops(NamedTuple):
@@ -41,6 +47,36 @@ class Flops(NamedTuple):
         flop_counter).
         """
         return 3 * self.matmul + self.attention * 7 // 2 + 2 * self.half
+
+
+class StepTable:
+    """Which row of a table of parameters a step reads.
+
+    lookup: every (block, cycle) step has its own row (``step``), or shares it with its cycle, its block, or all. A step
+    of a cycle beyond the trained ones reads what its block's last trained cycle reads, so that a model can be run for
+    more cycles than it was built with.
+    """
+
+    def __init__(self, steps: Iterable[Step], lookup: Lookup = "step") -> None:
+        """steps: those the table is made for; a block that occurs in none of them has no row."""
+        wanted: dict[tuple[int, int], Hashable] = {}
+        self._last: dict[int, int] = {}
+        for step in steps:
+            whole = (step.block, step.cycle)
+            wanted[whole] = {"step": whole, "cycle": step.cycle, "block": step.block, "shared": 0}[lookup]
+            self._last[step.block] = max(step.cycle, self._last.get(step.block, 0))
+        rows = {entry: row for row, entry in enumerate(dict.fromkeys(wanted.values()))}
+        self._row = {whole: rows[entry] for whole, entry in wanted.items()}
+        self._size = len(rows)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, step: Step) -> bool:
+        return step.block in self._last
+
+    def __getitem__(self, step: Step) -> int:
+        return self._row[step.block, min(step.cycle, self._last[step.block])]
 
 
 class Part(nn.Module):
@@ -82,13 +118,52 @@ class AttentionPrefix(Part):
 
 
 class Adapter(Part):
-    """What a step adds to the input of its block: a cycle embedding, the re-injected input, ..."""
+    """What a step adds to its shared block: to its input (a cycle embedding, ...) or to its matrices (low rank, ...).
+
+    linears: the linear layers of the block that ``delta`` adds to.
+    """
 
     label = "adapter"
+    linears: tuple[Linear, ...] = ()
 
     def forward(self, step: Step, hidden: Tensor, embedded: Tensor) -> Tensor:
         """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
-        raise NotImplementedError
+        return hidden
+
+    def delta(self, step: Step, linear: Linear, x: Tensor) -> Tensor | None:
+        """What is added to the output [B, T, out] of the block's linear layer for its input x [B, T, in], or None."""
+        return None
+
+
+class Recurrence(Part):
+    """What happens between the cycles: re-injected input, context from earlier cycles, a memory, halting.
+
+    Its tensors live in ``state.memory``, by name. They are replaced and never written in place, since leaving early
+    reads them on a branch.
+    """
+
+    label = "recurrence"
+
+    def begin(self, state: Walk) -> None:
+        """Called once after the prelude, before the first cycle."""
+
+    def enter(self, cycle: int, state: Walk) -> None:
+        """Called before the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
+
+    def leave(self, cycle: int, state: Walk) -> None:
+        """Called after the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
+
+    def output(self, state: Walk) -> Tensor:
+        """The state [B, T, D] that the coda reads if the cycles end here; changes nothing."""
+        return state.hidden
+
+    def cycle_flops(self, cycle: int, length: int) -> Flops:
+        """Forward FLOPs of ``enter`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
+        return Flops()
+
+    def output_flops(self, length: int) -> Flops:
+        """Forward FLOPs of ``output`` for one sequence."""
+        return Flops()
 
 
 class Gate(Part):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from bench.config import ModelConfig
-from bench.model.parts import AttentionPrefix
+from bench.model.parts import AttentionPrefix, Lookup, StepTable
 from bench.schedule import Step
 
-Lookup = Literal["step", "cycle", "block", "shared"]
 KEY_STD = 0.02
 
 
@@ -37,16 +34,8 @@ class ZeroTokenPool(AttentionPrefix):
     ) -> None:
         super().__init__()
         self.n_tokens, self.trained_key = n_tokens, not frozen_key
-        asks = {
-            "step": lambda s: s.depth,
-            "cycle": lambda s: s.cycle,
-            "block": lambda s: s.block,
-            "shared": lambda s: 0,
-        }
-        wanted = {step.depth: asks[lookup](step) for step in steps}
-        entries = sorted(set(wanted.values()))
-        self.entry = {depth: entries.index(value) for depth, value in wanted.items()}
-        shape = (len(entries), model.kv_heads, n_tokens, model.head_dim)
+        self.rows = StepTable(steps, lookup)
+        shape = (len(self.rows), model.kv_heads, n_tokens, model.head_dim)
         if frozen_key:
             self.register_buffer("key", torch.empty(shape))
         else:
@@ -59,10 +48,10 @@ class ZeroTokenPool(AttentionPrefix):
             nn.init.zeros_(self.value)
 
     def covers(self, step: Step) -> bool:
-        return step.depth in self.entry
+        return step in self.rows
 
     def forward(self, step: Step, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        if step.depth not in self.entry:
+        if step not in self.rows:
             return None
-        entry = self.entry[step.depth]
-        return self.key[entry], None if self.value is None else self.value[entry]
+        row = self.rows[step]
+        return self.key[row], None if self.value is None else self.value[row]
