@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORED = -100  # a target that is not scored
+COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split has are its slices
 Tokens = NDArray[np.int64]
+
+
+class Sample(NamedTuple):
+    """ids, targets: [N, T] each; slices: labels [N] of the sequences by axis, for accuracy by slice."""
+
+    ids: Tokens
+    targets: Tokens
+    slices: Mapping[str, NDArray[Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,10 @@ class Metric:
 class TaskData:
     """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
 
-    ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. fingerprint: SHA-256 of
-    every example and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks.
+    ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
+    more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
+    and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks; tests:
+    further test splits by name, of a length of their own each, such as sequences longer than those trained on.
     """
 
     train: Dataset
@@ -51,6 +62,12 @@ class TaskData:
     fingerprint: str
     metric: Metric
     bytes_per_token: dict[str, float] | None
+    tests: dict[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a sequence of the longest split: positions that a model needs."""
+        return max([self.length, *(len(split[0]["input_ids"]) for split in self.tests.values())])
 
     def bytes_of(self, split: str) -> float | None:
         """UTF-8 bytes of a target token of the split, None for generated tasks."""
@@ -107,37 +124,42 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
 
 
 def make_data(
-    splits: Mapping[str, tuple[Tokens, Tokens]],
+    splits: Mapping[str, Sample | tuple[Tokens, Tokens]],
     vocab_size: int,
     metric: Metric,
     bytes_per_token: dict[str, float] | None = None,
 ) -> TaskData:
-    """Task data from the arrays (input_ids, targets), each [N, T], of the splits train, valid and test."""
+    """Task data from the arrays of the splits train, valid, test and, under any other name, further tests."""
     digest = hashlib.sha256(
         json.dumps([vocab_size, asdict(metric), bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
     )
-    for name in ("train", "valid", "test"):
-        for column in splits[name]:
+    main = ("train", "valid", "test")
+    samples = {name: Sample(*splits[name]) for name in (*main, *(name for name in splits if name not in main))}
+    for sample in samples.values():
+        for column in (sample.ids, sample.targets):
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-    length = splits["train"][0].shape[1]
-    made = {name: _dataset(*columns) for name, columns in splits.items()}
+        for axis, labels in sample.slices.items():
+            digest.update(json.dumps([axis, labels.astype(str).tolist()]).encode())
+    made = {name: _dataset(sample) for name, sample in samples.items()}
     return TaskData(
-        **made,
+        **{name: made.pop(name) for name in main},
         vocab_size=vocab_size,
-        length=length,
+        length=samples["train"].ids.shape[1],
         fingerprint=digest.hexdigest(),
         metric=metric,
         bytes_per_token=bytes_per_token,
+        tests=made,
     )
 
 
-def _dataset(ids: Tokens, targets: Tokens) -> Dataset:
+def _dataset(sample: Sample) -> Dataset:
     from datasets import Dataset
 
     def column(values: Tokens) -> pa.FixedSizeListArray:
         return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
 
-    return Dataset(pa.table({"input_ids": column(ids), "targets": column(targets)}))
+    slices = {axis: pa.array(labels.astype(str).tolist()) for axis, labels in sample.slices.items()}
+    return Dataset(pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices}))
 
 
 def rows(ids: Tokens) -> NDArray[np.void]:

@@ -1,0 +1,135 @@
+"""What all generated tasks share: splits that do not overlap, longer tests, and the level of chance."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from bench.config import Strict
+from bench.data.task import IGNORED, Metric, Sample, Task, TaskData, Tokens, get_task, make_data, rows
+from bench.errors import UserError
+
+MIN_ACCEPTED = 0.01  # share of drawn sequences that must be usable and new
+
+
+def _different(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("must be different numbers")
+    return values
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], AfterValidator(_different)]
+
+
+class Generated(Task):
+    """A task whose sequences are drawn at random: no sequence repeats, within a split or between splits.
+
+    The level ``chance`` is the test accuracy of the best predictor without context: the train split's most frequent
+    label for what ``without_context`` tells, by default the position and the current token.
+    """
+
+    relief: ClassVar[str] = "fewer or longer sequences"  # what helps when there are too few different ones
+
+    class Options(Strict):
+        """Of every generated task. n_train, n_valid, n_test: sequences; seed: of the data, not of the training."""
+
+        n_train: int = Field(20000, ge=1)
+        n_valid: int = Field(1000, ge=1)
+        n_test: int = Field(2000, ge=1)
+        seed: int = Field(0, ge=0)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens, labels included."""
+        raise NotImplementedError
+
+    def sample(self, count: int, rng: np.random.Generator) -> Sample:
+        """``count`` labelled sequences, fewer where those without a label are left out. They may repeat."""
+        raise NotImplementedError
+
+    def further(self) -> dict[str, Self]:
+        """Further test splits by name: the same task at other sizes, with the same tokens."""
+        return {}
+
+    def without_context(self, ids: Tokens) -> Tokens:
+        """What a predictor without context sees at every position of ids [N, T], as one number each [N, T]."""
+        return np.arange(ids.shape[1]) * self.vocab_size + ids
+
+    def resized(self, **changes: Any) -> Self:
+        """The same task with some options changed. Raises UserError if they do not fit."""
+        task = get_task(self.name, {**self.options.model_dump(), **changes})
+        assert isinstance(task, type(self))
+        return task
+
+    def build(self) -> TaskData:
+        chosen, further = self.options, self.further()
+        # Tests first, so that they stay the same whatever the size of the other splits.
+        wanted = {
+            "test": (self, chosen.n_test),
+            "valid": (self, chosen.n_valid),
+            "train": (self, chosen.n_train),
+            **{name: (task, chosen.n_test) for name, task in further.items()},
+        }
+        sequences = np.random.SeedSequence(chosen.seed).spawn(len(wanted))
+        splits: dict[str, Sample] = {}
+        seen: dict[int, np.ndarray] = {}  # by length
+        for (name, (task, count)), sequence in zip(wanted.items(), sequences, strict=True):
+            splits[name] = task._draw(count, np.random.default_rng(sequence), seen)
+        for name in ("valid", "train"):
+            splits[name] = splits[name]._replace(slices={})
+        levels = {"chance": self._chance(splits["train"], splits["test"])}
+        return make_data(splits, self.vocab_size, Metric("accuracy", True, levels))
+
+    def _draw(self, count: int, rng: np.random.Generator, seen: dict[int, np.ndarray]) -> Sample:
+        """``count`` sequences that do not repeat and are not in ``seen``, to which they are added."""
+        found: list[Sample] = []
+        got = 0
+        while got < count:
+            size = max(1024, count - got)
+            drawn = self.sample(size, rng)
+            whole, length = rows(drawn.ids), drawn.ids.shape[1]
+            fresh = np.zeros(len(whole), dtype=bool)
+            fresh[np.unique(whole, return_index=True)[1]] = True
+            if length in seen:
+                fresh &= ~np.isin(whole, seen[length])
+            chosen = np.flatnonzero(fresh)[: count - got]
+            seen[length] = np.concatenate([seen[length], whole[chosen]]) if length in seen else whole[chosen]
+            found.append(
+                Sample(drawn.ids[chosen], drawn.targets[chosen], {k: v[chosen] for k, v in drawn.slices.items()})
+            )
+            got += len(chosen)
+            if got < count and len(chosen) < MIN_ACCEPTED * size:
+                values = ", ".join(f"{name} = {value}" for name, value in self.options.model_dump(mode="json").items())
+                raise UserError(
+                    f"{self.name}.options: {values} leave too few different sequences ({len(chosen)} new ones in "
+                    f"{size} drawn; allowed: {self.relief})"
+                )
+        return Sample(
+            np.concatenate([part.ids for part in found]),
+            np.concatenate([part.targets for part in found]),
+            {axis: np.concatenate([part.slices[axis] for part in found]) for axis in found[0].slices},
+        )
+
+    def _chance(self, train: Sample, test: Sample) -> float:
+        """Test accuracy of the train split's most frequent label for what is known without context."""
+        n_labels, scored = self.vocab_size, train.targets != IGNORED
+        labels = train.targets[scored]
+        pairs, counts = np.unique(self.without_context(train.ids)[scored] * n_labels + labels, return_counts=True)
+        keys, label = np.divmod(pairs, n_labels)
+        order = np.lexsort((-label, counts, keys))  # last of each key: its most frequent label, the first one of a tie
+        last = order[np.append(np.diff(keys[order]) > 0, True)]
+        keys, label = keys[last], label[last]
+        scored = test.targets != IGNORED
+        asked = self.without_context(test.ids)[scored]
+        place = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
+        guess = np.where(keys[place] == asked, label[place], np.bincount(labels).argmax())
+        return float((guess == test.targets[scored]).mean())
+
+
+def distinct(rng: np.random.Generator, count: int, below: int, k: int) -> Tokens:
+    """``count`` rows of ``k`` different numbers below ``below``, in random order: [count, k]."""
+    block = max(1, (1 << 22) // below)  # rows at a time, to bound the memory
+    parts = [rng.random((min(block, count - at), below)).argsort(1)[:, :k] for at in range(0, count, block)]
+    return np.concatenate(parts)
