@@ -73,12 +73,20 @@ def meta_model(variant: Variant, model: ModelConfig, vocab_size: int, length: in
         return build_model(variant, model, vocab_size, length)
 
 
-def costs(variant: Variant, model: ModelConfig, vocab_size: int, length: int, device: str = "cpu") -> Costs:
+def costs(
+    variant: Variant,
+    model: ModelConfig,
+    vocab_size: int,
+    length: int,
+    device: str = "cpu",
+    positions: int | None = None,
+) -> Costs:
     """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
 
-    device: ``"cpu"`` or another; the zero token's attention is executed differently there.
+    device: ``"cpu"`` or another; the zero token's attention is executed differently there. positions: that the model
+    has, if more than ``length``.
     """
-    lm = meta_model(variant, model, vocab_size, length)
+    lm = meta_model(variant, model, vocab_size, positions or length)
     schedule = lm.schedule
     total = pass_flops(lm, length, device)
     return Costs(

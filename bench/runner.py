@@ -41,6 +41,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     from bench.evaluate import evaluate
     from bench.exits.trace import with_bits
     from bench.plan import task_data
+    from bench.slices import further_scores
     from bench.train import autocast, pick_device, repeatable, train
     from bench.variant import get_variant
 
@@ -49,15 +50,16 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     if data.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
     variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
-    cost = costs(variant, cell.model, data.vocab_size, data.length, device.type)
+    cost = costs(variant, cell.model, data.vocab_size, data.length, device.type, data.max_length)
     with repeatable(cell.seed, cell.train.threads):
-        lm = build_model(variant, cell.model, data.vocab_size, data.length)
+        lm = build_model(variant, cell.model, data.vocab_size, data.max_length)
         lm.reset_parameters(cell.seed)
         lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
         history = train(lm, data, cell.train, cell.seed, report)
         with autocast(cell.train, device):
             trace = evaluate(lm, *arrays(data.test), every_exit=True)
+            further, slices = further_scores(lm, data, trace)
     per_byte = data.bytes_of("test")
     points = [
         {"cycles": number, "flops_per_token": flops, **with_bits(trace.leaving(number), per_byte)}
@@ -75,7 +77,8 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         "id": cell.id,
         "cell": cell.model_dump(mode="json"),
         "schedule": str(lm.schedule),
-        "metrics": {f"test_{name}": value for name, value in scores.items()},
+        "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
+        "slices": slices,
         "costs": {
             **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
             "train_flops": history[-1]["flops"],  # executed

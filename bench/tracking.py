@@ -159,6 +159,7 @@ def _metrics(record: dict[str, Any], began: int) -> Iterator[tuple[str, float, i
     end = began + int(1000 * record["timing"]["seconds"])
     for group in ("metrics", "costs", "timing"):
         for name, value in record[group].items():
+            name = name.replace("@", " at ")  # MLflow's names know no @
             yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
 
 

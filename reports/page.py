@@ -12,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.figures import DPI, FIGURES, STYLE
-from reports.table import Manifest, Record, columns, costs, csv_of_cells, differences, summary
+from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, differences, summary
 from reports.units import metric_name
 
 
 def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Path]:
-    """Write every figure (PNG, SVG), ``results.csv``, ``report.md`` and ``report.html`` into ``out``; their paths.
+    """Write every figure (PNG, SVG), ``results.csv``, ``report.md``, ``report.html`` and, where tests are sliced,
+    ``slices.csv`` into ``out``; their paths.
 
     results: the records by cell id; a cell of the manifest that has none is shown as missing.
     """
@@ -39,6 +40,8 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
             figures.append({"title": title, "image": image, "cells": f"{len(have)} of {len(ids)} cells", "ids": have})
         sections.append({**task, "figures": figures, "best": best(manifest, results, task)})
     texts = {"results.csv": csv_of_cells(manifest, results)}
+    if slices := csv_of_slices(manifest, results):
+        texts["slices.csv"] = slices
     context = {
         "manifest": manifest,
         "sections": sections,

@@ -184,7 +184,21 @@ def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]
 
 def csv_of_cells(manifest: Manifest, results: dict[str, Record]) -> str:
     """Every cell of the study as CSV, failed and missing ones included."""
-    rows = list(_cell_rows(manifest, results))
+    return _csv(list(_cell_rows(manifest, results)))
+
+
+def csv_of_slices(manifest: Manifest, results: dict[str, Record]) -> str:
+    """Accuracy by slice of every finished cell, one row a slice; empty if no task has slices."""
+    rows = [
+        {**cell, "axis": axis, "slice": label, **scores}
+        for cell in manifest["cells"]
+        for axis, slices in (results.get(cell["id"], {}).get("slices") or {}).items()
+        for label, scores in slices.items()
+    ]
+    return _csv(rows) if rows else ""
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(
         text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n"

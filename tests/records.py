@@ -97,7 +97,8 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         **common,
         "status": "done",
         "schedule": "0 1 1 2",
-        "metrics": {f"test_{name}": value for name, value in scores(2).items()},
+        "metrics": {f"test_{name}": value for name, value in scores(2).items()} | {"test_accuracy@64": 0.5},
+        "slices": {} if text else {"hops": {"1": {"accuracy": 0.9, "exact_match": 0.25, "n": 100}}},
         "costs": costs,
         "additions": {
             "gate": {"params": 0, "flops_per_token": 0.0},

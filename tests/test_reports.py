@@ -56,6 +56,15 @@ def test_tables_name_failed_and_missing_cells(written: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((written / "results.csv").read_text())))
     assert [row["status"] for row in rows].count("done") == 6 and len(rows) == 8
     assert {row["id"] for row in rows if row["status"] == "failed"} == {FAILED}
+    assert [row["test_accuracy@64"] for row in rows].count("0.5") == 6
+
+
+def test_slices_stand_in_a_table_of_their_own(written: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((written / "slices.csv").read_text())))
+    assert len(rows) == 3 and {row["task"] for row in rows} == {"p_hop"} and FAILED not in {row["id"] for row in rows}
+    assert {(row["axis"], row["slice"], row["accuracy"], row["exact_match"], row["n"]) for row in rows} == {
+        ("hops", "1", "0.9", "0.25", "100")
+    }
 
 
 class Page(HTMLParser):

@@ -61,6 +61,7 @@ def test_one_child_a_cell_with_metrics_by_step_and_by_flops(sqlite: str) -> None
     assert run.info.status == "FINISHED" and run.data.tags["data_fingerprint"] == expected["cell"]["fingerprint"]
     assert run.data.params["model.d_model"] == "64" and run.data.params["variant"] == expected["cell"]["variant"]
     assert run.data.metrics["test_accuracy"] == expected["metrics"]["test_accuracy"]
+    assert run.data.metrics["test_accuracy at 64"] == 0.5
     by_step = client.get_metric_history(run.info.run_id, "valid_loss")
     by_flops = client.get_metric_history(run.info.run_id, "by_mflops/valid_loss")
     assert [m.step for m in by_step] == [entry["step"] for entry in expected["history"]]
