@@ -146,6 +146,35 @@ def run(
 @app.command()
 def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
+    manifest, results = _stored(study, runs)
+    _write_report(manifest, results, out or runs / "reports" / manifest["study"])
+
+
+@app.command()
+def power(
+    study: StudyName,
+    effect: Annotated[
+        float | None,
+        typer.Option(help="Effect to show, in the metric's unit, beyond a hypothesis's margin. Default: the one seen."),
+    ] = None,
+    power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far."""
+    from reports.power import power_rows
+
+    manifest, results = _stored(study, runs)
+    rows = power_rows(manifest, results, effect, power)
+    table = _table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    _console().print(table)
+    if effect is None:
+        print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
+
+
+def _stored(study: str, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Manifest and records of a study's last run. Raises UserError if it has not been run."""
     from bench.store import Store
     from bench.study import load_study
 
@@ -153,8 +182,7 @@ def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None
     manifest = store.manifest(name)
     if manifest is None:
         raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
-    results = store.results(cell["id"] for cell in manifest["cells"])
-    _write_report(manifest, results, out or runs / "reports" / name)
+    return manifest, store.results(cell["id"] for cell in manifest["cells"])
 
 
 def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:

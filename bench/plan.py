@@ -10,6 +10,7 @@ from typing import Any
 from bench.config import Cell, ModelConfig
 from bench.data import TaskData, get_task
 from bench.errors import UserError
+from bench.hypotheses import resolve
 from bench.match import measure, solve
 from bench.study import Study, TaskEntry, VariantEntry
 from bench.train import pick_device
@@ -66,11 +67,11 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
     """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
     cells: list[Planned] = []
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
-    tasks = []
+    tasks, built = [], {}
     for task in study.tasks:
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json")
-        data = task_data(task.name, task_options)
+        data = built[task.label] = task_data(task.name, task_options)
         tasks.append({"label": task.label, "task": task.name, **_metric(data)})
         for entry in study.variants:
             variant = get_variant(entry.name, entry.options)
@@ -102,6 +103,7 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
             for e in study.variants
         ],
         "tasks": tasks,
+        "hypotheses": [resolve(hypothesis, built) for hypothesis in study.hypotheses],
         "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],
         "command": command,
         "git": revision,

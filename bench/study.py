@@ -1,4 +1,4 @@
-"""What a study file says: a question, its variants, tasks and seeds."""
+"""What a study file says: a question, its variants, tasks, seeds and hypotheses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bench.config import ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError, from_validation, unknown
+from bench.hypotheses import Hypothesis, check_labels
+
+ADDRESSES = ("label", "name", "claim")  # how ``--set`` calls an entry of a list
 
 
 class Entry(Strict):
@@ -56,6 +59,7 @@ class Study(Strict):
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
+    hypotheses: tuple[Hypothesis, ...] = ()
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -80,6 +84,10 @@ class Study(Strict):
             raise ValueError(f"reference = {self.reference!r} must be one of the variants' labels: {', '.join(labels)}")
         if self.reference is None and any(entry.match for entry in self.variants):
             raise ValueError("match needs the study's reference: the label of the variant to match")
+        try:
+            check_labels(self.hypotheses, labels, [entry.label for entry in self.tasks])
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def cell_model(self, variant: VariantEntry, task: TaskEntry) -> ModelConfig:
@@ -144,6 +152,7 @@ def _study_error(where: str, error: ValidationError) -> UserError:
         "train": TrainConfig,
         "tasks": TaskEntry,
         "variants": VariantEntry,
+        "hypotheses": Hypothesis,
     }
     kind = parts.get(str(location[0]), Study) if len(location) > 1 else Study
     return from_validation(where, error, kind.model_fields)
@@ -175,7 +184,7 @@ def _read(path: Path) -> str:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
-    """Set ``a.b.c=value`` in the mapping; entries of a list are addressed by their label or name."""
+    """Set ``a.b.c=value`` in the mapping; entries of a list are addressed by their label, name or claim."""
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"--set {override!r} must be KEY=VALUE, for example train.steps=100")
@@ -200,10 +209,11 @@ def _descend(here: Any, part: str, path: str) -> Any:
         for position, entry in enumerate(here):
             if isinstance(entry, str):
                 entry = here[position] = {"name": entry}
-            if isinstance(entry, Mapping) and part in (entry.get("label"), entry.get("name")):
+            if isinstance(entry, Mapping) and part in [entry.get(key) for key in ADDRESSES]:
                 labelled = [e for e in here if isinstance(e, Mapping) and e.get("label") == part]
                 return labelled[0] if labelled else entry
-        labels = [entry.get("label") or entry.get("name") if isinstance(entry, Mapping) else entry for entry in here]
+        named = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in here]
+        labels = [next((entry[key] for key in ADDRESSES if entry.get(key)), "") for entry in named]
         raise unknown("label in --set:", path, [f"{path.rpartition('.')[0]}.{label}" for label in labels])
     if part not in here or here[part] is None:
         allowed = _allowed(path.split(".")[:-1])
@@ -228,5 +238,7 @@ def _allowed(parents: Sequence[str]) -> list[str] | None:
             return list(TaskEntry.model_fields)
         case ["variants", _]:
             return list(VariantEntry.model_fields)
+        case ["hypotheses", _]:
+            return list(Hypothesis.model_fields)
         case _:
             return None

@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.figures import DPI, FIGURES, STYLE
-from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, differences, summary
+from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
 from reports.units import metric_name
+from reports.verdicts import differences, verdicts
 
 
 def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Path]:
@@ -46,6 +47,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "manifest": manifest,
         "sections": sections,
         "summary": [columns(row) for row in summary(manifest, results)],
+        "verdicts": verdicts(manifest, results),
         "differences": differences(manifest, results),
         "costs": costs(manifest, results),
         "environment": _environments(results),

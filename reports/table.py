@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bench.stats import SIGNIFICANT, mean_interval, paired
+from bench.stats import mean_interval
 from reports.units import human, metric_name, plain
 
 if TYPE_CHECKING:
@@ -107,54 +107,6 @@ def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
     return table
 
 
-def differences(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
-    """Every variant against the reference, paired by the seeds that both have."""
-    reference, rows = manifest["reference"], []
-    for task in manifest["tasks"]:
-        base = _by_seed(manifest, results, reference, task) if reference else {}
-        for variant in manifest["variants"]:
-            if not reference or variant["label"] == reference:
-                continue
-            other = _by_seed(manifest, results, variant["label"], task)
-            seeds = sorted(base.keys() & other.keys())
-            row = {
-                "task": task["label"],
-                "variant": variant["label"],
-                "reference": reference,
-                "metric": metric_name(task["metric"]),
-            }
-            if not seeds:
-                rows.append(
-                    {
-                        **row,
-                        "difference": "-",
-                        "95 % interval": "-",
-                        "pairs": "0",
-                        "p": "-",
-                        "reading": "no pair of seeds",
-                    }
-                )
-                continue
-            found = paired([other[seed] for seed in seeds], [base[seed] for seed in seeds])
-            gap = found.difference
-            better = (gap.mean > 0) == task["higher_is_better"]
-            if found.smallest_p > SIGNIFICANT:
-                reading = f"too few seeds for significance (p cannot go below {found.smallest_p:.3g})"
-            elif found.p < SIGNIFICANT:
-                reading = "better" if better else "worse"
-            else:
-                reading = "no difference shown"
-            interval = "-" if math.isnan(gap.low) else f"[{gap.low:+.3f}, {gap.high:+.3f}]"
-            numbers = {
-                "difference": f"{gap.mean:+.3f}",
-                "95 % interval": interval,
-                "pairs": str(gap.n),
-                "p": f"{found.p:.3g}",
-            }
-            rows.append({**row, **numbers, "reading": reading})
-    return rows
-
-
 def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
     """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
     rows = []
@@ -219,11 +171,6 @@ def _cell_rows(manifest: Manifest, results: dict[str, Record]) -> Iterator[dict[
         elif record:
             row["reason"] = record["reason"]
         yield row
-
-
-def _by_seed(manifest: Manifest, results: dict[str, Record], variant: str, task: dict[str, Any]) -> dict[int, float]:
-    found = cells(manifest, results, variant, task["label"])
-    return {seed: score(record, task["metric"]) for seed, record in found if record and record["status"] == "done"}
 
 
 def _mean(values: list[float]) -> float:

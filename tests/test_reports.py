@@ -18,8 +18,8 @@ from matplotlib.image import imread
 from records import FAILED, MANIFEST, RESULTS
 
 import reports
-from reports.table import differences
 from reports.units import human
+from reports.verdicts import differences
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_same_results_make_the_same_files(written: Path, tmp_path: Path) -> 
 
 def test_two_seeds_are_too_few_and_the_table_says_so() -> None:
     rows = {row["task"]: row for row in differences(MANIFEST, RESULTS)}
-    assert rows["p_hop"]["pairs"] == "1" and "too few seeds" in rows["p_hop"]["reading"]
+    assert rows["p_hop"]["pairs"] == "1/2" and "too few seeds" in rows["p_hop"]["reading"]
 
 
 def test_eight_paired_seeds_can_tell() -> None:
@@ -116,7 +116,7 @@ def test_eight_paired_seeds_can_tell() -> None:
                 "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain + 1e-4 * seed},
             }
     row = differences(manifest, results)[0]
-    assert (row["reading"], row["pairs"]) == ("better", "8") and float(row["p"]) < 0.01
+    assert (row["reading"], row["pairs"]) == ("better", "8/8") and float(row["p"]) < 0.01
     manifest["tasks"][0]["higher_is_better"] = False
     assert differences(manifest, results)[0]["reading"] == "worse"
 

@@ -1,0 +1,115 @@
+"""Pareto fronts of cost (lower is better) and score, over seeds.
+
+A seed's points are an array [P, 2] of (cost, score); its front is the best score to be had at every cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Band:
+    """The median front of n seeds: at each cost the median, low and high [C] of the score; NaN where at least half of
+    the seeds (of a resample, for the ends) have no point that cheap.
+    """
+
+    cost: Array
+    median: Array
+    low: Array
+    high: Array
+    n: int
+
+
+@dataclass(frozen=True)
+class Dominance:
+    """Share of bootstrap resamples of n seeds in which one median front dominates the other."""
+
+    probability: float
+    n: int
+
+
+def pareto_front(cost: ArrayLike, score: ArrayLike, higher_is_better: bool) -> NDArray[np.int64]:
+    """Indices of the points that no other point beats in both cost (lower is better) and score, by rising cost."""
+    costs, scores = np.asarray(cost, dtype=float), np.asarray(score, dtype=float)
+    gain = scores if higher_is_better else -scores
+    front, best = [], -np.inf
+    for index in np.lexsort((-gain, costs)):
+        if gain[index] > best:
+            front.append(index)
+            best = gain[index]
+    return np.asarray(front, dtype=np.int64)
+
+
+def median_front(seeds: Sequence[ArrayLike], higher_is_better: bool, confidence: float = 0.95) -> Band:
+    """Median front of the seeds' points, at every cost that occurs, with a pointwise bootstrap band over seeds."""
+    sign = 1.0 if higher_is_better else -1.0
+    grid = _grid(seeds)
+    gains = _attained(seeds, grid, sign)
+    resampled = _medians(gains, _resamples(len(gains)))
+    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
+    low, high = np.quantile(resampled, tails, axis=0, method="inverted_cdf")  # no arithmetic on "not attained"
+    ends = (low, high) if higher_is_better else (high, low)
+    median, low, high = (np.where(np.isfinite(gain), sign * gain, np.nan) for gain in (np.median(gains, axis=0), *ends))
+    return Band(grid, median, low, high, len(gains))
+
+
+def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: bool) -> Dominance:
+    """Probability that a's median front dominates b's: nowhere worse and somewhere better, over all costs of both.
+
+    Bootstrap over seeds, the same seeds of both: entry i of a and b must be the same seed.
+    Raises ValueError if their numbers differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"fronts of {len(a)} and {len(b)} seeds cannot be paired")
+    sign = 1.0 if higher_is_better else -1.0
+    grid, rows = _grid([*a, *b]), _resamples(len(a))
+    one, other = (_medians(_attained(seeds, grid, sign), rows) for seeds in (a, b))
+    wins = (one >= other).all(axis=1) & (one > other).any(axis=1)
+    return Dominance(float(wins.mean()), len(a))
+
+
+def hypervolume(points: ArrayLike, reference: tuple[float, float], higher_is_better: bool) -> float:
+    """The area that points [P, 2] dominate up to the reference (highest cost, worst score), exactly.
+
+    In units of cost x score. Points beyond the reference count nothing.
+    """
+    limit, worst = reference
+    sign = 1.0 if higher_is_better else -1.0
+    data = np.asarray(points, dtype=float).reshape(-1, 2)
+    costs, gains = data[:, 0], sign * (data[:, 1] - worst)
+    inside = (costs < limit) & (gains > 0)
+    costs, gains = costs[inside], gains[inside]
+    front = pareto_front(costs, gains, True)
+    widths = np.diff(np.append(costs[front], limit))
+    return float(widths @ gains[front])
+
+
+def _grid(seeds: Sequence[ArrayLike]) -> Array:
+    """Every cost that occurs, rising."""
+    return np.unique(np.concatenate([np.asarray(points, dtype=float)[:, 0] for points in seeds]))
+
+
+def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
+    """Best gain [n, C] of each seed among its points of at most each cost; -inf where it has none."""
+    gains = np.full((len(seeds), len(grid)), -np.inf)
+    for row, points in zip(gains, seeds, strict=True):
+        data = np.asarray(points, dtype=float)
+        np.maximum.at(row, np.searchsorted(grid, data[:, 0]), sign * data[:, 1])
+    return np.maximum.accumulate(gains, axis=1)
+
+
+def _resamples(n: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+
+
+def _medians(gains: Array, rows: NDArray[np.int64]) -> Array:
+    """Median [R, C] over each resample's seeds."""
+    return np.array([np.median(gains[row], axis=0) for row in rows])
