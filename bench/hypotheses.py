@@ -22,7 +22,8 @@ class Hypothesis(Strict):
     """A claim: the variant ``better`` beats ``than`` on a task, or over ``all`` tasks, by more than ``margin``.
 
     better, than, task: labels of the study; metric: on the test split, by default the task's own; margin: in
-    the metric's unit, at least 0. Over all tasks, seeds are compared by their mean over tasks (``bench.stats.over_tasks``).
+    the metric's unit, at least 0. Over all tasks, a seed counts by its mean over them
+    (``bench.stats.over_tasks``).
     """
 
     claim: str = Field(min_length=1)

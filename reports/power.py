@@ -41,9 +41,8 @@ def _row(claim: Claim, family: int, effect: float | None, power: float) -> dict[
     row: dict[str, Any] = {"comparison": claim.text, "task": claim.task, "metric": claim.unit}
     row |= {"pairs": f"{n}/{claim.contrast.planned}", "level": f"{alpha:.3g}"}
     if n < 2:
-        return row | dict.fromkeys(
-            ("sd", "sd 95 % interval", "detectable now", "effect", "seeds", "seeds, sd high"), "-"
-        )
+        unknown = ("sd", "sd 95 % interval", "detectable now", "effect", "seeds", "seeds, sd high")
+        return row | dict.fromkeys(unknown, "-")
     return row | {
         "sd": f"{sd.mean:.3g}",
         "sd 95 % interval": f"[{sd.low:.3g}, {sd.high:.3g}]",

@@ -102,10 +102,9 @@ def _claim(manifest: Manifest, results: dict[str, Record], entry: dict[str, Any]
     seeds = sorted(set.intersection(*map(set, gaps)))
     units = sorted({metric_name(measure["metric"]) for measure in entry["measures"]})
     data = over_tasks([[gap[seed] for seed in seeds] for gap in gaps], len(units) == 1)
-    unit = units[0] if len(units) == 1 else f"{' and '.join(units)}, each over its root mean square difference"
+    unit = units[0] if len(units) == 1 else f"{' and '.join(units)} (scaled)"
     contrast = Contrast(data, float(entry["margin"]), len(planned), len(failed))
-    names = (str(entry[key]) for key in ("claim", "better", "than", "task"))
-    return Claim(*names, unit, contrast)
+    return Claim(entry["claim"], entry["better"], entry["than"], entry["task"], unit, contrast)
 
 
 def _numbers(claim: Claim, judged: Verdict, name: str, sign: int) -> dict[str, str]:

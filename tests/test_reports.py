@@ -113,7 +113,7 @@ def test_eight_paired_seeds_can_tell() -> None:
             manifest["cells"].append(cell)
             results[cell["id"]] = {
                 **template[variant],
-                "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain + 1e-4 * seed},
+                "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain * (1 + 0.01 * seed)},
             }
     row = differences(manifest, results)[0]
     assert (row["reading"], row["pairs"]) == ("better", "8/8") and float(row["p"]) < 0.01

@@ -87,8 +87,8 @@ def over_tasks(differences: ArrayLike, same_unit: bool) -> NDArray[np.float64]:
     """One difference a seed [n] from those on several tasks [T, n], so that a seed stays one observation.
 
     It is the plain mean over tasks where all have one unit. Otherwise each task's differences are first divided by
-    their root mean square: that has no unit, gives every task the same weight, and (unlike the standard deviation) does not
-    change when signs are flipped, so that the sign-flip test of the result is still exact.
+    their root mean square: that has no unit, gives every task the same weight, and (unlike the standard deviation) does
+    not change when signs are flipped, so that the sign-flip test of the result is still exact.
     """
     data = np.asarray(differences, dtype=float)
     if not same_unit and data.size:

@@ -45,8 +45,8 @@ class Verdict:
 def judge(family: Sequence[Contrast]) -> list[Verdict]:
     """A verdict for every contrast of a family, corrected for all of them, those without data included.
 
-    Supported: the corrected p of the test against the margin is below 0.05 and the whole 95 % interval, hence the mean, is
-    beyond the margin. Refuted: the same on the other side of the margin. Else inconclusive.
+    Supported: the corrected p of the test against the margin is below 0.05 and the whole 95 % interval, hence the mean,
+    is beyond the margin. Refuted: the same on the other side of the margin. Else inconclusive.
     """
     found = [paired(contrast.differences, margin=contrast.margin) for contrast in family]
     corrected = holm([pair.p for pair in found])
