@@ -1,0 +1,108 @@
+"""The sign-flip test, effect size, Holm's correction, tasks put together."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from bench.stats import hedges_g, holm, over_tasks, paired, smallest_p
+
+
+def flip_p(differences: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The exact two-sided sign-flip test, from its definition, for the samples [..., n]."""
+    assert axis in (-1, differences.ndim - 1)
+    signs = np.array(list(product((1, -1), repeat=differences.shape[-1])))
+    sums = np.abs(differences @ signs.T)
+    return (sums >= sums[..., :1] * (1 - 1e-12)).mean(axis=-1)
+
+
+def test_sign_flip_test_by_hand() -> None:
+    found = paired([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])  # differences 1, 2, 3: two of eight sign patterns are as extreme
+    assert found.p == pytest.approx(0.25) and found.smallest_p == 0.25 and found.difference.mean == 2.0
+    assert paired([1.0] * 6, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]).p == pytest.approx(2 / 64)
+
+
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=9), st.sampled_from([0.0, 0.5, 3.0]))
+def test_sign_flip_test_counts_the_patterns(values: list[int], margin: float) -> None:
+    data = np.array(values, dtype=float)
+    assert paired(data, margin=margin).p == pytest.approx(float(flip_p(data - margin)))
+
+
+def test_sign_flip_test_keeps_its_level_under_the_null() -> None:
+    rng, times = np.random.default_rng(1), 600
+    rejected = sum(paired(rng.normal(size=7), rng.normal(size=7)).p < 0.05 for _ in range(times))
+    low, high = stats.binom.interval(0.999, times, 3 / 64)  # 3 of 64 is the greatest attainable level below 0.05
+    assert low <= rejected <= high
+
+
+def test_five_pairs_cannot_be_significant() -> None:
+    assert smallest_p(5) == 0.0625 == paired([1.0, 2.0, 3.0, 4.0, 5.0]).p
+    assert smallest_p(1) == smallest_p(0) == 1.0 and paired([1.0]).p == 1.0
+
+
+def test_many_pairs_are_sampled_seeded_and_close_to_the_t_test() -> None:
+    data = np.random.default_rng(2).normal(0.35, 1, 30)
+    found = paired(data)
+    assert found.p == paired(data).p == pytest.approx(stats.ttest_1samp(data, 0).pvalue, abs=0.01)
+    huge = paired(np.linspace(1, 2, 30))
+    assert huge.p == pytest.approx(huge.smallest_p)
+
+
+def test_effect_size_is_hedges() -> None:
+    data = np.array([0.3, 0.1, 0.25, 0.4, -0.05, 0.2])
+    m = len(data) - 1
+    correction = math.gamma(m / 2) / (math.sqrt(m / 2) * math.gamma((m - 1) / 2))
+    assert hedges_g(data) == pytest.approx(correction * data.mean() / data.std(ddof=1))
+    assert correction == pytest.approx(1 - 3 / (4 * m - 1), abs=2e-3)  # the usual approximation
+    assert math.isnan(hedges_g([1.0, 2.0])) and math.isnan(hedges_g([1.0] * 5))
+
+
+def test_effect_size_is_unbiased_where_cohens_d_is_not() -> None:
+    samples = np.random.default_rng(3).normal(0.8, 1, (4000, 6))
+    g = np.array([hedges_g(sample) for sample in samples])
+    error = g.std(ddof=1) / math.sqrt(len(g))
+    assert abs(g.mean() - 0.8) < 4 * error < abs((samples.mean(1) / samples.std(1, ddof=1)).mean() - 0.8)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_statsmodels(p: list[float]) -> None:
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    rng, times = np.random.default_rng(4), 2000
+    data = rng.normal(size=(times, 5, 10))
+    data[:, :2] += 1.5  # two real effects, three nulls
+    p = stats.ttest_1samp(data, 0, axis=-1).pvalue
+    wrong = sum(bool((holm(row)[2:] < 0.05).any()) for row in p)
+    uncorrected = int((p[:, 2:] < 0.05).any(axis=1).sum())
+    assert wrong <= stats.binom.ppf(0.999, times, 0.05) < uncorrected
+    assert np.mean([holm(row)[0] < 0.05 for row in p]) > 0.8  # and still finds what is there
+
+
+def test_tasks_of_one_unit_are_averaged() -> None:
+    assert over_tasks([[1.0, 2.0], [3.0, 6.0]], True).tolist() == [2.0, 4.0]
+
+
+def test_tasks_of_different_units_weigh_alike() -> None:
+    a, b = np.array([1.0, 2.0, -1.0]), np.array([0.0, 3.0, 1.0])
+    found = over_tasks([a, b], False)
+    assert found == pytest.approx(over_tasks([1000 * a, b], False))
+    assert found == pytest.approx((a / math.sqrt(2) + b / math.sqrt(10 / 3)) / 2)
+    assert over_tasks([a, np.zeros(3)], False) == pytest.approx(a / math.sqrt(2) / 2)
+
+
+def test_the_test_over_tasks_of_different_units_keeps_its_level() -> None:
+    rng, times = np.random.default_rng(5), 600
+    shared = rng.normal(size=(times, 1, 7))  # what a seed does to all tasks
+    data = (shared + rng.normal(size=(times, 3, 7))) * np.array([1.0, 50.0, 0.01])[:, None]
+    rejected = sum(float(flip_p(over_tasks(sample, False))) < 0.05 for sample in data)
+    low, high = stats.binom.interval(0.999, times, 3 / 64)
+    assert low <= rejected <= high

@@ -1,0 +1,73 @@
+"""Fronts: by definition, by counting, and on simulated seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.stats import dominance, hypervolume, median_front, pareto_front
+
+POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=15)
+
+
+@given(POINTS, st.booleans())
+def test_front_holds_exactly_the_points_that_nothing_beats(points: list[tuple[int, int]], higher: bool) -> None:
+    cost, score = np.array(points).T
+    front = {points[i] for i in pareto_front(cost, score, higher)}
+    gain = {point: point[1] if higher else -point[1] for point in points}
+    beaten = {p for p in points for q in points if q != p and q[0] <= p[0] and gain[q] >= gain[p]}
+    assert front == set(points) - beaten
+
+
+@given(POINTS, st.booleans())
+def test_hypervolume_counts_the_unit_squares_that_are_dominated(points: list[tuple[int, int]], higher: bool) -> None:
+    limit, worst = 8, (2 if higher else 7)
+    squares = 0
+    for x in range(limit):
+        for y in range(-20, 20):  # the square [x, x+1] x [y, y+1]
+            lower, upper = (worst, y + 1) if higher else (y, worst)
+            inside = (y >= worst) if higher else (y + 1 <= worst)
+            assert lower is not None and upper is not None
+            reach = any(c <= x and (s >= y + 1 if higher else s <= y) for c, s in points)
+            squares += inside and reach
+    assert hypervolume(points, (limit, worst), higher) == squares
+
+
+def test_median_front_by_hand() -> None:
+    seeds = [[(1, 0.2), (3, 0.9)], [(1, 0.4), (2, 0.3), (3, 0.8)], [(2, 0.5)]]
+    band = median_front(seeds, True)
+    assert band.cost.tolist() == [1, 2, 3] and band.n == 3
+    # attained: 0.2 0.2 0.9 / 0.4 0.4 0.8 / none 0.5 0.5
+    assert band.median.tolist() == [0.2, 0.4, 0.8]
+    assert np.isnan(band.low[0]) and band.high[0] == 0.4  # a third of the seeds has nothing at cost 1
+    assert (band.low[1:] <= band.median[1:]).all() and (band.median <= band.high).all()
+    lower = median_front([[(c, -s) for c, s in seed] for seed in seeds], False)
+    np.testing.assert_array_equal(lower.median, -band.median)
+    np.testing.assert_array_equal(lower.low, -band.high)
+
+
+def test_band_covers_the_true_median_front() -> None:
+    rng, hits, times = np.random.default_rng(0), 0, 150
+    for _ in range(times):
+        shift = rng.normal(0, 0.1, 15)
+        band = median_front([[(1, 0.4 + s), (2, 0.6 + s)] for s in shift], True)
+        hits += bool((band.low <= [0.4, 0.6]).all() and (band.high >= [0.4, 0.6]).all())
+    assert hits / times > 0.95 - 0.03 - 3 * (0.95 * 0.05 / times) ** 0.5
+
+
+def test_dominance() -> None:
+    rng = np.random.default_rng(1)
+    base = [[(1, 0.5 + s), (2, 0.7 + s)] for s in rng.normal(0, 0.1, 9)]
+    better = [[(c, y + 0.01) for c, y in seed] for seed in base]  # on every seed, by less than seeds differ
+    assert dominance(better, base, True).probability == 1.0 and dominance(base, better, True).probability == 0.0
+    assert dominance(better, base, False).probability == 0.0
+    assert dominance(base, base, True).probability == 0.0  # nowhere better
+    dear = [[(c + 0.5, y) for c, y in seed] for seed in better]  # the base has something cheaper
+    assert dominance(dear, base, True).probability == 0.0
+    mixed = better[:5] + [[(c, y - 0.3) for c, y in seed] for seed in base[5:]]
+    assert 0.05 < dominance(mixed, base, True).probability < 0.95
+    assert dominance(mixed, base, True).n == 9
+    with pytest.raises(ValueError, match="9 and 8 seeds"):
+        dominance(base, base[:8], True)
