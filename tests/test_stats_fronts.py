@@ -49,7 +49,7 @@ def test_median_front_by_hand() -> None:
 
 
 def test_band_covers_the_true_median_front() -> None:
-    rng, hits, times = np.random.default_rng(0), 0, 150
+    rng, hits, times = np.random.default_rng(0), 0, 100
     for _ in range(times):
         shift = rng.normal(0, 0.1, 15)
         band = median_front([[(1, 0.4 + s), (2, 0.6 + s)] for s in shift], True)

@@ -48,7 +48,7 @@ def test_t_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize("n", [FEWEST_FOR_BCA, 20])
 def test_bca_interval_covers_the_truth_and_plain_bca_does_not(n: int) -> None:
-    rng, times = np.random.default_rng(n), 600
+    rng, times = np.random.default_rng(n), 400
     error = math.sqrt(0.95 * 0.05 / times)
     assert abs(coverage(bca_interval, lambda: rng.normal(5, 2, n), 5, times) - 0.95) < 0.015 + 3 * error
     if n == FEWEST_FOR_BCA:  # the reason for the expanded level
@@ -62,8 +62,8 @@ def test_bca_interval_covers_the_truth_and_plain_bca_does_not(n: int) -> None:
 
 def test_bca_covers_skewed_data_better_than_t() -> None:
     rng, n = np.random.default_rng(2), 10
-    samples = [rng.exponential(size=n) for _ in range(500)]
-    bca, t = (coverage(make, iter(samples).__next__, 1.0, 500) for make in (bca_interval, mean_interval))
+    samples = [rng.exponential(size=n) for _ in range(300)]
+    bca, t = (coverage(make, iter(samples).__next__, 1.0, 300) for make in (bca_interval, mean_interval))
     assert t < bca and abs(bca - 0.95) < 0.06
 
 

@@ -66,11 +66,11 @@ def test_significance_alone_is_not_support() -> None:
     assert found.p_corrected < 0.05 and found.verdict == "inconclusive" and "reaches across" in found.note
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.4])
-def test_verdicts_are_wrong_under_the_null_no_more_often_than_they_say(margin: float) -> None:
-    rng, families = np.random.default_rng(6), 250
+def test_verdicts_are_wrong_under_the_null_no_more_often_than_they_say() -> None:
+    rng, families = np.random.default_rng(6), 200
     wrong = first = 0
-    for _ in range(families):
+    for number in range(families):
+        margin = 0.4 * (number % 2)
         found = judge([Contrast(rng.normal(margin, 1, 10), margin, 10) for _ in range(3)])
         wrong += any(verdict.verdict != "inconclusive" for verdict in found)
         first += found[0].found.p < 0.05
@@ -82,5 +82,5 @@ def test_verdicts_are_wrong_under_the_null_no_more_often_than_they_say(margin: f
 
 def test_a_real_effect_is_found_and_never_refuted() -> None:
     rng = np.random.default_rng(7)
-    found = [one(rng.normal(1.5, 1, 10)).verdict for _ in range(100)]
-    assert found.count("supported") > 85 and "refuted" not in found
+    found = [one(rng.normal(1.5, 1, 10)).verdict for _ in range(60)]
+    assert found.count("supported") > 50 and "refuted" not in found

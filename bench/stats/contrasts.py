@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from bench.stats.intervals import Interval, bca_interval, has_spread
 
-FLIPS = 2**14  # sign patterns tried: all of them, hence an exact test, up to 14 pairs; a seeded sample beyond
+FLIPS = 2**13  # sign patterns tried: all of them, hence an exact test, up to 13 pairs; a seeded sample beyond
 
 
 @dataclass(frozen=True)

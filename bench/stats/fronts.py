@@ -111,5 +111,6 @@ def _resamples(n: int) -> NDArray[np.int64]:
 
 
 def _medians(gains: Array, rows: NDArray[np.int64]) -> Array:
-    """Median [R, C] over each resample's seeds."""
-    return np.array([np.median(gains[row], axis=0) for row in rows])
+    """Median [R, C] over each resample's seeds, a share of the resamples at a time: [R, n, C] may be large."""
+    parts = np.array_split(rows, max(1, gains.size * len(rows) // 2**20))
+    return np.concatenate([np.median(gains[part], axis=1) for part in parts])

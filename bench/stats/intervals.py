@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-RESAMPLES = 9999
+RESAMPLES = 4999
 FEWEST_FOR_BCA = 8  # below, resamples of so few values cover visibly less than they say (tests/test_stats_intervals.py)
 
 
