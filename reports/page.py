@@ -11,6 +11,7 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
+from reports.aggregates import aggregates, fronts
 from reports.figures import DPI, FIGURES, STYLE
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
 from reports.units import metric_name
@@ -49,6 +50,8 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "summary": [columns(row) for row in summary(manifest, results)],
         "verdicts": verdicts(manifest, results),
         "differences": differences(manifest, results),
+        "fronts": fronts(manifest, results),
+        "aggregates": aggregates(manifest, results),
         "costs": costs(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],

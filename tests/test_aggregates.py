@@ -1,0 +1,53 @@
+"""The tables of fronts and of aggregates over tasks, from stored results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from records import MANIFEST, RESULTS, TASKS
+
+import reports
+from reports.aggregates import aggregates, fronts
+
+
+def test_fronts_by_hand() -> None:
+    rows = {(row["task"], row["variant"]): row for row in fronts(MANIFEST, RESULTS)}
+    htc = rows["p_hop", "htc"]
+    # Exits at 1 and 2 MFLOPs/token with accuracy 0.6 and 0.7 less 0.01 a seed; chance is 0.38, the budget 2.2 M.
+    by_seed = [(1.0 * (0.6 - s - 0.38) + 0.2 * (0.7 - s - 0.38)) / 2.2 for s in (0.0, 0.01)]
+    assert float(htc["hypervolume"]) == pytest.approx(sum(by_seed) / 2, abs=6e-4)
+    assert htc["reference point"] == "2.2 M FLOPs/token, 0.380" and htc["P(dominates reference)"] == "-"
+    assert (rows["p_hop", "ztt"]["seeds"], rows["p_hop", "ztt"]["95 % interval"]) == ("1/2", "-")
+    assert rows["p_hop", "ztt"]["P(dominates reference)"] == "0.00 (n = 1)"  # the same points: nowhere better
+    low, high = (float(end) for end in rows["kjv", "htc"]["95 % interval"].strip("[]").split(", "))
+    assert low < float(rows["kjv", "htc"]["hypervolume"]) < high
+
+
+def test_aggregates_by_hand() -> None:
+    htc, ztt = aggregates(MANIFEST, RESULTS)
+    accuracy = [(value - 0.38) / (1 - 0.38) for value in (0.7, 0.69)]
+    bits = [(value / 0.69 - 4.42) / (0 - 4.42) for value in (1.6, 1.61)]
+    assert float(htc["interquartile mean"]) == pytest.approx(sum(sorted(accuracy + bits)[1:3]) / 2, abs=6e-4)
+    assert (htc["runs"], htc["tasks"], htc["P(better than reference)"]) == ("4/4", "2/2", "-")
+    # p_hop: seed 1 against both of htc's, (0 + 1/2) / 2; kjv: seed 0 against both, (1/2 + 1) / 2
+    assert (ztt["runs"], ztt["P(better than reference)"]) == ("2/4", "0.50") and ztt["its 95 % interval"] == "-"
+
+
+def test_one_task_is_no_aggregate_and_a_task_without_a_level_is_counted_as_left_out() -> None:
+    assert aggregates({**MANIFEST, "tasks": TASKS[:1]}, RESULTS) == []
+    bare = {**TASKS[0], "label": "bare", "levels": {}}
+    rows = aggregates({**MANIFEST, "tasks": [*TASKS, bare]}, RESULTS)
+    assert {row["tasks"] for row in rows} == {"2/3"}
+
+
+def test_nothing_stored_is_no_front_and_no_number() -> None:
+    assert fronts(MANIFEST, {}) == []
+    assert {row["interquartile mean"] for row in aggregates(MANIFEST, {})} == {"-"}
+
+
+def test_the_report_holds_both_tables(tmp_path: Path) -> None:
+    reports.write(MANIFEST, RESULTS, tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "P(dominates reference)" in text and "interquartile mean" in text
