@@ -49,9 +49,9 @@ def pareto_front(cost: ArrayLike, score: ArrayLike, higher_is_better: bool) -> N
 
 
 def median_front(seeds: Sequence[ArrayLike], higher_is_better: bool, confidence: float = 0.95) -> Band:
-    """Median front of the seeds' points, at every cost that occurs, with a pointwise bootstrap band over seeds."""
+    """Median front of the seeds' points, at every cost where one rises, with a pointwise bootstrap band over seeds."""
     sign = 1.0 if higher_is_better else -1.0
-    grid = _grid(seeds)
+    grid = _grid(seeds, sign)
     gains = _attained(seeds, grid, sign)
     resampled = _medians(gains, _resamples(len(gains)))
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
@@ -70,7 +70,7 @@ def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: 
     if len(a) != len(b):
         raise ValueError(f"fronts of {len(a)} and {len(b)} seeds cannot be paired")
     sign = 1.0 if higher_is_better else -1.0
-    grid, rows = _grid([*a, *b]), _resamples(len(a))
+    grid, rows = _grid([*a, *b], sign), _resamples(len(a))
     one, other = (_medians(_attained(seeds, grid, sign), rows) for seeds in (a, b))
     wins = (one >= other).all(axis=1) & (one > other).any(axis=1)
     return Dominance(float(wins.mean()), len(a))
@@ -92,9 +92,10 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float], higher_is_bet
     return float(widths @ gains[front])
 
 
-def _grid(seeds: Sequence[ArrayLike]) -> Array:
-    """Every cost that occurs, rising."""
-    return np.unique(np.concatenate([np.asarray(points, dtype=float)[:, 0] for points in seeds]))
+def _grid(seeds: Sequence[ArrayLike], sign: float) -> Array:
+    """Every cost at which a seed's front rises, rising."""
+    arrays = [np.asarray(points, dtype=float) for points in seeds]
+    return np.unique(np.concatenate([data[pareto_front(data[:, 0], sign * data[:, 1], True), 0] for data in arrays]))
 
 
 def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
@@ -102,7 +103,8 @@ def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
     gains = np.full((len(seeds), len(grid)), -np.inf)
     for row, points in zip(gains, seeds, strict=True):
         data = np.asarray(points, dtype=float)
-        np.maximum.at(row, np.searchsorted(grid, data[:, 0]), sign * data[:, 1])
+        front = data[pareto_front(data[:, 0], sign * data[:, 1], True)]
+        row[np.searchsorted(grid, front[:, 0])] = sign * front[:, 1]
     return np.maximum.accumulate(gains, axis=1)
 
 
