@@ -37,6 +37,10 @@ class Variant:
         """Which block runs when."""
         raise NotImplementedError
 
+    def cache_slots(self, schedule: Schedule) -> int:
+        """Slots in the KV cache: one for every step, then those in which a recurrence keeps what it must remember."""
+        return schedule.depth
+
     def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> AttentionPrefix | None:
         """Keys and values put before the real tokens of a step's attention (for example zero tokens)."""
         return None
