@@ -247,11 +247,15 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             yield number + 1
 
     def read_out(self, state: Walk) -> Tensor:
-        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged."""
+        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
+        but for the zero attention of the coda's steps.
+        """
         branch = state.branch()
         if self.recurrence is not None:
             branch.hidden = self.recurrence.output(branch)
-        return self.norm(self.walk(state.schedule.coda, branch).hidden)
+        hidden = self.norm(self.walk(state.schedule.coda, branch).hidden)
+        state.zero_attention |= branch.zero_attention
+        return hidden
 
     def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
         """Run steps of the schedule on the state, in place."""
