@@ -1,4 +1,14 @@
-"""The variant interface and its registry: a variant is one small class in one file."""
+"""The variant interface and its registry: a variant is one small class in one file.
+
+It names a schedule and, if need be, up to four parts, each attached to a different place of the walk over the schedule
+(see ``bench.model.parts``):
+
+* ``attention_prefix``: keys and values before the real tokens of a step (``ztt``);
+* ``adapter``: what a step adds to its shared block's input or matrices (``relaxed``);
+* ``recurrence``: what happens before, between and after the cycles: injected input and context (``recurrent``,
+  ``anchor``, ``residual``), memory (``mesh``), halting (``universal``), routing of tokens (``mor``);
+* ``gate``: how a step's updates are merged into the residual stream (``ztt``).
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from variants.residual import AddedContext
 
 @register("anchor")
 class Anchor(HeadTailCycling):
-    """Head-Tail Cycling whose cycles are tied to their start: h[t+1] = f(h[t]) + h[0]."""
+    """Anchor: Head-Tail Cycling that adds the first cycle's input, or the embedding, to what every cycle gives."""
 
     class Options(HeadTailCycling.Options):
         """to: the ``prelude``'s output h[0] (anchor), or the ``embedding`` (anchor*)."""

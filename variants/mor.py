@@ -1,7 +1,8 @@
 """Mixture-of-Recursions (Bae et al. 2025, arXiv 2507.10524, section 2.2): tokens get a number of cycles each.
 
 The formulas are those of the authors' code. Attention in a cycle is among the tokens that are in it ("recursion-wise"
-caching). Which past tokens those are is remembered in a slot of the KV cache for each cycle.
+caching). Which past tokens those are is remembered in a slot of the KV cache for each cycle (8 bytes a token, left out
+of the KV bytes reported; keys and values of all tokens are kept).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class AddedContext(Recurrence):
 
 @register("residual")
 class Residual(HeadTailCycling):
-    """Head-Tail Cycling whose cycles add to their input: h[t+1] = f(h[t]) + h[t]."""
+    """Residual: Head-Tail Cycling that adds a cycle's input to what it gives."""
 
     def recurrence(self, model: ModelConfig, schedule: Schedule) -> AddedContext:
         return AddedContext("residual")

@@ -57,6 +57,8 @@ class UniversalRecurrence(Recurrence):
     mean of ``N + R``.
     """
 
+    label = "halting"
+
     def __init__(
         self, model: ModelConfig, n_cycles: int, embedding: Embedding, halting: bool, epsilon: float, cost: float
     ) -> None:
