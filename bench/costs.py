@@ -128,8 +128,10 @@ def cycle_flops(
     lm: CycleForCausalLM, schedule: Schedule, cycle: int, length: int, device: str, with_mass: bool = False
 ) -> Flops:
     """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence."""
-    total = step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
-    return total if lm.recurrence is None else total + lm.recurrence.cycle_flops(cycle, length)
+    if lm.recurrence is None:
+        return step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
+    run_on = lm.recurrence.tokens(cycle, length)
+    return step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass) + lm.recurrence.cycle_flops(cycle, length)
 
 
 def read_out_flops(lm: CycleForCausalLM, schedule: Schedule, length: int, device: str) -> Flops:

@@ -99,12 +99,13 @@ def train(
     Raises CellError if the loss stops being finite, UserError if gradients are cut where the prelude needs them.
     """
     device = lm.device
-    if config.backward_cycles is not None and lm.recurrence is None and lm.schedule.n_prelude:
+    reinjects = lm.recurrence is not None and lm.recurrence.reinjects
+    if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
         raise UserError(
             f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
             "gradient (allowed: none, or a variant that re-injects the prelude's output)"
         )
-    cycles = draw_cycles(config, lm.schedule.n_cycles, seed)
+    cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
     flops = executed_flops(lm, config, data.length, cycles)
     batches = Batches(data.train, config.batch_size, seed)
     valid_ids, valid_targets = (column[: config.eval_sequences] for column in arrays(data.valid))

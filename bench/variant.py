@@ -1,4 +1,14 @@
-"""The variant interface and its registry: a variant is one small class in one file."""
+"""The variant interface and its registry: a variant is one small class in one file.
+
+It names a schedule and, if need be, up to four parts, each attached to a different place of the walk over the schedule
+(see ``bench.model.parts``):
+
+* ``attention_prefix``: keys and values before the real tokens of a step (``ztt``);
+* ``adapter``: what a step adds to its shared block's input or matrices (``relaxed``);
+* ``recurrence``: what happens before, between and after the cycles: injected input and context (``recurrent``,
+  ``anchor``, ``residual``), memory (``mesh``), halting (``universal``), routing of tokens (``mor``);
+* ``gate``: how a step's updates are merged into the residual stream (``ztt``).
+"""
 
 from __future__ import annotations
 
@@ -36,6 +46,10 @@ class Variant:
     def schedule(self, model: ModelConfig) -> Schedule:
         """Which block runs when."""
         raise NotImplementedError
+
+    def cache_slots(self, schedule: Schedule) -> int:
+        """Slots in the KV cache: one for every step, then those in which a recurrence keeps what it must remember."""
+        return schedule.depth
 
     def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> AttentionPrefix | None:
         """Keys and values put before the real tokens of a step's attention (for example zero tokens)."""

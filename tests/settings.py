@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -36,27 +35,33 @@ def _values(annotation: Any, default: Any) -> list[Any]:
         return [False, True]
     if annotation is int:
         return [default, 0, default + 1]
+    if annotation == int | None:
+        return [default, 2]
     return [default]
 
 
 def option_settings(name: str) -> Iterator[dict[str, Any]]:
-    """Every pair of option values of a variant (the rest at their defaults), those it refuses left out."""
+    """Every option value of a variant with the others at their defaults, the defaults first. A value that is refused
+    there stands beside the first value of another option that lets it in, and is left out if none does.
+    """
     fields = variant_class(name).Options.model_fields
     axes = {key: _values(field.annotation, field.default) for key, field in fields.items()}
-    seen: list[dict[str, Any]] = []
-    for first, second in product(axes or [""], repeat=2):
-        for a, b in product(axes.get(first, [None]), axes.get(second, [None])):
-            options = {key: value for key, value in ((first, a), (second, b)) if key}
-            full = {key: options.get(key, field.default) for key, field in fields.items()}
-            if full in seen:
-                continue
-            try:
-                variant = get_variant(name, options)
-                variant.schedule(shape(variant, "gpt2"))
-            except UserError:
-                continue
-            seen.append(full)
-            yield options
+    yield {}
+    for key, field in fields.items():
+        for value in axes[key]:
+            beside = ({key: value, other: at} for other in axes if other != key for at in axes[other])
+            allowed = (options for options in ({key: value}, *beside) if _accepted(name, options))
+            if value != field.default and (options := next(allowed, None)):
+                yield options
+
+
+def _accepted(name: str, options: dict[str, Any]) -> bool:
+    try:
+        variant = get_variant(name, options)
+        variant.schedule(shape(variant, "gpt2"))
+    except UserError:
+        return False
+    return True
 
 
 def _name(name: str, options: dict[str, Any]) -> str:
@@ -64,9 +69,15 @@ def _name(name: str, options: dict[str, Any]) -> str:
 
 
 DEFAULTS = [(name, {}) for name in variant_names()]
-EVERY = [(name, options) for name in variant_names() for options in option_settings(name)]
-EVERY_ID = [_name(*setting) for setting in EVERY]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
+# Both families for every variant; its options on the one that asks more (grouped heads, rotary positions, SwiGLU).
+EVERY = [
+    (name, options, family)
+    for name in variant_names()
+    for options in option_settings(name)
+    for family in (FAMILIES if not options else FAMILIES[-1:])
+]
+EVERY_ID = [f"{family}-{_name(name, options)}" for name, options, family in EVERY]
 
 
 def make(

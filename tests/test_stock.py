@@ -14,7 +14,14 @@ from bench.costs import build_model, count
 from bench.model import CycleForCausalLM
 from bench.variant import get_variant
 
-PLAIN = [("vanilla", {}), ("bc", {}), ("htc", {}), ("ztt", {"zero_tokens": 0, "gating": "none"})]
+PLAIN = [
+    ("vanilla", {}),
+    ("bc", {}),
+    ("htc", {}),
+    ("sequence", {}),
+    ("middle_sequence", {}),
+    ("ztt", {"zero_tokens": 0, "gating": "none"}),
+]
 
 
 def stock_gpt2(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], ModelConfig]:

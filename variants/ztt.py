@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from bench.config import ModelConfig
 from bench.model.gates import Gating, make_gate
 from bench.model.parts import Gate
-from bench.model.zero_tokens import ZeroTokenPool
-from bench.schedule import Schedule
+from bench.model.zero_tokens import PoolLookup, ZeroTokenPool
+from bench.schedule import Schedule, Step
 from bench.variant import register
 from variants.htc import HeadTailCycling
 
@@ -27,15 +27,19 @@ class ZeroTokenTransformer(HeadTailCycling):
         """The choices the paper leaves open, each an ablation axis.
 
         zero_tokens: how many a step takes (0: none, the control "gate without zero token"); lookup: which pool entry a
-        step takes, hence the pool's size; gating: what gates a step; value: ``zero``, or ``learned`` (the control that
-        turns the zero token into an ordinary attention sink); key: ``trained``, or ``frozen`` at its random start.
+        step takes, hence the pool's size, which is pool_size for the lookup ``routed``; gating: what gates a step;
+        value: ``zero``, or ``learned`` (the control that turns the zero token into an ordinary attention sink); key:
+        ``trained``, or ``frozen`` at its random start; where: zero tokens and gates in the ``recurrent`` steps, or in
+        ``all`` (the control: in prelude and coda too).
         """
 
         zero_tokens: int = Field(1, ge=0, le=64)
-        lookup: Literal["step", "cycle", "block", "shared"] = "step"
+        lookup: PoolLookup = "step"
+        pool_size: int | None = Field(None, ge=2, le=4096)
         gating: Gating = "attention"
         value: Literal["zero", "learned"] = "zero"
         key: Literal["trained", "frozen"] = "trained"
+        where: Literal["recurrent", "all"] = "recurrent"
 
         @model_validator(mode="after")
         def _consistent(self) -> ZeroTokenTransformer.Options:
@@ -44,7 +48,12 @@ class ZeroTokenTransformer(HeadTailCycling):
             for field, control in (("value", "learned"), ("key", "frozen")):
                 if self.zero_tokens == 0 and getattr(self, field) == control:
                     raise ValueError(f"{field} = {control!r} needs zero_tokens of at least 1, not 0")
+            if (self.lookup == "routed") != (self.pool_size is not None):
+                raise ValueError(f"pool_size = {self.pool_size} must be given with lookup = 'routed', and only with it")
             return self
+
+    def _steps(self, schedule: Schedule) -> tuple[Step, ...]:
+        return schedule.recurrent if self.options.where == "recurrent" else schedule.steps
 
     def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> ZeroTokenPool | None:
         chosen = self.options
@@ -52,12 +61,13 @@ class ZeroTokenTransformer(HeadTailCycling):
             return None
         return ZeroTokenPool(
             model,
-            schedule.recurrent,
+            self._steps(schedule),
             chosen.lookup,
             chosen.zero_tokens,
+            chosen.pool_size or 1,
             chosen.value == "learned",
             chosen.key == "frozen",
         )
 
     def gate(self, model: ModelConfig, schedule: Schedule) -> Gate | None:
-        return make_gate(self.options.gating, model, schedule.recurrent)
+        return make_gate(self.options.gating, model, self._steps(schedule))

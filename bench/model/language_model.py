@@ -10,13 +10,12 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
 from bench.config import ModelConfig, parse
-from bench.model.attention import causal_mask
 from bench.model.blocks import Block, Context, make_norm, rotation
 from bench.model.parts import Part
 from bench.schedule import Schedule, Step
@@ -51,7 +50,7 @@ class CycleConfig(PreTrainedConfig):
         self.num_attention_heads = model.n_heads
         self.num_key_value_heads = model.kv_heads
         self.head_dim = model.head_dim
-        self.num_hidden_layers = variant.schedule(model).depth  # a slot in the KV cache for every step
+        self.num_hidden_layers = variant.cache_slots(variant.schedule(model))  # of the KV cache
         self.tie_word_embeddings = model.tie_embeddings
         super().__post_init__(**kwargs)
 
@@ -86,14 +85,15 @@ class CycleOutput(ModelOutput):
 class Walk:
     """The state of one pass.
 
-    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; zero_attention: [B, H, T] by step depth,
-    as far as seen; memory: what the variant's recurrence keeps from cycle to cycle; losses: scalars that parts add to
-    the training loss; active: [B, T], the tokens whose state may still change, None for all: the others are frozen and
-    go on serving keys and values.
+    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; positions: [B or 1, T];
+    zero_attention: [B, H, T] by step depth, as far as seen; memory: what the variant's recurrence keeps from cycle to
+    cycle; losses: scalars that parts add to the training loss; active: [B, T], the tokens whose state may still change,
+    None for all: the others are frozen and go on serving keys and values.
     """
 
     hidden: Tensor
     embedded: Tensor
+    positions: Tensor
     context: Context
     schedule: Schedule
     zero_attention: dict[int, Tensor] = field(default_factory=dict)
@@ -107,6 +107,10 @@ class Walk:
         found = copy.copy(self)
         vars(found).update(own)
         return found
+
+    def advance(self, hidden: Tensor) -> None:
+        """Take the new states [B, T, D] of the active tokens."""
+        self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
 
     def signal(self, steps: Iterable[Step]) -> Tensor | None:
         """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
@@ -217,9 +221,9 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         like = hidden.new_empty(0, dtype=dtype)
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
-        plain = _mask(length, past, attention_mask, 0, like)
-        prefixed = _mask(length, past, attention_mask, n_prefix, like) if n_prefix else None
-        return Walk(hidden, hidden, Context(plain, prefixed, turn, cache, with_mass), self.schedule_at(n_cycles))
+        visible = None if attention_mask is None else attention_mask != 0
+        context = Context(length, past + length, visible, n_prefix, turn, cache, with_mass, like)
+        return Walk(hidden, hidden, position_ids, context, self.schedule_at(n_cycles))
 
     def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
@@ -232,20 +236,26 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             self.recurrence.begin(state)
         for number, steps in enumerate(schedule.cycles):
             outside = backward_cycles is not None and number < schedule.n_cycles - backward_cycles
+            whole = state.embedded, state.context
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
                 if self.recurrence is not None:
                     self.recurrence.enter(number, state)
                 self.walk(steps, state)
                 if self.recurrence is not None:
                     self.recurrence.leave(number, state)
+            state.embedded, state.context = whole
             yield number + 1
 
     def read_out(self, state: Walk) -> Tensor:
-        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged."""
+        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
+        but for the zero attention of the coda's steps.
+        """
         branch = state.branch()
         if self.recurrence is not None:
             branch.hidden = self.recurrence.output(branch)
-        return self.norm(self.walk(state.schedule.coda, branch).hidden)
+        hidden = self.norm(self.walk(state.schedule.coda, branch).hidden)
+        state.zero_attention |= branch.zero_attention
+        return hidden
 
     def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
         """Run steps of the schedule on the state, in place."""
@@ -270,9 +280,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             hidden = gate.merge(step, "attention", hidden, self.dropout(update), mass)
             update = self.dropout(block.mlp(block.norm2(hidden), step, adapter))
             hidden = gate.merge(step, "mlp", hidden, update, mass)
-        if state.active is not None:
-            hidden = torch.where(state.active.unsqueeze(-1), hidden, state.hidden)
-        state.hidden = hidden
+        state.advance(hidden)
 
     def forward(
         self,
@@ -315,16 +323,3 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
             cache=cache,
         )
-
-
-def _mask(length: int, past: int, attention_mask: Tensor | None, n_prefix: int, like: Tensor) -> Tensor | None:
-    """Additive mask for ``attend``, None where the kernel's own causal form serves."""
-    if attention_mask is None and (length == 1 or not past):
-        return None
-    mask = causal_mask(length, past + length, n_prefix, like)
-    if attention_mask is None:
-        return mask
-    # The lowest finite number instead of -inf: the row of a padding token, which may see nothing, must not become NaN.
-    lowest = torch.finfo(like.dtype).min
-    padding = torch.zeros_like(attention_mask, dtype=like.dtype).masked_fill(attention_mask == 0, lowest)
-    return torch.minimum(mask.clamp_min(lowest), pad(padding, (n_prefix, 0))[:, None, None])

@@ -139,16 +139,24 @@ class Recurrence(Part):
     """What happens between the cycles: re-injected input, context from earlier cycles, a memory, halting.
 
     Its tensors live in ``state.memory``, by name. They are replaced and never written in place, since leaving early
-    reads them on a branch.
+    reads them on a branch. A part that knows when a token is done keeps the probability that it is after each cycle,
+    [B, T], as ``state.memory["halting"]``, where exit rules find it.
+
+    reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
     """
 
     label = "recurrence"
+    reinjects: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""
 
     def enter(self, cycle: int, state: Walk) -> None:
-        """Called before the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
+        """Called before the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D].
+
+        The cycle may run on fewer tokens [B, k, D] if ``leave`` puts them back: what is set here in ``state.embedded``
+        and ``state.context`` holds for this cycle only.
+        """
 
     def leave(self, cycle: int, state: Walk) -> None:
         """Called after the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
@@ -156,6 +164,10 @@ class Recurrence(Part):
     def output(self, state: Walk) -> Tensor:
         """The state [B, T, D] that the coda reads if the cycles end here; changes nothing."""
         return state.hidden
+
+    def tokens(self, cycle: int, length: int) -> int:
+        """How many tokens of a sequence of ``length`` the steps of the cycle run on (in training)."""
+        return length
 
     def cycle_flops(self, cycle: int, length: int) -> Flops:
         """Forward FLOPs of ``enter`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""

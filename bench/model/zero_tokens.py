@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,17 @@ from bench.config import ModelConfig
 from bench.model.parts import AttentionPrefix, Lookup, StepTable
 from bench.schedule import Step
 
+PoolLookup = Literal[Lookup, "routed"]
 KEY_STD = 0.02
 
 
 class ZeroTokenPool(AttentionPrefix):
     """Zero tokens for the given steps.
 
-    lookup: which entry a step takes: its own (``step``), its cycle's, its block's, or the one entry shared by all;
+    lookup: which entry a step takes: its own (``step``), its cycle's, its block's, the one entry shared by all, or what
+    it picks from pool_size entries by a trained query (``routed``): the entries weighted by the softmax of
+    ``query.address / sqrt(d)``. Choice: the query belongs to the step, not to the token, because attention to all
+    entries (``n_tokens = pool_size``) is already a pick by each token; this one learns which steps share an entry.
     n_tokens: M zero tokens in an entry; learned_value: values trained from zero instead of fixed at zero;
     frozen_key: keys stay at their random start. Keys are [entries, H_kv, M, d]; no rotary embedding is applied to them.
     """
@@ -28,15 +33,19 @@ class ZeroTokenPool(AttentionPrefix):
         self,
         model: ModelConfig,
         steps: Sequence[Step],
-        lookup: Lookup = "step",
+        lookup: PoolLookup = "step",
         n_tokens: int = 1,
+        pool_size: int = 1,
         learned_value: bool = False,
         frozen_key: bool = False,
     ) -> None:
         super().__init__()
-        self.n_tokens, self.trained_key = n_tokens, not frozen_key
-        self.rows = StepTable(steps, lookup)
-        shape = (len(self.rows), model.kv_heads, n_tokens, model.head_dim)
+        self.n_tokens, self.trained_key = n_tokens, lookup == "routed" or not frozen_key
+        self.rows = StepTable(steps, "step" if lookup == "routed" else lookup)
+        routed, size = (True, pool_size) if lookup == "routed" else (False, len(self.rows))
+        self.query = nn.Parameter(torch.empty(len(self.rows), model.head_dim)) if routed else None
+        self.address = nn.Parameter(torch.empty(size, model.head_dim)) if routed else None
+        shape = (size, model.kv_heads, n_tokens, model.head_dim)
         if frozen_key:
             self.register_buffer("key", torch.empty(shape))
         else:
@@ -47,6 +56,9 @@ class ZeroTokenPool(AttentionPrefix):
         nn.init.normal_(self.key, std=KEY_STD)
         if self.value is not None:
             nn.init.zeros_(self.value)
+        if self.query is not None and self.address is not None:
+            nn.init.normal_(self.query)
+            nn.init.normal_(self.address)
 
     def covers(self, step: Step) -> bool:
         return step in self.rows
@@ -55,4 +67,9 @@ class ZeroTokenPool(AttentionPrefix):
         if step not in self.rows:
             return None
         row = self.rows[step]
-        return self.key[row], None if self.value is None else self.value[row]
+        if self.query is None or self.address is None:
+            return self.key[row], None if self.value is None else self.value[row]
+        # Element-wise sums: this is once a step and not for every token.
+        scores = (self.query[row] * self.address).sum(-1) * self.address.shape[-1] ** -0.5
+        share = scores.softmax(0).view(-1, 1, 1, 1)
+        return (share * self.key).sum(0), None if self.value is None else (share * self.value).sum(0)
