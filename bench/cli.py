@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from bench.plan import Plan
+
 app = typer.Typer(
     help="Does reusing a transformer's parameters buy accuracy for the compute it costs?",
     no_args_is_help=True,
@@ -30,6 +32,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="One of the study's presets, e.g. gpu. Default: small, if it has it."
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
@@ -114,6 +122,7 @@ def profile(
 def run(
     study: StudyName,
     overrides: Overrides = None,
+    preset: Preset = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
     ] = None,
@@ -122,20 +131,26 @@ def run(
     tracking_uri: Annotated[str, typer.Option(help="Where MLflow keeps its records.")] = DEFAULT_TRACKING,
 ) -> None:
     """Run a study's cells, track them in MLflow and write the report. Cells that are done are not run again."""
-    from bench.plan import make_plan
     from bench.runner import git_revision, run_study
     from bench.store import Store
     from bench.study import load_study
     from bench.tracking import Tracker
+    from bench.tune import tuned_plan
 
-    plan = make_plan(load_study(study, overrides or ()), _command_line(), git_revision())
+    store = Store(runs)
+    tracker = Tracker(tracking_uri, store)
+
+    def run_plan(plan: Plan) -> dict[str, dict[str, Any]]:
+        tracker.study(plan.manifest)
+        results = run_study(plan, store, jobs, tracker.log)
+        tracker.finish([])
+        return results
+
+    plan = tuned_plan(load_study(study, overrides or (), preset), run_plan, _command_line(), git_revision())
     for entry in plan.manifest["variants"]:
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
-    store = Store(runs)
-    tracker = Tracker(tracking_uri, store)
-    tracker.study(plan.manifest)
-    results = run_study(plan, store, jobs, tracker.log)
+    results = run_plan(plan)
     paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
     print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
@@ -144,9 +159,9 @@ def run(
 
 
 @app.command()
-def report(study: StudyName, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
+def report(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
-    manifest, results = _stored(study, runs)
+    manifest, results = _stored(study, preset, runs)
     _write_report(manifest, results, out or runs / "reports" / manifest["study"])
 
 
@@ -158,12 +173,13 @@ def power(
         typer.Option(help="Effect to show, in the metric's unit, beyond a hypothesis's margin. Default: the one seen."),
     ] = None,
     power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far."""
     from reports.power import power_rows
 
-    manifest, results = _stored(study, runs)
+    manifest, results = _stored(study, preset, runs)
     rows = power_rows(manifest, results, effect, power)
     table = _table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
     for row in rows:
@@ -173,12 +189,12 @@ def power(
         print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
 
-def _stored(study: str, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Manifest and records of a study's last run. Raises UserError if it has not been run."""
     from bench.store import Store
     from bench.study import load_study
 
-    store, name = Store(runs), load_study(study).name
+    store, name = Store(runs), load_study(study, preset=preset).name
     manifest = store.manifest(name)
     if manifest is None:
         raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")

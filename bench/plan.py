@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,8 +64,13 @@ def shape_of(
         raise UserError(f"variants.{entry.label}.{error}") from None
 
 
-def make_plan(study: Study, command: str, revision: str | None) -> Plan:
+Tuned = Mapping[tuple[str, str], VariantEntry]
+"""What stands for a study's variant on a task, by their labels, where tuning has changed it."""
+
+
+def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:
     """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
+    tuned = tuned or {}
     cells: list[Planned] = []
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
     tasks, built = [], {}
@@ -73,7 +79,8 @@ def make_plan(study: Study, command: str, revision: str | None) -> Plan:
         task_options = maker.options.model_dump(mode="json")
         data = built[task.label] = task_data(task.name, task_options)
         tasks.append({"label": task.label, "task": task.name, **_metric(data)})
-        for entry in study.variants:
+        for given in study.variants:
+            entry = tuned.get((given.label, task.label), given)
             variant = get_variant(entry.name, entry.options)
             model, text = shape_of(study, entry, task, data.vocab_size, data.length)
             train = study.cell_train(entry, task)

@@ -35,6 +35,7 @@ class Variant:
 
     name: ClassVar[str]
     cycled: ClassVar[bool] = True  # whether n_cycles means anything to it; if not, its cells are stored with 1
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}  # options a study may tune: (low, high), on a log scale
 
     class Options(Strict):
         """No options."""

@@ -51,7 +51,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
             continue
         colour = _colour(manifest, index)
         points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
-        axes.plot(*points.T, MARKERS[index], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
+        axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
         values += points[:, 1].tolist()
         if all(r["exits"]["curve"] for r in records):
             curve = _mean_over_seeds([r["exits"]["curve"] for r in records], task["metric"])
@@ -99,7 +99,15 @@ def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[s
         for axes, x in ((left, "tokens"), (right, "flops")):
             at = [entry[x] for entry in records[0]["history"]]
             colour = _colour(manifest, index)
-            axes.plot(at, values.mean(0), color=colour, marker=MARKERS[index], ms=3, lw=1.2, label=variant["label"])
+            axes.plot(
+                at,
+                values.mean(0),
+                color=colour,
+                marker=MARKERS[index % len(MARKERS)],
+                ms=3,
+                lw=1.2,
+                label=variant["label"],
+            )
             axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     if not shown:
         return None
@@ -198,7 +206,7 @@ def _scatter(
         axes.scatter([x] * len(values), values, s=9, color=colour, alpha=0.7, lw=0, zorder=3)
         bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
         look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 2, "lw": 0.9, "zorder": 4}
-        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=variant["label"], **look)
+        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index % len(MARKERS)], label=variant["label"], **look)
         drawn.append((true, interval.mean, min(values), max(values), x))
     return drawn
 

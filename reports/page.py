@@ -14,6 +14,7 @@ from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
 from reports.figures import DPI, FIGURES, STYLE
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
+from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
@@ -52,6 +53,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "differences": differences(manifest, results),
         "fronts": fronts(manifest, results),
         "aggregates": aggregates(manifest, results),
+        "tuning": tuning(manifest),
         "costs": costs(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],

@@ -1,0 +1,110 @@
+"""From a file, a preset and overrides to a study, or to one line that says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.config import ModelConfig, Strict, TrainConfig
+from bench.errors import UserError, from_validation, unknown
+from bench.hypotheses import Hypothesis
+from bench.study.overrides import apply
+from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
+from bench.study.yaml_text import parse_yaml
+
+DEFAULT_PRESET = "small"
+
+
+def study_names() -> list[str]:
+    """The studies that come with the suite."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("studies").iterdir() if path.name.endswith(".yaml"))
+
+
+def load_study(source: str, overrides: Sequence[str] = (), preset: str | None = None) -> Study:
+    """A study from a YAML file or by the name of one that comes with the suite, at one of its presets (``small`` if it
+    has it), with ``key=value`` overrides applied.
+
+    Raises UserError, in one line, for whatever is wrong in the file or the overrides.
+    """
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"study file {source!r} does not exist")
+        text = _read(path)
+    elif source in study_names():
+        text = files("studies").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown("study", source, study_names())
+    return study_from(parse_yaml(text, source), overrides, source, preset)
+
+
+def study_from(raw: Any, overrides: Sequence[str], where: str, preset: str | None = None) -> Study:
+    """A study from the mapping a file holds. where: what messages call it."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
+    raw = at_preset(raw, preset, where)
+    for override in overrides:
+        apply(raw, override)
+    try:
+        study = Study.model_validate(raw)
+    except ValidationError as error:
+        raise _study_error(where, error) from None
+    for task in study.tasks:
+        for variant in study.variants:
+            study.cell_model(variant, task)
+            study.cell_train(variant, task)
+    return study
+
+
+def _study_error(where: str, error: ValidationError) -> UserError:
+    """The first complaint, with the fields of the part it is about as suggestions."""
+    location = error.errors()[0]["loc"]
+    parts: dict[str, type[Strict]] = {
+        "model": ModelConfig,
+        "train": TrainConfig,
+        "tasks": TaskEntry,
+        "variants": VariantEntry,
+        "hypotheses": Hypothesis,
+        "tune": Tune,
+    }
+    kind = parts.get(str(location[0]), Study) if len(location) > 1 else Study
+    return from_validation(where, error, [*kind.model_fields, *(["presets"] if kind is Study else [])])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"study file {str(path)!r} cannot be read as UTF-8 text: {error}") from None
+
+
+def at_preset(raw: dict[str, Any], preset: str | None, where: str) -> dict[str, Any]:
+    """The study's mapping with a preset merged over it: mappings key by key, anything else replaced.
+
+    A study at another preset than ``small`` is a study of its own: its name ends in the preset's, so that their
+    results stand side by side. Raises UserError for a preset that is not there or changes what the presets share.
+    """
+    presets = raw.get("presets") or {}
+    if not isinstance(presets, dict) or not all(isinstance(part, dict) for part in presets.values()):
+        raise UserError(f"{where}: presets must be a mapping of names to parts of a study")
+    if preset is not None and preset not in presets:
+        raise unknown(f"preset of {where}:", preset, presets)
+    base = {key: value for key, value in raw.items() if key != "presets"}
+    chosen = preset or (DEFAULT_PRESET if DEFAULT_PRESET in presets else None)
+    if chosen is None:
+        return base
+    for key in ("name", "presets"):
+        if key in presets[chosen]:
+            raise UserError(f"{where}: presets.{chosen}.{key}: a preset cannot change the study's {key}")
+    if chosen != DEFAULT_PRESET and "name" in base:
+        base["name"] = f"{base['name']}-{chosen}"
+    return _merged(base, presets[chosen])
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key for key in changes if isinstance(base.get(key), dict) and isinstance(changes[key], dict)}
+    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in both}}

@@ -1,0 +1,132 @@
+"""What a study file says: a question, its variants, tasks, seeds and hypotheses."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bench.config import ModelConfig, Strict, TrainConfig, parse
+from bench.errors import UserError
+from bench.hypotheses import Hypothesis, check_labels
+from bench.study.designs import expand
+
+
+class Entry(Strict):
+    """One row of ``tasks`` or ``variants``; a bare name stands for itself.
+
+    label: how reports call it, its name by default; model, train: fields that differ from the study's; changes, grid:
+    values to try for dotted keys (``options.gating: [none, scalar]``), one entry for each (``bench.study.designs``).
+    """
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    changes: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and not value.get("label"):
+            return {**value, "label": value.get("name", "")}
+        return value
+
+
+class TaskEntry(Entry):
+    """A task with its options."""
+
+
+class VariantEntry(Entry):
+    """A variant with its options; match: what is held equal to the study's reference variant."""
+
+    match: Literal["params", "flops", "depth"] | None = None
+
+
+class Tune(Strict):
+    """Hyper-parameters chosen on validation data before the seeds are run, with equally many trials a variant and task.
+
+    lr: range of the peak learning rate, searched on a log scale beside what the variant declares (``Variant.tunable``);
+    seed: of the trials' cells and of the sampler, none of the study's own, so that what is reported was not tuned on.
+    """
+
+    trials: int = Field(8, ge=1, le=1000)
+    lr: tuple[float, float] = (1e-4, 1e-2)
+    seed: int = Field(1_000_000, ge=0)
+
+    @field_validator("lr")
+    @classmethod
+    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1] <= 10:
+            raise ValueError("must be [low, high] with 0 < low < high <= 10")
+        return value
+
+
+class Study(Strict):
+    """A question, its cells (variants x tasks x seeds) and what they share. ``seeds: n`` means 0 to n - 1."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    question: str
+    reference: str | None = None
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    variants: tuple[VariantEntry, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    hypotheses: tuple[Hypothesis, ...] = ()
+    tune: Tune | None = None
+
+    @field_validator("tasks", "variants")
+    @classmethod
+    def _designs(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return expand(value)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError("must be at least 1, or a list of seeds")
+            return tuple(range(value))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds = {list(self.seeds)} must be different and not negative")
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(
+                f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"
+            )
+        for field, entries in (("tasks", self.tasks), ("variants", self.variants)):
+            labels = [entry.label for entry in entries]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")
+        labels = [entry.label for entry in self.variants]
+        if self.reference is not None and self.reference not in labels:
+            raise ValueError(f"reference = {self.reference!r} must be one of the variants' labels: {', '.join(labels)}")
+        if self.reference is None and any(entry.match for entry in self.variants):
+            raise ValueError("match needs the study's reference: the label of the variant to match")
+        try:
+            check_labels(self.hypotheses, labels, [entry.label for entry in self.tasks])
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def cell_model(self, variant: VariantEntry, task: TaskEntry) -> ModelConfig:
+        """The shape of a cell: the study's, changed by the task, then by the variant."""
+        return _merge(self.model, "model", variant, task)
+
+    def cell_train(self, variant: VariantEntry, task: TaskEntry) -> TrainConfig:
+        """The training of a cell: the study's, changed by the task, then by the variant."""
+        return _merge(self.train, "train", variant, task)
+
+
+def _merge(base: Any, field: str, variant: VariantEntry, task: TaskEntry) -> Any:
+    changes = {**getattr(task, field), **getattr(variant, field)}
+    where = f"variants.{variant.label}.{field}" if getattr(variant, field) else f"tasks.{task.label}.{field}"
+    return parse(type(base), {**base.model_dump(), **changes}, where if changes else field)

@@ -1,0 +1,163 @@
+"""Tuning: equal trials on validation data at a seed of its own, found again and never run twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import Field
+
+import bench.variant
+from bench.config import Strict
+from bench.errors import UserError
+from bench.plan import Plan, make_plan
+from bench.runner import run_cell
+from bench.store import Store
+from bench.study import Study, study_from
+from bench.tune import tuned_plan
+from bench.variant import register
+from reports.tuning import tuning
+from variants.htc import HeadTailCycling
+
+TUNE = {"trials": 3, "lr": [1e-4, 1e-2], "seed": 90}
+RAW: dict[str, Any] = {
+    "name": "tuned",
+    "question": "Is it fair?",
+    "reference": "htc",
+    "model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2},
+    "train": {"steps": 4, "batch_size": 4, "eval_sequences": 8},
+    "tasks": [{"name": "p_hop", "options": {"hops": 1, "length": 8, "n_train": 40, "n_valid": 20, "n_test": 20}}],
+    "variants": ["htc", {"name": "vanilla", "match": "depth"}],
+    "seeds": 2,
+    "tune": TUNE,
+}
+
+
+def study(*overrides: str, **changes: Any) -> Study:
+    return study_from(json.loads(json.dumps({**RAW, **changes})), overrides, "tuned")
+
+
+def values(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Records whose validation accuracy falls with the distance of the learning rate from 0.001; test says nothing."""
+    found = {}
+    for planned in plan.cells:
+        lr = planned.cell.train.lr
+        history = [{"valid_accuracy": 0.99}, {"valid_accuracy": 1 / (1 + abs(lr - 1e-3))}]
+        found[planned.cell.id] = {"id": planned.cell.id, "status": "done", "history": history}
+    return found
+
+
+def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run() -> None:
+    plans: list[Plan] = []
+
+    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+        plans.append(plan)
+        return values(plan)
+
+    plan = tuned_plan(study(), run, "command", "revision")
+    rows = plan.manifest["tuning"]
+    assert [(row["variant"], row["task"], len(row["trials"])) for row in rows] == [
+        ("htc", "p_hop", 3),
+        ("vanilla", "p_hop", 3),
+    ]
+    for row in rows:
+        rates = [trial["train.lr"] for trial in row["trials"]]
+        assert len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+        best = min(rates, key=lambda rate: abs(rate - 1e-3))
+        assert row["chosen"] == {"train.lr": best} and row["metric"] == "accuracy" and row["seed"] == 90
+        run_with = {p.cell.train.lr for p in plan.cells if p.variant == row["variant"]}
+        assert run_with == {best}, "the seeds are run with what was chosen"
+    assert {planned.cell.seed for made in plans for planned in made.cells} == {90}
+    assert {planned.cell.seed for planned in plan.cells} == {0, 1}
+    assert [len(made.cells) for made in plans] == [2, 4, 6] and plans[-1].manifest["study"] == "tuned-tuning"
+    assert {trial["id"] for row in rows for trial in row["trials"]} == {c["id"] for c in plans[-1].manifest["cells"]}
+    assert [row["trials"] for row in tuning(plan.manifest)] == ["3/3", "3/3"]
+    matched = next(p.cell.model for p in plan.cells if p.variant == "vanilla")
+    assert matched.n_blocks == 4, "matching still holds"
+
+
+def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Paragraph {n} of a text." for n in range(200)))
+
+    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+        history = {p.cell.id: [{"valid_bits_per_byte": p.cell.train.lr}] for p in plan.cells}
+        return {id: {"id": id, "status": "done", "history": entries} for id, entries in history.items()}
+
+    tasks = [{"name": "text", "options": {"files": [str(tmp_path / "a.txt")], "length": 8}}]
+    (row,) = tuned_plan(study(tasks=tasks, variants=["htc"]), run, "", None).manifest["tuning"]
+    assert row["chosen"]["train.lr"] == min(trial["train.lr"] for trial in row["trials"])
+
+
+def test_an_interrupted_tuning_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    store, ran = Store(tmp_path), 0
+
+    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+        nonlocal ran
+        for planned in plan.cells:
+            if not store.done(planned.cell.id):
+                if ran == 3:
+                    raise KeyboardInterrupt
+                run_cell(planned.cell, store)
+                ran += 1
+        return store.results(planned.cell.id for planned in plan.cells)
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned_plan(study(), run, "", None)
+    ran = -10
+    whole = tuned_plan(study(), run, "", None)
+    assert ran == -10 + 3, "six trials, three of them stored before"
+    ran = 3
+    assert tuned_plan(study(), run, "", None).manifest == whole.manifest
+
+
+def test_failed_trials_are_told_and_a_variant_without_any_is_an_error() -> None:
+    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+        records = values(plan)
+        for planned in plan.cells:
+            if planned.variant == "vanilla" or planned is plan.cells[0]:
+                records[planned.cell.id] = {"id": planned.cell.id, "status": "failed", "reason": "loss is nan"}
+        return records
+
+    (row,) = tuned_plan(study(variants=["htc"]), run, "", None).manifest["tuning"]
+    assert [trial["value"] is None for trial in row["trials"]] == [True, False, False]
+    with pytest.raises(UserError, match=r"all 3 trials of variants\.vanilla on p_hop failed, the last: loss is nan"):
+        tuned_plan(study(), run, "", None)
+
+
+def test_a_variant_declares_what_else_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.variant, "_registry", dict(bench.variant._registry))
+
+    @register("leaky")
+    class Leaky(HeadTailCycling):
+        """Head-Tail Cycling with a number."""
+
+        tunable: ClassVar = {"rate": (0.1, 0.2)}
+
+        class Options(HeadTailCycling.Options):
+            rate: float = Field(0.5, gt=0)
+
+    (row,) = tuned_plan(study(variants=["leaky"], reference=None), values, "", None).manifest["tuning"]
+    assert set(row["chosen"]) == {"train.lr", "options.rate"} and len(row["trials"]) == 3
+    assert len({trial["options.rate"] for trial in row["trials"]}) == 3
+    assert issubclass(Leaky.Options, Strict)
+
+
+def test_without_a_tune_block_the_plan_is_the_plain_one() -> None:
+    plain = study(tune=None)
+    assert tuned_plan(plain, values, "c", "r") == make_plan(plain, "c", "r")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tune.trials=0", r"tune\.trials: .*greater than or equal to 1"),
+        ("tune.lr=[0.1, 0.01]", r"tune\.lr: must be \[low, high\] with 0 < low < high"),
+        ("tune.seed=1", r"tune\.seed = 1 must be none of the seeds that are reported: \[0, 1\]"),
+        ("tune.trails=3", r"'tune\.trails'; did you mean 'tune\.trials'"),
+    ],
+)
+def test_bad_tune_blocks_are_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        study(override)
