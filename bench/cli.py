@@ -118,6 +118,36 @@ def profile(
     _console().print(table)
 
 
+@app.command("costs")
+def costs_(
+    study: StudyName,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of timed training steps for each variant.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a timed step.")] = 4,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the table.")] = DEFAULT_RUNS / "reports" / "costs",
+) -> None:
+    """What each variant of a study adds to its reference: parameters, FLOPs, memory, and step time as measured.
+
+    For example: cyclebench costs additions
+    """
+    from bench.perf.additions import cost_rows, shown, write
+    from bench.plan import make_plan
+    from bench.runner import environment
+    from bench.study import load_study
+
+    chosen = load_study(study, overrides or (), preset)
+    place = environment(make_plan(chosen, _command_line(), None).cells[0].cell)
+    rows = cost_rows(chosen, rounds, batch)
+    tables = [shown(row) for row in rows]
+    table = _table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
+    for row in tables:
+        table.add_row(*row.values())
+    _console().print(table)
+    for path in write(chosen, rows, batch, _command_line(), place, out):
+        print(path)
+
+
 @app.command()
 def run(
     study: StudyName,

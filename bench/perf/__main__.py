@@ -7,8 +7,6 @@ quartiles, so that a machine whose speed drifts does not decide the outcome.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,31 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from bench.config import ModelConfig, TrainConfig
+from bench.config import ModelConfig
 from bench.costs import build_model
-from bench.train import make_optimizer
+from bench.perf.timing import Step, paired, training_step
 from bench.variant import get_variant
 
 VOCAB = 256
-Step = Callable[[], None]
-
-
-def training_step(model: Any, batch: int, length: int) -> Step:
-    """One eager training step (forward, loss, backward, AdamW) of a model on random tokens."""
-    optimizer = make_optimizer(model, TrainConfig()) if hasattr(model, "schedule") else _stock_optimizer(model)
-    tokens = torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(0))
-    model.train()
-
-    def step() -> None:
-        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def _stock_optimizer(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
 
 def ours(variant: str, model: ModelConfig, length: int, **options: Any) -> Any:
@@ -58,19 +37,6 @@ def stock(model: ModelConfig, length: int) -> Any:
     )
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return GPT2LMHeadModel(config)
-
-
-def paired(first: Step, second: Step, rounds: int, warmup: int = 3) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Seconds of both steps [rounds, 2], taken in turns; which one goes first alternates."""
-    found = np.zeros((rounds, 2))
-    for turn in range(-warmup, rounds):
-        order = ((0, first), (1, second)) if turn % 2 else ((1, second), (0, first))
-        for side, step in order:
-            start = time.perf_counter()
-            step()
-            if turn >= 0:
-                found[turn, side] = time.perf_counter() - start
-    return found
 
 
 def main() -> None:
@@ -103,7 +69,7 @@ def main() -> None:
 
 
 def _steps(sides: tuple[Any, Any], shape: dict[str, int]) -> tuple[Step, Step]:
-    return training_step(sides[0], **shape), training_step(sides[1], **shape)
+    return training_step(sides[0], VOCAB, **shape), training_step(sides[1], VOCAB, **shape)
 
 
 def _row(table: Table, name: str, seconds: Any, shape: dict[str, int], speed: bool) -> None:

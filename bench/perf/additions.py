@@ -1,0 +1,120 @@
+"""What each variant of a study costs against the study's reference: counted, and timed in pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.costs import build_model, costs
+from bench.data import get_task
+from bench.errors import UserError
+from bench.perf.timing import paired, training_step
+from bench.plan import shape_of, task_data
+from bench.store import atomic_write
+from bench.study import Study, VariantEntry
+from bench.train import pick_device, repeatable
+from bench.variant import get_variant
+
+Row = dict[str, Any]
+
+
+def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
+    """A row for each variant on the study's first task, the reference first.
+
+    Parameters, FLOPs and memory are counted; the step (forward, backward, AdamW, ``batch`` sequences, as many threads as
+    a cell has) is timed in turns with the reference's, ``rounds`` times, and its ratio to it is given as median and
+    quartiles. Raises UserError if the study has no reference.
+    """
+    if study.reference is None:
+        raise UserError(f"study {study.name!r} needs a reference: what its variants' costs are held against")
+    task = study.tasks[0]
+    data = task_data(task.name, get_task(task.name, task.options).options.model_dump(mode="json"))
+    reference = next(entry for entry in study.variants if entry.label == study.reference)
+    device = pick_device(study.cell_train(reference, task))
+
+    def counted(entry: VariantEntry) -> tuple[Row, Any]:
+        variant = get_variant(entry.name, entry.options)
+        model, _ = shape_of(study, entry, task, data.vocab_size, data.length)
+        found = costs(variant, model, data.vocab_size, data.length, device.type)
+        lm = build_model(variant, model, data.vocab_size, data.length)
+        lm.reset_parameters(0)
+        row = {
+            "variant": entry.label,
+            "depth": found.depth,
+            "params": found.params,
+            "forward_flops_per_token": found.forward_flops_per_token,
+            "train_flops_per_token": found.train_flops_per_token,
+            "activation_bytes_per_sequence": found.activation_bytes,
+            "kv_bytes_per_token": found.kv_bytes_per_token,
+        }
+        return row, lm.to(device)  # type: ignore[arg-type]
+
+    with repeatable(0, study.train.threads):
+        base, base_lm = counted(reference)
+        rows = []
+        for entry in [reference, *(e for e in study.variants if e is not reference)]:
+            row, lm = counted(entry)
+            steps = (training_step(m, data.vocab_size, batch, data.length) for m in (lm, base_lm))
+            seconds = paired(next(steps), next(steps), rounds)
+            low, middle, high = np.quantile(seconds[:, 0] / seconds[:, 1], (0.25, 0.5, 0.75))
+            row |= {f"added_{key}": row[key] - base[key] for key in base if key != "variant"}
+            row |= {"step_seconds": float(np.median(seconds[:, 0])), "pairs": rounds}
+            rows.append(
+                row | {"time_ratio": float(middle), "time_ratio_low": float(low), "time_ratio_high": float(high)}
+            )
+    return rows
+
+
+def shown(row: Row) -> dict[str, str]:
+    """A row of the table as it is read: what is added, the share it is of the reference, and the ratio of the times."""
+
+    def added(key: str, digits: int = 0) -> str:
+        more = row[f"added_{key}"]
+        return f"{more:+,.{digits}f} ({more / (row[key] - more):+.2%})" if more else "0"
+
+    return {
+        "variant": row["variant"],
+        "parameters": added("params"),
+        "forward FLOPs/token": added("forward_flops_per_token"),
+        "training FLOPs/token": added("train_flops_per_token"),
+        "activations, bytes/sequence": added("activation_bytes_per_sequence"),
+        "KV cache, bytes/token": added("kv_bytes_per_token"),
+        "step time, ratio [quartiles]": "{time_ratio:.3f} [{time_ratio_low:.3f}, {time_ratio_high:.3f}]".format(**row),
+    }
+
+
+def write(study: Study, rows: list[Row], batch: int, command: str, place: dict[str, Any], out: Path) -> list[Path]:
+    """Write ``costs.csv`` and ``costs.md`` into ``out``; their paths. place: the environment, as cells record it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    tables = [shown(row) for row in rows]
+    base, model = rows[0], study.model
+    lines = [
+        f"# What is added to {study.reference}",
+        "",
+        f"Against {study.reference} at {model.family}, width {model.d_model}, {model.n_blocks} blocks, "
+        f"{model.n_cycles} cycles: {base['params']:,} parameters, {base['forward_flops_per_token']:,.0f} forward and "
+        f"{base['train_flops_per_token']:,.0f} training FLOPs/token, {base['activation_bytes_per_sequence']:,} bytes "
+        f"of activations a sequence, {base['kv_bytes_per_token']:,} bytes of KV cache a token, "
+        f"{1000 * base['step_seconds']:.0f} ms a training step of {batch} sequences. The step is timed in turns with "
+        f"{study.reference}'s own, {base['pairs']} pairs; the first row is {study.reference} against itself: what it "
+        "is off 1 by is noise.",
+        "",
+        f"| {' | '.join(tables[0])} |",
+        f"|{' --- |' * len(tables[0])}",
+        *(f"| {' | '.join(row.values())} |" for row in tables),
+        "",
+        f"`{command}`, revision {place['git'] or 'not known'}, {place['cpu']}, {place['device']}, {place['threads']} "
+        f"threads, Python {place['python']}, torch {place['torch']}",
+        "",
+    ]
+    files = {"costs.csv": text.getvalue(), "costs.md": "\n".join(lines)}
+    for name, content in files.items():
+        atomic_write(out / name, content.encode())
+    return [out / name for name in files]
