@@ -25,8 +25,8 @@ Row = dict[str, Any]
 def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
     """A row for each variant on the study's first task, the reference first.
 
-    Parameters, FLOPs and memory are counted; the step (forward, backward, AdamW, ``batch`` sequences, as many threads as
-    a cell has) is timed in turns with the reference's, ``rounds`` times, and its ratio to it is given as median and
+    Parameters, FLOPs and memory are counted; the step (forward, backward, AdamW, ``batch`` sequences, a cell's threads)
+    is timed in turns with the reference's, ``rounds`` times, and its ratio to it is given as median and
     quartiles. Raises UserError if the study has no reference.
     """
     if study.reference is None:
