@@ -21,9 +21,9 @@ BITS = "bits_per_byte"  # only where the data are text
 class Hypothesis(Strict):
     """A claim: the variant ``better`` beats ``than`` on a task, or over ``all`` tasks, by more than ``margin``.
 
-    better, than, task: labels of the study; metric: on the test split, by default the task's own; margin: in
-    the metric's unit, at least 0. Over all tasks, a seed counts by its mean over them
-    (``bench.stats.over_tasks``).
+    better, than, task: labels of the study; metric: on the test split, by default the task's own, or
+    ``accuracy@NAME`` on a further one; margin: in the metric's unit, at least 0. Over all tasks, a seed counts by its
+    mean over them (``bench.stats.over_tasks``).
     """
 
     claim: str = Field(min_length=1)
@@ -58,6 +58,7 @@ def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> dict[str, A
     for task in data if hypothesis.task == ALL else [hypothesis.task]:
         own, text = data[task].metric, data[task].bytes_of("test") is not None
         known = {**HIGHER_IS_BETTER, **({BITS: False} if text else {}), own.name: own.higher_is_better}
+        known |= {f"{name}@{test}": up for test in data[task].tests for name, up in HIGHER_IS_BETTER.items()}
         metric = hypothesis.metric or own.name
         if metric not in known:
             raise UserError(f"hypothesis {hypothesis.claim!r}: {unknown(f'metric of {task}:', metric, known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,11 @@ def test_over_all_tasks_each_has_its_metric_and_a_margin_needs_one_unit() -> Non
         ("p_hop", "accuracy", True),
         ("kjv", "bits_per_byte", False),
     ]
+    longer = {"tests": {"64": DATA["p_hop"].test}}
+    further = resolve(
+        study({**CLAIM, "metric": "accuracy@64"}).hypotheses[0], {"p_hop": replace(DATA["p_hop"], **longer)}
+    )
+    assert further["measures"] == [{"task": "p_hop", "metric": "accuracy@64", "higher_is_better": True}]
     with pytest.raises(UserError, match=r"margin = 0\.1 needs one metric, not accuracy and bits_per_byte"):
         declare(MANIFEST, margin=0.1)
     assert declare(MANIFEST, margin=0.1, metric="accuracy")["hypotheses"][0]["margin"] == 0.1

@@ -168,7 +168,10 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run", "quik"], "unknown study 'quik'; did you mean 'quick'"),
-        (["run", "quick", "--set", "variants.ztt.name=zt"], "unknown variant 'zt'; did you mean 'ztt'"),
+        (
+            ["run", "quick", "--set", "variants=[zt]", "--set", "reference=zt", "--set", "hypotheses=[]"],
+            "did you mean 'ztt'",
+        ),
         (["run", "quick", "--set", "tasks=[phop]"], "unknown task 'phop'; did you mean 'p_hop'"),
         (["run", "quick", "--set", "variants.ztt.options.gatin=none"], "'gatin'; did you mean 'gating'"),
         (["run", "quick", "--set", "variants.ztt.options.gating=non"], "gating"),
