@@ -21,7 +21,7 @@ from reports.units import human, metric_name
 
 Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
 
-MARKERS = "osD^vP*Xp<>h"
+MARKERS = "osD^vP*Xp<>hHd8" * 8  # more variants than markers: the colours tell those of a kind apart
 STYLE = {
     **sns.axes_style("whitegrid"),
     **sns.plotting_context("paper"),
