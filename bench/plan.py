@@ -97,6 +97,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                     task=task.name,
                     task_options=task_options,
                     seed=seed,
+                    evaluation=study.evaluation,
                     fingerprint=data.fingerprint,
                 )
                 cells.append(Planned(entry.label, task.label, cell))
