@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import from_validation
+from bench.errors import UserError, from_validation
 
 RESULTS_SCHEMA = 2  # part of every cell's id: raise it when a change makes older results incomparable
 
@@ -142,6 +142,11 @@ class TrainConfig(Strict):
                 f"backward_cycles = {self.backward_cycles} must be none where the loss reads every exit point"
             )
         return self
+
+    def check_halting(self, model: ModelConfig) -> None:
+        """Raises UserError if the model has a halting gate that nothing would train."""
+        if model.halting == "gate" and self.halting_loss == "none":
+            raise UserError("model.halting: 'gate' is trained by train.halting_loss, which must not be 'none' then")
 
     @property
     def trains_exits(self) -> bool:
