@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import from_validation
+from bench.errors import UserError, from_validation
 
-RESULTS_SCHEMA = 1  # part of every cell's id: raise it when a change makes older results incomparable
+RESULTS_SCHEMA = 2  # part of every cell's id: raise it when a change makes older results incomparable
 
 
 class Strict(BaseModel):
@@ -51,6 +51,9 @@ class ModelConfig(Strict):
     tie_embeddings: bool = True
     norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
     rope_theta: float = Field(10000.0, gt=1.0, description="llama only")
+    halting: Literal["none", "gate"] = Field(
+        "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -104,6 +107,18 @@ class TrainConfig(Strict):
     backward_cycles: int | None = Field(
         None, ge=1, description="gradients flow through so many last cycles only; None: through all"
     )
+    exit_loss: float = Field(
+        0.0, ge=0.0, description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth"
+    )
+    halting_loss: Literal["none", "gate_cdf", "pondernet", "act"] = Field(
+        "none", description="train model.halting: the loss expected under it, with a penalty (bench.exits.losses)"
+    )
+    halting_weight: float = Field(
+        0.01, ge=0.0, description="of the penalty: beta of gate_cdf and pondernet, tau of act"
+    )
+    halting_prior: float = Field(
+        0.2, gt=0.0, lt=1.0, description="chance of halting after a cycle in pondernet's geometric prior"
+    )
     eval_every: int | None = Field(None, ge=1, description="optimizer steps between validations; None: a tenth")
     eval_every_flops: float | None = Field(None, gt=0.0, description="training FLOPs between validations")
     eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")
@@ -120,7 +135,31 @@ class TrainConfig(Strict):
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of accumulation = {self.accumulation}")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
+        if self.halting_loss != "none" and self.exit_loss:
+            raise ValueError(f"exit_loss = {self.exit_loss:g} must be 0 where halting_loss weighs the exit points")
+        if self.trains_exits and self.backward_cycles is not None:
+            raise ValueError(
+                f"backward_cycles = {self.backward_cycles} must be none where the loss reads every exit point"
+            )
         return self
+
+    def check_halting(self, model: ModelConfig) -> None:
+        """Raises UserError if the model has a halting gate that nothing would train."""
+        if model.halting == "gate" and self.halting_loss == "none":
+            raise UserError("model.halting: 'gate' is trained by train.halting_loss, which must not be 'none' then")
+
+    @property
+    def trains_exits(self) -> bool:
+        """Whether the loss reads what every exit point predicts."""
+        return bool(self.exit_loss) or self.halting_loss != "none"
+
+
+class EvalConfig(Strict):
+    """How a trained model is tested. max_cycles: it is run for 1, 2, ... up to so many cycles; None: twice as many as
+    it was trained with.
+    """
+
+    max_cycles: int | None = Field(None, ge=1, le=1024)
 
 
 class Cell(Strict):
@@ -133,6 +172,7 @@ class Cell(Strict):
     task: str
     task_options: dict[str, Any]
     seed: int
+    evaluation: EvalConfig = EvalConfig()
     fingerprint: str = Field(description="of the data: a digest of every example")
 
     @property

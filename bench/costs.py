@@ -26,7 +26,7 @@ from bench.model.parts import Flops, Part
 from bench.schedule import Schedule, Step
 from bench.variant import Variant
 
-PARTS = ("prefix", "adapter", "recurrence", "gate")  # attributes of the model that hold what a variant added
+PARTS = ("prefix", "adapter", "recurrence", "gate", "halting")  # attributes of the model that hold what a variant added
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,14 @@ def cycle_flops(
 ) -> Flops:
     """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence."""
     if lm.recurrence is None:
-        return step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
-    run_on = lm.recurrence.tokens(cycle, length)
-    return step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass) + lm.recurrence.cycle_flops(cycle, length)
+        total = step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
+    else:
+        run_on = lm.recurrence.tokens(cycle, length)
+        total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass)
+        total += lm.recurrence.cycle_flops(cycle, length)
+    if lm.halting is not None and cycle + 1 < schedule.n_cycles:
+        total += lm.halting.cycle_flops(length)
+    return total
 
 
 def read_out_flops(lm: CycleForCausalLM, schedule: Schedule, length: int, device: str) -> Flops:
@@ -148,28 +153,46 @@ def pass_flops(lm: CycleForCausalLM, length: int, device: str, n_cycles: int | N
 
 
 def training_flops(
-    lm: CycleForCausalLM, length: int, device: str, n_cycles: int | None = None, backward_cycles: int | None = None
+    lm: CycleForCausalLM,
+    length: int,
+    device: str,
+    n_cycles: int | None = None,
+    backward_cycles: int | None = None,
+    every_exit: bool = False,
 ) -> int:
-    """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles."""
+    """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles;
+    every_exit: the loss reads what every exit point predicts, so that coda and LM head run at each.
+    """
     schedule = lm.schedule_at(n_cycles)
     total = pass_flops(lm, length, device, n_cycles).training
+    if every_exit:
+        total += (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length, device).training
     outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
     cut = (cycle_flops(lm, schedule, cycle, length, device) for cycle in range(outside))
     return total - sum(flops.training - flops.forward for flops in cut)
 
 
 def exit_flops(
-    lm: CycleForCausalLM, length: int, device: str, reading: bool = False, n_cycles: int | None = None
+    lm: CycleForCausalLM,
+    length: int,
+    device: str,
+    reading: bool = False,
+    predicting: bool = False,
+    n_cycles: int | None = None,
 ) -> tuple[float, ...]:
     """Forward FLOPs per token of a sequence that leaves after cycle 1, 2, ...: prelude, those cycles, coda and LM head.
 
-    reading: the zero attention is read to decide at every exit point, hence in every cycle but the last.
+    reading: the zero attention is read to decide at every exit point, hence in every cycle but the last; predicting:
+    coda and LM head run at every exit point, those it leaves by included, to decide.
     """
     schedule = lm.schedule_at(n_cycles)
-    done = step_flops(lm, schedule.prelude, length, device) + read_out_flops(lm, schedule, length, device)
+    output = read_out_flops(lm, schedule, length, device)
+    done = step_flops(lm, schedule.prelude, length, device) + output
     totals = []
     for cycle in range(schedule.n_cycles):
         done += cycle_flops(lm, schedule, cycle, length, device, reading and cycle + 1 < schedule.n_cycles)
+        if predicting and cycle:
+            done += output
         totals.append(done.forward / length)
     return tuple(totals)
 
@@ -226,10 +249,19 @@ def measured_flops(lm: CycleForCausalLM, batch: int, length: int, training: bool
     ``training``. The CPU's fused attention is counted by the formula PyTorch registers for the other devices.
     """
     tokens = torch.zeros(batch, length, dtype=torch.long, device=lm.device)
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+
+    def run() -> None:
         logits = lm(tokens, **inputs).logits
         if training:
             cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+
+    return counted_flops(run)
+
+
+def counted_flops(run: Callable[[], Any]) -> int:
+    """FLOPs that PyTorch's own counter sees while ``run`` is called."""
+    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+        run()
     return counter.get_total_flops()
 
 

@@ -86,6 +86,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
             train = study.cell_train(entry, task)
             variant.schedule(model)  # an impossible shape or device must be refused before anything runs
             pick_device(train)
+            train.check_halting(model)
             if text:
                 chosen[entry.label][task.label] = text
             for seed in study.seeds:
@@ -97,6 +98,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                     task=task.name,
                     task_options=task_options,
                     seed=seed,
+                    evaluation=study.evaluation,
                     fingerprint=data.fingerprint,
                 )
                 cells.append(Planned(entry.label, task.label, cell))
@@ -121,7 +123,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
 
 def _relevant(variant: Variant, model: ModelConfig) -> ModelConfig:
     """Without fields that mean nothing to the variant: they must not make two equal cells look different."""
-    return model if variant.cycled else model.model_copy(update={"n_cycles": 1})
+    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none"})
 
 
 def _metric(data: TaskData) -> dict[str, Any]:

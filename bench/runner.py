@@ -36,10 +36,8 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     """
     import torch
 
-    from bench.costs import build_model, costs, exit_flops
-    from bench.data.batches import arrays
-    from bench.evaluate import evaluate
-    from bench.exits.trace import with_bits
+    from bench.costs import build_model, costs
+    from bench.exits.record import examine
     from bench.plan import task_data
     from bench.slices import further_scores
     from bench.train import autocast, pick_device, repeatable, train
@@ -58,17 +56,10 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
         history = train(lm, data, cell.train, cell.seed, report)
         with autocast(cell.train, device):
-            trace = evaluate(lm, *arrays(data.test), every_exit=True)
-            further, slices = further_scores(lm, data, trace)
-    per_byte = data.bytes_of("test")
-    points = [
-        {"cycles": number, "flops_per_token": flops, **with_bits(trace.leaving(number), per_byte)}
-        for number, flops in enumerate(cost.exit_flops_per_token, 1)
-    ]
-    curve = [
-        with_bits(point, per_byte) for point in trace.curve(exit_flops(lm, data.length, device.type, reading=True))
-    ]
-    scores = {name: value for name, value in points[-1].items() if name not in ("cycles", "flops_per_token")}
+            found = examine(lm, data, cell.evaluation)
+            further, slices = further_scores(lm, data, found.test)
+    trace = found.test
+    scores = trace.leaving(trace.n_cycles)
     tokens = cell.train.steps * cell.train.batch_size * data.length
     train_seconds = history[-1]["seconds"]
     record: dict[str, Any] = {
@@ -85,7 +76,8 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         },
         "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
         "history": history,
-        "exits": {"points": points, "curve": curve} if lm.schedule.n_cycles > 1 else None,
+        "exits": found.exits,
+        "cycles": found.cycles,
         "zero_attention": [
             {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
             for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
@@ -104,6 +96,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     with _whole_folder(folder / "model") as target:
         lm.save_pretrained(target)
     atomic_write(folder / "trace.npz", trace.to_bytes())
+    atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
     store.write_cell(cell.id, record["cell"])
     store.write_result(cell.id, record)  # last: its presence says that everything else is there
     return record

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
 from bench.costs import training_flops
@@ -20,6 +19,7 @@ from bench.data import TaskData
 from bench.data.batches import Batches, arrays
 from bench.errors import CellError, UserError
 from bench.evaluate import evaluate
+from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
 
@@ -96,9 +96,11 @@ def train(
 ) -> list[dict[str, float]]:
     """Train in place on the model's device and return the history, one entry for each validation.
 
-    Raises CellError if the loss stops being finite, UserError if gradients are cut where the prelude needs them.
+    Raises CellError if the loss stops being finite, UserError if gradients are cut where the prelude needs them or if
+    halting and its loss do not go together.
     """
     device = lm.device
+    config.check_halting(lm.model_shape)
     reinjects = lm.recurrence is not None and lm.recurrence.reinjects
     if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
         raise UserError(
@@ -157,18 +159,23 @@ def _step(
     config: TrainConfig,
     n_cycles: int | None,
 ) -> torch.Tensor:
-    """One optimizer step over the micro-batches of a batch [B, T]; returns the mean loss, not yet read."""
+    """One optimizer step over the micro-batches of a batch [B, T]; returns the loss at full depth, not yet read."""
     device = lm.device
     total = torch.zeros((), device=device)
     scored = int((targets != IGNORED).sum())
     for tokens, goal in zip(np.split(ids, config.accumulation), np.split(targets, config.accumulation), strict=True):
         with autocast(config, device):
             inputs = torch.from_numpy(tokens).to(device, non_blocking=True)
-            out = run(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles)
-        flat = torch.from_numpy(goal).to(device, non_blocking=True).flatten()
+            out = run(
+                inputs,
+                n_cycles=n_cycles,
+                backward_cycles=config.backward_cycles,
+                output_exits=config.trains_exits,
+            )
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
-        loss = cross_entropy(out.logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="sum") / scored
-        total += loss.detach()
+        last, loss = exit_losses(out, torch.from_numpy(goal).to(device, non_blocking=True), config)
+        total += last.detach() / scored
+        loss = loss / scored
         if out.auxiliary_loss is not None:
             loss = loss + out.auxiliary_loss * (len(tokens) / len(ids))
         loss.backward()
@@ -195,7 +202,7 @@ def executed_flops(
 ) -> NDArray[np.float64]:
     """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""
     device = lm.device.type
-    of = {n: training_flops(lm, length, device, n, config.backward_cycles) for n in set(cycles)}
+    of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
     return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
 
 

@@ -53,8 +53,9 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
         points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
         axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
         values += points[:, 1].tolist()
-        if all(r["exits"]["curve"] for r in records):
-            curve = _mean_over_seeds([r["exits"]["curve"] for r in records], task["metric"])
+        curves = [_zero_attention_curve(record) for record in records]
+        if all(curves):
+            curve = _mean_over_seeds(curves, task["metric"])
             axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
             values += curve[:, 1].tolist()
             thresholds = True
@@ -155,11 +156,11 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
     panels = []
     for variant in manifest["variants"]:
         records = done(manifest, results, variant["label"], task["label"])
-        curves = [r["exits"]["curve"] for r in records if r["exits"] and r["exits"]["curve"]]
+        curves = [curve for record in records if (curve := _zero_attention_curve(record))]
         if curves:
             chosen = np.linspace(0, min(map(len, curves)) - 1, 5).round().astype(int)
             shares = np.array([[np.mean([curve[i]["share"] for curve in curves], 0)] for i in chosen])[:, 0]
-            names = [f"{np.mean([curve[i]['threshold'] for curve in curves]):.3g}" for i in chosen]
+            names = [_mean_threshold([curve[i]["threshold"] for curve in curves]) for i in chosen]
             panels.append((variant["label"], shares, names))
     if not panels:
         return None
@@ -265,6 +266,20 @@ def _title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any])
 def _colour(manifest: Manifest, index: int) -> Any:
     palette = sns.color_palette("colorblind" if len(manifest["variants"]) <= 10 else "husl", len(manifest["variants"]))
     return palette[index]
+
+
+def _zero_attention_curve(record: Record) -> list[dict[str, Any]]:
+    """The points of the zero attention's exit curve, from the cheapest on; none where there is no such signal."""
+    rule = record["exits"]["rules"].get("zero_attention") if record["exits"] else None
+    return (
+        [dict(zip(rule["curve"], point, strict=True)) for point in zip(*rule["curve"].values(), strict=True)]
+        if rule
+        else []
+    )
+
+
+def _mean_threshold(thresholds: list[float | None]) -> str:
+    return "none" if None in thresholds else f"{np.mean([t for t in thresholds if t is not None]):.3g}"
 
 
 def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:

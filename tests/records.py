@@ -80,10 +80,21 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         return {**found, "bits_per_byte": found["loss"] / 0.69} if text else found
 
     points = [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c)} for c in (1, 2)]
-    curve = [
-        {"threshold": t, "flops_per_token": 1e6 * (1 + t), "mean_cycles": 1 + t, **scores(1), "share": [1 - t, t]}
-        for t in (0.0, 0.25, 0.5, 1.0)
+    spread: list[float | None] = [0.1, 0.25, 0.5, None]  # thresholds, the last: none leaves early
+    later = [0.0, 0.25, 0.5, 1.0]  # shares of the sequences that run both cycles
+    curve = {
+        "threshold": spread,
+        "flops_per_token": [1e6 * (1 + t) for t in later],
+        "mean_cycles": [1 + t for t in later],
+        **{name: [value] * 4 for name, value in scores(1).items()},
+        "share": [[1 - t, t] for t in later],
+    }
+    tuned = [
+        {"budget": b, "threshold": 0.25, **{s: {"flops_per_token": 1.2e6, **scores(1)} for s in ("valid", "test")}}
+        for b in (0.7, 0.8)
     ]
+    rule = {"leave": "above", "curve": curve, "gain": 0.01, "area": 0.02 - shift, "tuned": tuned}
+    rules = {"confidence": rule, **({"zero_attention": rule} if is_ztt else {})}
     history = [
         {"step": s, "tokens": 1024 * s, "flops": 3e9 * s, "seconds": 0.1 * s, "lr": 1e-3, "train_loss": 3.0 - 0.1 * s}
         | {f"valid_{name}": value for name, value in scores(1).items()}
@@ -107,7 +118,8 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         if is_ztt
         else {},
         "history": history,
-        "exits": {"points": points, "curve": curve if is_ztt else []},
+        "exits": {"points": points, "rules": rules},
+        "cycles": [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c)} for c in (1, 2, 3, 4)],
         "zero_attention": zero,
         "timing": {"started": 1.7e9, "train_seconds": 2.0, "seconds": 2.5, "tokens_per_second": 10240.0},
     }

@@ -98,3 +98,10 @@ def make(
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
     """Random tokens [B, T]."""
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def halts(lm: CycleForCausalLM) -> bool:
+    """Whether the variant halts by itself."""
+    state = lm.embed(tokens())
+    next(lm.cycles(state))
+    return "halting" in state.memory

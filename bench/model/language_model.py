@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from bench.config import ModelConfig, parse
 from bench.model.blocks import Block, Context, make_norm, rotation
+from bench.model.halting import HaltingGate
 from bench.model.parts import Part
 from bench.schedule import Schedule, Step
 from bench.variant import Variant, get_variant
@@ -28,7 +29,13 @@ class CycleConfig(PreTrainedConfig):
     """A model's configuration as it is saved: variant, its options and the shape (fields of ``ModelConfig``)."""
 
     model_type = "cyclebench"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "zero_attention", "exit_signals"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "cache",
+        "zero_attention",
+        "exit_signals",
+        "exit_logits",
+        "halting",
+    ]
 
     variant: str = "vanilla"
     options: dict[str, Any] | None = None
@@ -68,8 +75,10 @@ class CycleConfig(PreTrainedConfig):
 class CycleOutput(ModelOutput):
     """loss: scalar, nats per scored token; logits: [B, T, V]; exit_depth: [B], steps run for each sequence;
     exit_signals: [B, cycles], mean zero attention of each cycle; zero_attention: one [B, H, T] for each step that has
-    zero tokens, in order (both only when asked for by ``output_zero_attention``); auxiliary_loss: scalar, what the
-    variant's own parts add to the training loss, None if they add nothing; cache: one slot a step.
+    zero tokens, in order (both only when asked for by ``output_zero_attention``); exit_logits: one [B, T, V] for every
+    exit point, the last being ``logits``, and halting: the chance [B, T] of having halted by every exit point but the
+    last, if anything halts (both only when asked for by ``output_exits``); auxiliary_loss: scalar, what the variant's
+    own parts add to the training loss, None if they add nothing; cache: one slot a step.
     """
 
     loss: Tensor | None = None
@@ -77,6 +86,8 @@ class CycleOutput(ModelOutput):
     exit_depth: Tensor | None = None
     exit_signals: Tensor | None = None
     zero_attention: tuple[Tensor, ...] | None = None
+    exit_logits: tuple[Tensor, ...] | None = None
+    halting: tuple[Tensor, ...] | None = None
     auxiliary_loss: Tensor | None = None
     cache: Cache | None = None
 
@@ -85,10 +96,11 @@ class CycleOutput(ModelOutput):
 class Walk:
     """The state of one pass.
 
-    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; positions: [B or 1, T];
-    zero_attention: [B, H, T] by step depth, as far as seen; memory: what the variant's recurrence keeps from cycle to
-    cycle; losses: scalars that parts add to the training loss; active: [B, T], the tokens whose state may still change,
-    None for all: the others are frozen and go on serving keys and values.
+    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; positions: [B or 1, T]; before: [B, T, D],
+    the stream at the start of the last cycle; zero_attention: [B, H, T] by step depth, as far as seen; memory: what the
+    variant's recurrence keeps from cycle to cycle, and under ``halting`` the chance [B, T] of having halted by the end
+    of the last cycle, if anything halts; losses: scalars that parts add to the training loss; active: [B, T], the
+    tokens whose state may still change, None for all: the others are frozen and go on serving keys and values.
     """
 
     hidden: Tensor
@@ -96,6 +108,7 @@ class Walk:
     positions: Tensor
     context: Context
     schedule: Schedule
+    before: Tensor | None = None
     zero_attention: dict[int, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
@@ -142,6 +155,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
+        self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, config.vocab_size, bias=False)
         self.post_init()
@@ -237,12 +251,15 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         for number, steps in enumerate(schedule.cycles):
             outside = backward_cycles is not None and number < schedule.n_cycles - backward_cycles
             whole = state.embedded, state.context
+            state.before = state.hidden
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
                 if self.recurrence is not None:
                     self.recurrence.enter(number, state)
                 self.walk(steps, state)
                 if self.recurrence is not None:
                     self.recurrence.leave(number, state)
+                if self.halting is not None:
+                    self.halting(number, state)
             state.embedded, state.context = whole
             yield number + 1
 
@@ -292,6 +309,7 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         output_zero_attention: bool = False,
+        output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
         **kwargs: Any,
@@ -305,8 +323,12 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache:
             cache = DynamicCache()
         state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
-        for _ in self.cycles(state, backward_cycles):
-            pass
+        exits, halting = [], []
+        for number in self.cycles(state, backward_cycles):
+            if output_exits and number < state.schedule.n_cycles:
+                exits.append(self.lm_head(self.read_out(state)))
+                if "halting" in state.memory:
+                    halting.append(state.memory["halting"])
         logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
         loss = None
         if labels is not None:
@@ -320,6 +342,8 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
             if any(s is not None for s in signals)
             else None,
             zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
+            exit_logits=(*exits, logits) if output_exits else None,
+            halting=tuple(halting) or None,
             auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
             cache=cache,
         )

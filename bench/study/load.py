@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import ModelConfig, Strict, TrainConfig
+from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig
 from bench.errors import UserError, from_validation, unknown
 from bench.hypotheses import Hypothesis
 from bench.study.overrides import apply
@@ -66,6 +66,7 @@ def _study_error(where: str, error: ValidationError) -> UserError:
     parts: dict[str, type[Strict]] = {
         "model": ModelConfig,
         "train": TrainConfig,
+        "evaluation": EvalConfig,
         "tasks": TaskEntry,
         "variants": VariantEntry,
         "hypotheses": Hypothesis,

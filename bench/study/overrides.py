@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.config import ModelConfig, TrainConfig
+from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, unknown
 from bench.hypotheses import Hypothesis
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
@@ -67,6 +67,8 @@ def _allowed(parents: Sequence[str]) -> list[str] | None:
             return list(ModelConfig.model_fields)
         case ["train"] | ["tasks" | "variants", _, "train"]:
             return list(TrainConfig.model_fields)
+        case ["evaluation"]:
+            return list(EvalConfig.model_fields)
         case ["tasks", _]:
             return list(TaskEntry.model_fields)
         case ["variants", _]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import ModelConfig, Strict, TrainConfig, parse
+from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError
 from bench.hypotheses import Hypothesis, check_labels
 from bench.study.designs import expand
@@ -73,6 +73,7 @@ class Study(Strict):
     reference: str | None = None
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    evaluation: EvalConfig = EvalConfig()
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
