@@ -106,7 +106,7 @@ class Tracker:
         if done:
             for metrics in _batches([Metric(*row) for row in _metrics(record, began)], METRICS_A_BATCH):
                 self.client.log_batch(run, metrics=metrics)
-            for file in ("result.json", "trace.npz"):
+            for file in ("result.json", "trace.npz", "trace_valid.npz"):
                 path = self.store.folder(record["id"]) / file
                 if path.exists():
                     self.client.log_artifact(run, str(path))

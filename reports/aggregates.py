@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.stats import Interval, bca_interval, dominance, hypervolume, interquartile_mean, probability_of_improvement
-from reports.table import Manifest, Record, cells, done, score
+from reports.table import Manifest, Record, cells, done, exit_curve, score
 from reports.units import human, metric_name, plain
 
 Points = NDArray[np.float64]
@@ -95,7 +95,7 @@ def _fronts_by_seed(
         if record and record["status"] == "done":
             points = [(record["costs"]["forward_flops_per_token"], score(record, task["metric"]))]
             if record["exits"]:
-                measured = [*record["exits"]["points"], *record["exits"]["curve"]]
+                measured = [*record["exits"]["points"], *exit_curve(record)]
                 points = [(point["flops_per_token"], point[task["metric"]]) for point in measured]
             found[seed] = np.array(points, dtype=float)
     return found

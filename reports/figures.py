@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from bench.stats import mean_interval, pareto_front
-from reports.table import Manifest, Record, done, score
+from reports.table import Manifest, Record, done, exit_curve, score
 from reports.units import human, metric_name
 
 Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
@@ -53,7 +53,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
         points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
         axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
         values += points[:, 1].tolist()
-        curves = [_zero_attention_curve(record) for record in records]
+        curves = [exit_curve(record) for record in records]
         if all(curves):
             curve = _mean_over_seeds(curves, task["metric"])
             axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
@@ -156,7 +156,7 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
     panels = []
     for variant in manifest["variants"]:
         records = done(manifest, results, variant["label"], task["label"])
-        curves = [curve for record in records if (curve := _zero_attention_curve(record))]
+        curves = [curve for record in records if (curve := exit_curve(record))]
         if curves:
             chosen = np.linspace(0, min(map(len, curves)) - 1, 5).round().astype(int)
             shares = np.array([[np.mean([curve[i]["share"] for curve in curves], 0)] for i in chosen])[:, 0]
@@ -266,16 +266,6 @@ def _title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any])
 def _colour(manifest: Manifest, index: int) -> Any:
     palette = sns.color_palette("colorblind" if len(manifest["variants"]) <= 10 else "husl", len(manifest["variants"]))
     return palette[index]
-
-
-def _zero_attention_curve(record: Record) -> list[dict[str, Any]]:
-    """The points of the zero attention's exit curve, from the cheapest on; none where there is no such signal."""
-    rule = record["exits"]["rules"].get("zero_attention") if record["exits"] else None
-    return (
-        [dict(zip(rule["curve"], point, strict=True)) for point in zip(*rule["curve"].values(), strict=True)]
-        if rule
-        else []
-    )
 
 
 def _mean_threshold(thresholds: list[float | None]) -> str:

@@ -1,4 +1,5 @@
-"""``python -m bench.perf``: training throughput against transformers' GPT-2, and what the zero token costs a step.
+"""``python -m bench.perf``: training throughput against transformers' GPT-2, what the zero token costs a
+step, and what judging exit rules costs.
 
 Every comparison is paired: the two sides take turns in one process, and the median of the ratios is printed with its
 quartiles, so that a machine whose speed drifts does not decide the outcome.
@@ -18,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from bench.config import ModelConfig
 from bench.costs import build_model
 from bench.perf.timing import Step, paired, training_step
+from bench.perf.traces import trace_table
 from bench.variant import get_variant
 
 VOCAB = 256
@@ -66,6 +68,7 @@ def main() -> None:
             sides = (ours("ztt", model, arguments.length, gating=gating), ours("htc", model, arguments.length))
             _row(table, f"{gating}, {d_model}", paired(*_steps(sides, shape), arguments.rounds), shape, False)
     console.print(table)
+    console.print(trace_table(sequences=1000, length=128))
 
 
 def _steps(sides: tuple[Any, Any], shape: dict[str, int]) -> tuple[Step, Step]:
