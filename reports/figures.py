@@ -16,24 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from bench.stats import mean_interval, pareto_front
+from reports import exit_figures
+from reports.look import MARKERS, axis_name, colour, orient, title
 from reports.table import Manifest, Record, done, score
-from reports.units import human, metric_name
+from reports.units import human
 
 Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
 
-MARKERS = "osD^vP*Xp<>hHd8" * 8  # more variants than markers: the colours tell those of a kind apart
-STYLE = {
-    **sns.axes_style("whitegrid"),
-    **sns.plotting_context("paper"),
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "grid.color": "#e4e4e4",
-    "axes.edgecolor": "#666666",
-    "svg.hashsalt": "cyclebench",  # the same figure is the same file
-}
-DPI = 200
 DODGE = 0.012  # variants of equal cost stand side by side by this share of it, or they would hide each other
 
 
@@ -49,14 +38,14 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
         records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["exits"]]
         if not records:
             continue
-        colour = _colour(manifest, index)
+        shade = colour(manifest, index)
         points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
-        axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
+        axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=shade, ms=4, mew=0.9, zorder=2)
         values += points[:, 1].tolist()
         curves = [_zero_attention_curve(record) for record in records]
         if all(curves):
             curve = _mean_over_seeds(curves, task["metric"])
-            axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
+            axes.plot(*curve.T, "-", color=shade, lw=1.1, alpha=0.8, zorder=1)
             values += curve[:, 1].tolist()
             thresholds = True
     cost, value, _, _, place = np.array(drawn).T
@@ -99,26 +88,26 @@ def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[s
         values = np.array([[entry[key] for entry in record["history"]] for record in records])
         for axes, x in ((left, "tokens"), (right, "flops")):
             at = [entry[x] for entry in records[0]["history"]]
-            colour = _colour(manifest, index)
+            shade = colour(manifest, index)
             axes.plot(
                 at,
                 values.mean(0),
-                color=colour,
+                color=shade,
                 marker=MARKERS[index % len(MARKERS)],
                 ms=3,
                 lw=1.2,
                 label=variant["label"],
             )
-            axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+            axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.15, lw=0)
     if not shown:
         return None
     for axes, label in ((left, "training tokens"), (right, "training FLOPs")):
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        _orient(axes, task)
-    left.set_ylabel(f"validation {_axis_name(task)}")
-    figure.suptitle(_title(manifest, results, task), fontsize=10)
+        orient(axes, task)
+    left.set_ylabel(f"validation {axis_name(task)}")
+    figure.suptitle(title(manifest, results, task), fontsize=10)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     return figure
@@ -151,38 +140,17 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
     return figure
 
 
-def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """Share of sequences that leave after each cycle, for a few thresholds of the zero attention."""
-    panels = []
-    for variant in manifest["variants"]:
-        records = done(manifest, results, variant["label"], task["label"])
-        curves = [curve for record in records if (curve := _zero_attention_curve(record))]
-        if curves:
-            chosen = np.linspace(0, min(map(len, curves)) - 1, 5).round().astype(int)
-            shares = np.array([[np.mean([curve[i]["share"] for curve in curves], 0)] for i in chosen])[:, 0]
-            names = [_mean_threshold([curve[i]["threshold"] for curve in curves]) for i in chosen]
-            panels.append((variant["label"], shares, names))
-    if not panels:
-        return None
-    figure, grid = _new(max(4.2, 3.6 * len(panels)), 3.0, len(panels))
-    for axes, (label, shares, names) in zip(np.atleast_1d(np.asarray(grid, dtype=object)), panels, strict=True):
-        left = np.zeros(len(names))
-        for cycle, colour in enumerate(sns.color_palette("cividis", shares.shape[1])):
-            axes.barh(names, shares[:, cycle], left=left, color=colour, label=f"cycle {cycle + 1}")
-            left += shares[:, cycle]
-        axes.set(xlabel="share of test sequences leaving after", ylabel="zero-attention threshold (mean of seeds)")
-        axes.set_title(f"{label} on {task['label']}")
-        axes.set_xlim(0, 1)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
-    return figure
-
-
 FIGURES: dict[str, tuple[Draw, str]] = {
     "accuracy_vs_flops": (accuracy_vs_flops, "Quality against executed compute"),
     "accuracy_vs_params": (accuracy_vs_params, "Quality against parameters"),
     "learning_curves": (learning_curves, "Learning curves"),
     "zero_attention": (zero_attention, "Attention to the zero tokens"),
-    "exit_depth": (exit_depth, "Where sequences leave"),
+    "exit_curves": (exit_figures.exit_curves, "Exit rules: quality against executed compute"),
+    "exit_area": (exit_figures.exit_area, "What each exit rule is worth"),
+    "exit_signal": (exit_figures.exit_signal, "Do the signals know whether more cycles help?"),
+    "exit_depth": (exit_figures.exit_depth, "Where sequences leave"),
+    "exit_calibration": (exit_figures.exit_calibration, "Is the confidence at an exit point to be trusted?"),
+    "cycles": (exit_figures.cycles_at_test, "Quality against the number of cycles at test time"),
 }
 
 
@@ -201,12 +169,12 @@ def _scatter(
         if not records:
             continue
         values = [score(record, task["metric"]) for record in records]
-        interval, colour = mean_interval(values), _colour(manifest, index)
+        interval, shade = mean_interval(values), colour(manifest, index)
         true = records[0]["costs"][cost]
         x = true * (1 + DODGE * sum(abs(true / other[0] - 1) < 0.02 for other in drawn))
-        axes.scatter([x] * len(values), values, s=9, color=colour, alpha=0.7, lw=0, zorder=3)
+        axes.scatter([x] * len(values), values, s=9, color=shade, alpha=0.7, lw=0, zorder=3)
         bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
-        look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 2, "lw": 0.9, "zorder": 4}
+        look = {"color": shade, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 2, "lw": 0.9, "zorder": 4}
         axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index % len(MARKERS)], label=variant["label"], **look)
         drawn.append((true, interval.mean, min(values), max(values), x))
     return drawn
@@ -238,34 +206,12 @@ def _finish(
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.set(xlabel=xlabel, ylabel=f"test {_axis_name(task)}", title=_title(manifest, results, task))
-    _orient(axes, task)
+    axes.set(xlabel=xlabel, ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
+    orient(axes, task)
     handles, labels = axes.get_legend_handles_labels()
     handles += extra
     labels += [str(line.get_label()) for line in extra]
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-
-
-def _orient(axes: Axes, task: dict[str, Any]) -> None:
-    """Better is up."""
-    if not task["higher_is_better"]:
-        axes.invert_yaxis()
-
-
-def _axis_name(task: dict[str, Any]) -> str:
-    direction = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
-    return f"{metric_name(task['metric'])}{direction}"
-
-
-def _title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
-    counts = [len(done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
-    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{task['label']}: {n} seed{'' if n == '1' else 's'}"
-
-
-def _colour(manifest: Manifest, index: int) -> Any:
-    palette = sns.color_palette("colorblind" if len(manifest["variants"]) <= 10 else "husl", len(manifest["variants"]))
-    return palette[index]
 
 
 def _zero_attention_curve(record: Record) -> list[dict[str, Any]]:
@@ -276,10 +222,6 @@ def _zero_attention_curve(record: Record) -> list[dict[str, Any]]:
         if rule
         else []
     )
-
-
-def _mean_threshold(thresholds: list[float | None]) -> str:
-    return "none" if None in thresholds else f"{np.mean([t for t in thresholds if t is not None]):.3g}"
 
 
 def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:

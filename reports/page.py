@@ -12,7 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
-from reports.figures import DPI, FIGURES, STYLE
+from reports.exit_figures import rule_rows
+from reports.figures import FIGURES
+from reports.look import DPI, STYLE
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
 from reports.tuning import tuning
 from reports.units import metric_name
@@ -55,6 +57,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "aggregates": aggregates(manifest, results),
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
+        "rules": rule_rows(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],
     }
