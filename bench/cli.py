@@ -231,10 +231,20 @@ def sweep(
 
 
 @app.command()
-def report(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
+def report(
+    study: StudyName,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    publish: Annotated[
+        bool,
+        typer.Option("--publish", help="Only tables and PNG plots, into reports/published/STUDY: to be committed."),
+    ] = False,
+) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
     manifest, results = _stored(study, preset, runs)
-    _write_report(manifest, results, out or runs / "reports" / manifest["study"])
+    folder = Path("reports", "published") if publish else runs / "reports"
+    _write_report(manifest, results, out or folder / manifest["study"], publish)
 
 
 @app.command()
@@ -273,11 +283,13 @@ def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any],
     return manifest, store.results(cell["id"] for cell in manifest["cells"])
 
 
-def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:
+def _write_report(
+    manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path, published: bool = False
+) -> list[Path]:
     """Write the report's files, print the summary table and where to look, and return the files."""
     import reports
 
-    paths = reports.write(manifest, results, out)
+    paths = reports.write(manifest, results, out, published)
     _console().print(reports.summary_table(manifest, results))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in (
