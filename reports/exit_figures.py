@@ -10,13 +10,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bench.stats import Interval, mean_interval
-from reports.look import MARKERS, axis_name, colour, orient, title
+from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
 from reports.table import Manifest, Record, done
-from reports.units import human, metric_name
+from reports.units import metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
 BOUNDS = ("fixed", "random", "oracle", "oracle.loss")
@@ -50,8 +50,7 @@ def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, 
         return None
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.7 * columns, 2.8 * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    figure, grid = new((1.5 if columns == 2 else 2.2) * rows + 0.4, rows, columns, sharey=True)
     handles: dict[str, Line2D] = {}
     oracle = "oracle" if task["metric"] == "accuracy" else "oracle.loss"
     for axes, (label, records) in zip(grid.flat, panels, strict=False):
@@ -64,17 +63,15 @@ def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, 
             line = axes.plot(*_mean_curve(records, key, task["metric"]), **BOUND_LOOKS[name])[0]
             handles["oracle (bound)" if name == "oracle" else name] = line
         axes.set_title(label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        with_units(axes, 3 if columns == 2 else 4)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     orient(grid[0, 0], task)
-    figure.supxlabel("executed forward FLOPs per token", fontsize=9)
-    figure.supylabel(f"test {axis_name(task)}", fontsize=9)
-    figure.suptitle(title(manifest, results, task), fontsize=10)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, handlelength=2.6
-    )
+    for axes in grid[-1]:
+        axes.set_xlabel("executed FLOPs/token")
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
+    legend(figure, list(handles.values()), list(handles), handlelength=2.6)
     return figure
 
 
@@ -82,13 +79,13 @@ def exit_area(manifest: Manifest, results: dict[str, Record], task: dict[str, An
     """What each rule is worth: the area between its curve and that of leaving at random, over the FLOPs."""
     unit = metric_name(task["metric"])
     better = "" if task["higher_is_better"] else " saved"
-    label = f"{unit}{better} against random at equal FLOPs\n(mean over the FLOPs range, 95 % interval over seeds)"
+    label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs, 95 % interval)"
     return _dots(manifest, results, task, lambda rule: rule["area"], label)
 
 
 def exit_signal(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """Whether a signal knows that more cycles will help: its rank correlation with what they bring."""
-    label = "rank correlation of the signal to stay with the loss\nthat more cycles save (95 % interval over seeds)"
+    label = "rank correlation of the signal to stay\nwith the loss saved (95 % interval)"
     return _dots(manifest, results, task, _rank, label)
 
 
@@ -105,26 +102,23 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
             panels.append((label, shares))
     if not panels:
         return None
-    height = 1.7 + 0.24 * max(len(shares) for _, shares in panels)
-    figure = Figure(figsize=(1.0 + 3.0 * len(panels), height), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    heights = [len(shares) for _, shares in panels]
+    figure, grid = new(0.7 + 0.15 * sum(heights) + 0.45 * len(panels), len(panels), height_ratios=heights, sharex=True)
     most = max(len(share) for _, shares in panels for share in shares.values())
     palette = sns.color_palette("cividis", most)
-    for axes, (label, shares) in zip(grid, panels, strict=True):
+    for axes, (label, shares) in zip(grid.flat, panels, strict=True):
         names = list(shares)[::-1]
         left = np.zeros(len(names))
         for cycle in range(len(shares[names[0]])):
             width = np.array([shares[name][cycle] for name in names])
             axes.barh(names, width, left=left, color=palette[cycle], label=f"{cycle + 1}", height=0.75)
             left += width
-        axes.set(xlim=(0, 1), title=label, xlabel="share of test sequences")
+        axes.set(xlim=(0, 1), title=label)
         axes.grid(False)
+    grid[-1, 0].set_xlabel("share of test sequences")
     handles = [Line2D([], [], ls="", marker="s", ms=7, color=shade) for shade in palette]
-    legend: dict[str, Any] = {"ncols": min(8, most), "frameon": False, "title": "leaves after cycle"}
-    figure.legend(handles, [str(n) for n in range(1, most + 1)], loc="outside lower center", **legend)
-    figure.suptitle(
-        f"{title(manifest, results, task)}; thresholds tuned for at most {BUDGET:.0%} of the FLOPs", fontsize=9
-    )
+    legend(figure, handles, [str(n) for n in range(1, most + 1)], title="leaves after cycle")
+    figure.suptitle(f"{title(manifest, results, task)}, at most {BUDGET:.0%} of the FLOPs")
     return figure
 
 
@@ -140,28 +134,26 @@ def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[
     ]
     if not shown:
         return None
-    figure = Figure(figsize=(3.4 * len(shown), 3.7), layout="constrained")
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    figure, [panels] = new(2.2 if len(shown) == 2 else 3.2, 1, len(shown), sharey=True)
     for axes, (key, name) in zip(panels, shown, strict=True):
         axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
         for index, variant in enumerate(manifest["variants"]):
             records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
             found = [r["exits"]["rules"][key]["calibration"] for r in records if key in r["exits"]["rules"]]
-            look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 4}
+            look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
             for number, bins in enumerate(found):
                 text = variant["label"] if not number else None
                 axes.plot(bins["signal"], bins["accuracy"], lw=0.9, alpha=0.85, label=text, **look)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=name, aspect="equal")
     panels[0].set_ylabel("accuracy at the exit point")
-    figure.suptitle(title(manifest, results, task), fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title(manifest, results, task))
+    legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
 def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with."""
-    figure = Figure(figsize=(4.8, 3.7), layout="constrained")
-    axes = figure.subplots()
+    figure, [[axes]] = new(2.6)
     values: list[float] = []
     for index, variant in enumerate(manifest["variants"]):
         records = [r for r in done(manifest, results, variant["label"], task["label"]) if len(r["cycles"]) > 1]
@@ -176,7 +168,7 @@ def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[st
         axes.fill_between(numbers, table.min(0), table.max(0), color=shade, alpha=0.15, lw=0)
         trained = records[0]["cell"]["model"]["n_cycles"]
         at = numbers == trained
-        axes.plot(numbers[at], mean[at], ls="", marker="o", ms=11, mfc="none", mec=shade, mew=1.2)
+        axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)
         values += table.ravel().tolist()
     if not values:
         return None
@@ -185,9 +177,7 @@ def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[st
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="cycles at test time", ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
     orient(axes, task)
-    figure.legend(
-        [*handles, ring], [*labels, "cycles it was trained with"], loc="outside lower center", ncols=3, frameon=False
-    )
+    legend(figure, [*handles, ring], [*labels, "cycles it was trained with"])
     return figure
 
 
@@ -243,14 +233,13 @@ def _dots(
         return None
     order = sorted(found, key=lambda key: max(interval.mean for interval in found[key].values()))
     used = sorted({index for row in found.values() for index in row})
-    figure = Figure(figsize=(4.8, 1.4 + 0.24 * len(order)), layout="constrained")
-    axes = figure.subplots()
+    figure, [[axes]] = new(0.9 + 0.16 * len(order))
     for place, index in enumerate(used):
         rows = [number for number, key in enumerate(order) if index in found[key]]
         intervals = [found[order[number]][index] for number in rows]
         shift = 0.5 * ((place + 0.5) / len(used) - 0.5)
         wide = [0 if math.isnan(i.low) else i.high - i.mean for i in intervals]
-        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 4, "lw": 1, "capsize": 1.5}
+        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
         at = [number - shift for number in rows]
         name = manifest["variants"][index]["label"]
         axes.errorbar([i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), label=name, **look)
@@ -259,11 +248,12 @@ def _dots(
     span = high - low or 1.0
     axes.set_xlim(low - 0.25 * span, high + 0.25 * span)  # an interval at two seeds may be enormous
     axes.axvline(0, color="#444444", lw=0.9, zorder=1)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlabel(label)
     axes.set_title(title(manifest, results, task))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 

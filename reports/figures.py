@@ -28,9 +28,9 @@ GREY = "#444444"
 
 
 def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """Means at full depth with 95 % t intervals; dots are seeds; hollow: all leave after cycle 1, 2, ...; lines: the
-    zero-attention threshold moves; dashes: the median over seeds of the best score at each cost, with a 95 % band.
-    Variants of equal cost stand side by side.
+    """Means at full depth with 95 % t intervals, cut at the frame; dots are seeds; hollow: all leave after cycle 1, 2,
+    ...; lines: the zero-attention threshold moves; dashes: the median over seeds of the best score at each cost, with
+    a 95 % band. Variants of equal cost stand side by side.
     """
     measured = [
         (index, [r for r in done(manifest, results, v["label"], task["label"]) if r["exits"]])
@@ -56,7 +56,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
         axes.plot(*curve.T, "-", color=colour(manifest, index), lw=1, alpha=0.8, zorder=1)
     if early:
         hollow = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
-        handles.append(Line2D([], [], label="all leave after cycle 1, 2, ...", **hollow))
+        handles.append(Line2D([], [], label="leave after cycle 1, 2, ...", **hollow))
     if moved:
         handles.append(Line2D([], [], color=GREY, lw=1, label="zero-attention threshold"))
     handles += _front(axes, manifest, results, task)
@@ -66,7 +66,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
 
 
 def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """Means with 95 % t intervals; dots are seeds. Variants of equal size stand side by side."""
+    """Means with 95 % t intervals, cut at the frame; dots are seeds. Variants of equal size stand side by side."""
     figure, [[axes]] = new(2.4)
     values = _scatter(axes, manifest, results, task, "params_non_embedding", np.empty(0))
     if not values:
@@ -98,14 +98,13 @@ def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[s
     if not seen:
         return None
     for axes, label in ((upper, "training tokens"), (lower, "training FLOPs")):
-        off = levels(axes, task, seen)
+        levels(axes, task, seen)
         axes.set_xlabel(label)
         with_units(axes)
         orient(axes, task)
     figure.supylabel(f"validation {axis_name(task)}", fontsize=8)
     figure.suptitle(title(manifest, results, task))
-    handles, labels = upper.get_legend_handles_labels()
-    legend(figure, [*handles, *(Line2D([], [], ls="") for _ in off)], [*labels, *off])
+    legend(figure, *upper.get_legend_handles_labels())
     return figure
 
 
@@ -128,17 +127,17 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
     rows = math.ceil(len(panels) / columns)
     figure, all_axes = new(rows * (0.6 + 0.24 * max(len(panel[2]) for panel in panels)) + 0.5, rows, columns)
     top = max(float(np.nanmax(panel[1])) for panel in panels) or 1.0
+    annotated = all(panel[1].size <= 64 for panel in panels)
     for axes, (label, grid, blocks, cycles) in zip(all_axes.flat, panels, strict=False):
-        look = {"cmap": "cividis", "vmin": 0, "vmax": top, "annot": grid.size <= 64, "fmt": ".2f", "cbar": False}
+        look = {"cmap": "cividis", "vmin": 0, "vmax": top, "annot": annotated, "fmt": ".2f", "cbar": False}
         sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, annot_kws={"size": 6.5}, **look)
         axes.set(xlabel="cycle", ylabel="block")
         axes.set_title(label, fontsize=7.5)
     for axes in all_axes.flat[len(panels) :]:
         axes.set_axis_off()
-    drawn = [axes.collections[0] for axes in all_axes.flat[: len(panels)]]
-    bar = figure.colorbar(drawn[0], ax=all_axes, shrink=0.9, pad=0.02, label="zero attention (probability)")
-    bar.outline.set_visible(False)
-    figure.suptitle(task["label"])
+    if not annotated:
+        figure.colorbar(all_axes.flat[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
+    figure.suptitle(f"{task['label']}: zero attention (probability)")
     return figure
 
 
@@ -219,7 +218,7 @@ def _finish(
     extra: list[Any],
 ) -> None:
     """Axes, levels, legend and title."""
-    extra += [Line2D([], [], ls="", label=text) for text in levels(axes, task, values)]
+    levels(axes, task, values)
     axes.set(xlabel=xlabel, ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
     orient(axes, task)
     handles, labels = axes.get_legend_handles_labels()

@@ -36,7 +36,7 @@ STYLE = {
     "svg.hashsalt": "cyclebench",  # the same figure is the same file
 }
 DPI = 250
-_LINE, _LETTER, _HANDLE = 0.145, 0.058, 0.42  # inches: a legend's line, a letter of it, a handle with its space
+_LINE, _LETTER, _HANDLE = 0.145, 0.05, 0.42  # inches: a legend's line, a letter of it, a handle with its space
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -56,9 +56,9 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **opti
     figure.legend(handles, labels, columnspacing=1.0, handletextpad=0.4, labelspacing=0.25, **look, **options)
 
 
-def with_units(axes: Axes) -> None:
+def with_units(axes: Axes, ticks: int = 4) -> None:
     """Ticks of the cost axis at round numbers with unit prefixes, on a linear or a logarithmic scale."""
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
 
@@ -71,7 +71,7 @@ def orient(axes: Axes, task: dict[str, Any]) -> None:
 
 def axis_name(task: dict[str, Any]) -> str:
     """The metric, with a word where the axis is turned."""
-    direction = "" if task["higher_is_better"] else " (inverted: lower is better)"
+    direction = "" if task["higher_is_better"] else " (axis inverted)"
     return f"{metric_name(task['metric'])}{direction}"
 
 
@@ -87,19 +87,23 @@ def colour(manifest: Manifest, index: int) -> Any:
     return COLOURS[index % len(COLOURS)]
 
 
-def levels(axes: Axes, task: dict[str, Any], values: Sequence[float]) -> list[str]:
-    """Draw the task's reference levels and set the limits to hold them and ``values``; those too far off to be drawn.
-
-    An interval at n = 2 may be enormous: it does not count as a value.
+def levels(axes: Axes, task: dict[str, Any], values: Sequence[float]) -> None:
+    """Draw the task's reference levels and set the limits to hold them and ``values``; a level so far off that it would
+    squash what is to be compared is told in words. An interval at n = 2 may be enormous: it does not count as a value.
     """
     low, high = min(values), max(values)
     span = high - low or 1.0
     near = {name: level for name, level in task["levels"].items() if low - span < level < high + span}
+    look: dict[str, Any] = {"ha": "right", "color": "#555555", "size": 6.5, "textcoords": "offset points"}
     for name, level in near.items():
         axes.axhline(level, ls=":", color="#777777", lw=1, zorder=1)
-        place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "textcoords": "offset points"}
-        axes.annotate(f"{name} {level:.3g}", (0.99, level), ha="right", va="bottom", color="#555555", size=6.5, **place)
+        place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "va": "bottom"}
+        axes.annotate(f"{name} {level:.3g}", (0.99, level), **place, **look)
+    for number, (name, level) in enumerate((n, v) for n, v in task["levels"].items() if n not in near):
+        below = (level < low) == task["higher_is_better"]
+        place = {"xycoords": "axes fraction", "va": "bottom" if below else "top"}
+        place["xytext"] = (-2, (2 + 8 * number) * (1 if below else -1))
+        axes.annotate(f"{name} {level:.3g}, {'below' if below else 'above'}", (1, 0 if below else 1), **place, **look)
     low, high = min([low, *near.values()]), max([high, *near.values()])
     margin = 0.08 * ((high - low) or 1.0)
     axes.set_ylim(low - margin, high + margin)
-    return [f"{name} {level:.3g} (off the scale)" for name, level in task["levels"].items() if name not in near]
