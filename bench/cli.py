@@ -189,10 +189,62 @@ def run(
 
 
 @app.command()
-def report(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, out: Out = None) -> None:
+def sweep(
+    study: StudyName,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    max_flops: Annotated[
+        float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
+    ] = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    tracking_uri: Annotated[str, typer.Option(help="Where MLflow keeps its records.")] = DEFAULT_TRACKING,
+) -> None:
+    """Search exit thresholds (from stored traces) and training budgets with Optuna, as the study's ``sweep`` says.
+
+    The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
+    """
+    from bench.runner import git_revision
+    from bench.store import Store
+    from bench.study import load_study
+    from bench.sweep.run import run_sweep
+    from bench.sweep.storage import default_url
+    from bench.tracking import Tracker
+    from reports.sweeps import budget_rows, threshold_rows, write
+
+    limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
+    chosen, store = load_study(study, [*(overrides or ()), *limit], preset), Store(runs)
+    url = storage or default_url(runs)
+    result = run_sweep(chosen, store, url, jobs, Tracker(tracking_uri, store), _command_line(), git_revision())
+    for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
+        if rows:
+            table = _table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])
+            for row in rows:
+                table.add_row(*row.values())
+            _console().print(table)
+    for path in write(result, out or runs / "reports" / chosen.name):
+        print(path)
+
+
+@app.command()
+def report(
+    study: StudyName,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    publish: Annotated[
+        bool,
+        typer.Option("--publish", help="Only tables and PNG plots, into reports/published/STUDY: to be committed."),
+    ] = False,
+) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
     manifest, results = _stored(study, preset, runs)
-    _write_report(manifest, results, out or runs / "reports" / manifest["study"])
+    folder = Path("reports", "published") if publish else runs / "reports"
+    _write_report(manifest, results, out or folder / manifest["study"], publish)
 
 
 @app.command()
@@ -231,11 +283,13 @@ def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any],
     return manifest, store.results(cell["id"] for cell in manifest["cells"])
 
 
-def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:
+def _write_report(
+    manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path, published: bool = False
+) -> list[Path]:
     """Write the report's files, print the summary table and where to look, and return the files."""
     import reports
 
-    paths = reports.write(manifest, results, out)
+    paths = reports.write(manifest, results, out, published)
     _console().print(reports.summary_table(manifest, results))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in (

@@ -29,9 +29,15 @@ from bench.store import Store, atomic_write
 Notify = Callable[..., None]
 
 
-def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], None] | None = None) -> dict[str, Any]:
+def run_cell(
+    cell: Cell,
+    store: Store,
+    report: Callable[[int, float, float], None] | None = None,
+    watch: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
     """Train and test one cell, store its model, trace and result, and return the result.
 
+    watch: called with every entry of the history; what it raises ends the cell without a result.
     Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
     """
     import torch
@@ -54,7 +60,7 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
         lm.reset_parameters(cell.seed)
         lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
-        history = train(lm, data, cell.train, cell.seed, report)
+        history = train(lm, data, cell.train, cell.seed, report, watch)
         with autocast(cell.train, device):
             found = examine(lm, data, cell.evaluation)
             further, slices = further_scores(lm, data, found.test)

@@ -18,6 +18,7 @@ from bench.store import Store
 EXPERIMENT = "cyclebench"
 CELL = "cyclebench.cell"
 STUDY = "cyclebench.study"
+SEARCH = "cyclebench.search"
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
@@ -116,6 +117,30 @@ class Tracker:
         self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
         if done:
             self.known.add(record["id"])
+
+    @_contained
+    def search(self, row: dict[str, Any]) -> None:
+        """Log a search of a sweep (a row of its result) as a child run, the existing one if there is one: what is on
+        its front, by position, and what was tuned for each budget, by percent of the FLOPs at full depth.
+        """
+        from mlflow.entities import Metric, Param
+
+        parent = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{SEARCH}` = '{row['study']}'"
+        found = self.client.search_runs([self.experiment], parent, max_results=1)
+        tags = {"mlflow.parentRunId": self.parent, SEARCH: row["study"]}
+        tags |= {key: str(row[key]) for key in ("variant", "task", "rule") if key in row}
+        name = row["study"].rpartition(" / ")[0]
+        made = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=name)
+        run, now = made.info.run_id, int(1000 * time.time())
+        params = [Param(key, str(row[key])) for key in ("metric", "rule", "per_cycle", "seed") if key in row]
+        rows = [Metric("trials", row["trials"], now, row["trials"])]
+        for point in row.get("tuned", []):
+            step = round(100 * point["share_of_full"])
+            for split in ("valid", "test"):
+                rows += [Metric(f"tuned_{split}_{key}", value, now, step) for key, value in point[split].items()]
+        self.client.log_batch(run, params=params, metrics=rows[:METRICS_A_BATCH])
+        self.client.log_dict(run, row, "search.json")
+        self.client.set_terminated(run)
 
     @_contained
     def finish(self, paths: Sequence[Path]) -> None:

@@ -28,6 +28,8 @@ LOG_EVERY = 10  # steps between readings of the loss: reading it every step woul
 
 Report = Callable[[int, float, float], None]
 """Called with the step, the mean loss since the last call and tokens per second."""
+WatchHistory = Callable[[dict[str, float]], None]
+"""Called with every entry of the history as it is made; whatever it raises ends the training."""
 
 
 def pick_device(config: TrainConfig) -> torch.device:
@@ -93,6 +95,7 @@ def train(
     config: TrainConfig,
     seed: int,
     report: Report | None = None,
+    watch: WatchHistory | None = None,
 ) -> list[dict[str, float]]:
     """Train in place on the model's device and return the history, one entry for each validation.
 
@@ -146,6 +149,8 @@ def train(
             history.append({**entry, "train_loss": float(np.mean(losses)), **valid_scores})
             if not math.isfinite(scores["loss"]):
                 raise CellError(f"validation loss is {scores['loss']} at step {step}")
+            if watch is not None:
+                watch(history[-1])
             losses, since, last = [], time.perf_counter(), seconds
     return history
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.stats import Interval, bca_interval, dominance, hypervolume, interquartile_mean, probability_of_improvement
-from reports.table import Manifest, Record, cells, done, exit_curve, score
+from reports.table import Manifest, Record, cells, done, score
 from reports.units import human, metric_name, plain
 
 Points = NDArray[np.float64]
@@ -25,7 +25,7 @@ def fronts(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str
     rows = []
     for task in manifest["tasks"]:
         label, labels = task["label"], [variant["label"] for variant in manifest["variants"]]
-        seeds = {variant: _fronts_by_seed(manifest, results, variant, task) for variant in labels}
+        seeds = {variant: points_by_seed(manifest, results, variant, task) for variant in labels}
         everything = [points for found in seeds.values() for points in found.values()]
         if not everything:
             continue
@@ -44,7 +44,8 @@ def fronts(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str
                 won = dominance([mine[s] for s in both], [base[s] for s in both], task["higher_is_better"])
                 chance = f"{won.probability:.2f} (n = {won.n})"
             row = {"task": label, "variant": variant, "metric": metric_name(task["metric"])}
-            row |= {"hypervolume": plain(bca_interval(areas).mean), "95 % interval": _ends(bca_interval(areas))}
+            area = bca_interval(areas)
+            row |= {"hypervolume": plain(area.mean), "95 % interval": _ends(area)}
             row |= {"seeds": f"{len(mine)}/{len(cells(manifest, results, variant, label))}"}
             row |= {"reference point": f"{human(budget)} FLOPs/token, {level:.3f}", "P(dominates reference)": chance}
             rows.append(row)
@@ -86,7 +87,7 @@ def aggregates(manifest: Manifest, results: dict[str, Record]) -> list[dict[str,
     return rows
 
 
-def _fronts_by_seed(
+def points_by_seed(
     manifest: Manifest, results: dict[str, Record], variant: str, task: dict[str, Any]
 ) -> dict[int, Points]:
     """(FLOPs/token, score) [P, 2] by seed of everything a finished cell was tested at."""
@@ -95,10 +96,18 @@ def _fronts_by_seed(
         if record and record["status"] == "done":
             points = [(record["costs"]["forward_flops_per_token"], score(record, task["metric"]))]
             if record["exits"]:
-                measured = [*record["exits"]["points"], *exit_curve(record)]
+                measured = [*record["exits"]["points"], *zero_attention_curve(record)]
                 points = [(point["flops_per_token"], point[task["metric"]]) for point in measured]
             found[seed] = np.array(points, dtype=float)
     return found
+
+
+def zero_attention_curve(record: Record) -> list[dict[str, Any]]:
+    """The points of the zero attention's exit curve, from the cheapest on; none where there is no such signal."""
+    rule = record["exits"]["rules"].get("zero_attention") if record["exits"] else None
+    if not rule:
+        return []
+    return [dict(zip(rule["curve"], point, strict=True)) for point in zip(*rule["curve"].values(), strict=True)]
 
 
 def _level(task: dict[str, Any]) -> float | None:

@@ -1,5 +1,5 @@
 """The figures of a task. Each takes the manifest, the results and a task, and returns a figure, or None if it has
-nothing to show.
+nothing to show; what its docstring says stands below it on the page.
 """
 
 from __future__ import annotations
@@ -13,119 +13,103 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
-from bench.stats import mean_interval, pareto_front
-from reports.table import Manifest, Record, done, exit_curve, score
-from reports.units import human, metric_name
+from bench.stats import mean_interval, median_front
+from reports import exit_figures
+from reports.aggregates import points_by_seed, zero_attention_curve
+from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
+from reports.table import Manifest, Record, done, score
 
 Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
 
-MARKERS = "osD^vP*Xp<>hHd8" * 8  # more variants than markers: the colours tell those of a kind apart
-STYLE = {
-    **sns.axes_style("whitegrid"),
-    **sns.plotting_context("paper"),
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "grid.color": "#e4e4e4",
-    "axes.edgecolor": "#666666",
-    "svg.hashsalt": "cyclebench",  # the same figure is the same file
-}
-DPI = 200
-DODGE = 0.012  # variants of equal cost stand side by side by this share of it, or they would hide each other
+STEP = 0.035  # variants of equal cost stand this share of the axis apart, or they would hide each other
+GREY = "#444444"
 
 
 def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """The task's metric against executed forward FLOPs per token: seeds, means, intervals, exits and the front."""
-    figure, axes = _new(5.6, 4.6)
-    drawn = _scatter(axes, manifest, results, task, "forward_flops_per_token")
-    if not drawn:
+    """Means at full depth with 95 % t intervals, cut at the frame; dots are seeds; hollow: all leave after cycle 1, 2,
+    ...; lines: the zero-attention threshold moves; dashes: the median over seeds of the best score at each cost, with
+    a 95 % band. Variants of equal cost stand side by side.
+    """
+    measured = [
+        (index, [r for r in done(manifest, results, v["label"], task["label"]) if r["exits"]])
+        for index, v in enumerate(manifest["variants"])
+    ]
+    early = {
+        index: _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
+        for index, records in measured
+        if records
+    }
+    curves = {index: [zero_attention_curve(record) for record in records] for index, records in measured if records}
+    moved = {index: _mean_over_seeds(found, task["metric"]) for index, found in curves.items() if all(found)}
+    figure, [[axes]] = new(2.7)
+    extra = np.concatenate([np.empty((0, 2)), *early.values(), *moved.values()])
+    values = _scatter(axes, manifest, results, task, "forward_flops_per_token", extra[:, 0])
+    if not values:
         return None
-    thresholds = False
-    values = [value for row in drawn for value in row[1:4]]
-    for index, variant in enumerate(manifest["variants"]):
-        records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["exits"]]
-        if not records:
-            continue
-        colour = _colour(manifest, index)
-        points = _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
-        axes.plot(*points.T, MARKERS[index % len(MARKERS)], mfc="none", mec=colour, ms=4, mew=0.9, zorder=2)
-        values += points[:, 1].tolist()
-        curves = [exit_curve(record) for record in records]
-        if all(curves):
-            curve = _mean_over_seeds(curves, task["metric"])
-            axes.plot(*curve.T, "-", color=colour, lw=1.1, alpha=0.8, zorder=1)
-            values += curve[:, 1].tolist()
-            thresholds = True
-    cost, value, _, _, place = np.array(drawn).T
-    front = pareto_front(cost, value, task["higher_is_better"])
-    axes.plot(place[front], value[front], "--", color="#444444", lw=1.2, zorder=1)
-    extra = [Line2D([], [], ls="--", color="#444444", lw=1.2, label="Pareto front of the means")]
-    if any(r["exits"] for r in results.values() if r["status"] == "done"):
-        extra.append(
-            Line2D(
-                [], [], ls="", marker="o", mfc="none", mec="#444444", ms=4, label="leaving always after cycle 1, 2, ..."
-            )
-        )
-    if thresholds:
-        extra.append(Line2D([], [], ls="-", color="#444444", lw=1.1, label="zero-attention threshold"))
-    _finish(axes, manifest, results, task, "executed forward FLOPs per token", values, extra)
+    handles: list[Any] = []
+    for index, points in early.items():
+        look = {"mfc": "none", "mec": colour(manifest, index), "mew": 0.8, "ms": 3.5, "zorder": 2}
+        axes.plot(*points.T, MARKERS[index], ls="", **look)
+    for index, curve in moved.items():
+        axes.plot(*curve.T, "-", color=colour(manifest, index), lw=1, alpha=0.8, zorder=1)
+    if early:
+        hollow = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
+        handles.append(Line2D([], [], label="leave after cycle 1, 2, ...", **hollow))
+    if moved:
+        handles.append(Line2D([], [], color=GREY, lw=1, label="zero-attention threshold"))
+    handles += _front(axes, manifest, results, task)
+    xlabel = "executed forward FLOPs per token"
+    _finish(figure, axes, manifest, results, task, xlabel, [*values, *extra[:, 1]], handles)
     return figure
 
 
 def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """The task's metric against non-embedding parameters."""
-    figure, axes = _new(5.6, 4.2)
-    drawn = _scatter(axes, manifest, results, task, "params_non_embedding")
-    if not drawn:
+    """Means with 95 % t intervals, cut at the frame; dots are seeds. Variants of equal size stand side by side."""
+    figure, [[axes]] = new(2.4)
+    values = _scatter(axes, manifest, results, task, "params_non_embedding", np.empty(0))
+    if not values:
         return None
-    values = [value for row in drawn for value in row[1:4]]
-    _finish(axes, manifest, results, task, "non-embedding parameters", values, [])
+    _finish(figure, axes, manifest, results, task, "non-embedding parameters", values, [])
     return figure
 
 
 def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """The validation metric by training tokens and by training FLOPs, mean and range over seeds."""
-    figure, (left, right) = _new(7.2, 3.4, 2)
+    """Validation score by training tokens and by training FLOPs: means over seeds, bands from the lowest to the highest
+    seed.
+    """
+    figure, panels = new(3.9, rows=2)
+    upper, lower = panels[:, 0]
     key = f"valid_{task['metric']}"
-    shown = False
+    seen: list[float] = []
     for index, variant in enumerate(manifest["variants"]):
         records = done(manifest, results, variant["label"], task["label"])
         if not records:
             continue
-        shown = True
         values = np.array([[entry[key] for entry in record["history"]] for record in records])
-        for axes, x in ((left, "tokens"), (right, "flops")):
+        seen += [float(values.min()), float(values.max())]
+        shade = colour(manifest, index)
+        for axes, x in ((upper, "tokens"), (lower, "flops")):
             at = [entry[x] for entry in records[0]["history"]]
-            colour = _colour(manifest, index)
-            axes.plot(
-                at,
-                values.mean(0),
-                color=colour,
-                marker=MARKERS[index % len(MARKERS)],
-                ms=3,
-                lw=1.2,
-                label=variant["label"],
-            )
-            axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
-    if not shown:
+            look: dict[str, Any] = {"ls": DASHES[index % len(DASHES)], "lw": 1.1, "marker": MARKERS[index], "ms": 3}
+            axes.plot(at, values.mean(0), color=shade, label=variant["label"], **look)
+            axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.13, lw=0)
+    if not seen:
         return None
-    for axes, label in ((left, "training tokens"), (right, "training FLOPs")):
+    for axes, label in ((upper, "training tokens"), (lower, "training FLOPs")):
+        levels(axes, task, seen)
         axes.set_xlabel(label)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        _orient(axes, task)
-    left.set_ylabel(f"validation {_axis_name(task)}")
-    figure.suptitle(_title(manifest, results, task), fontsize=10)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+        with_units(axes)
+        orient(axes, task)
+    figure.supylabel(f"validation {axis_name(task)}", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
+    legend(figure, *upper.get_legend_handles_labels())
     return figure
 
 
 def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """Mean attention to the zero tokens by block and cycle, one panel for each variant that has them."""
+    """Mean probability that a query gives to the zero tokens, by block and cycle: over heads, queries and seeds."""
     panels = []
     for variant in manifest["variants"]:
         records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["zero_attention"]]
@@ -136,44 +120,24 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
             for number, step in enumerate(steps):
                 mean = np.mean([record["zero_attention"][number]["mean"] for record in records])
                 grid[blocks.index(step["block"]), cycles.index(step["cycle"])] = mean
-            panels.append((variant["label"], grid, blocks, [cycle + 1 for cycle in cycles]))
+            panels.append((f"{variant['label']} (n = {len(records)})", grid, blocks, [cycle + 1 for cycle in cycles]))
     if not panels:
         return None
-    width = max(3.2, 0.9 + 2.6 * len(panels))
-    figure, grid_axes = _new(width, 1.3 + 0.35 * max(len(panel[2]) for panel in panels), len(panels))
-    for axes, (label, grid, blocks, cycles) in zip(
-        np.atleast_1d(np.asarray(grid_axes, dtype=object)), panels, strict=True
-    ):
-        colour_bar = {"label": "zero attention"}
-        look = {"cmap": "cividis", "vmin": 0, "annot": grid.size <= 64, "fmt": ".2f", "cbar_kws": colour_bar}
-        sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, **look)
-        axes.set(xlabel="cycle", ylabel="block", title=f"{label} on {task['label']}")
-    return figure
-
-
-def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
-    """Share of sequences that leave after each cycle, for a few thresholds of the zero attention."""
-    panels = []
-    for variant in manifest["variants"]:
-        records = done(manifest, results, variant["label"], task["label"])
-        curves = [curve for record in records if (curve := exit_curve(record))]
-        if curves:
-            chosen = np.linspace(0, min(map(len, curves)) - 1, 5).round().astype(int)
-            shares = np.array([[np.mean([curve[i]["share"] for curve in curves], 0)] for i in chosen])[:, 0]
-            names = [_mean_threshold([curve[i]["threshold"] for curve in curves]) for i in chosen]
-            panels.append((variant["label"], shares, names))
-    if not panels:
-        return None
-    figure, grid = _new(max(4.2, 3.6 * len(panels)), 3.0, len(panels))
-    for axes, (label, shares, names) in zip(np.atleast_1d(np.asarray(grid, dtype=object)), panels, strict=True):
-        left = np.zeros(len(names))
-        for cycle, colour in enumerate(sns.color_palette("cividis", shares.shape[1])):
-            axes.barh(names, shares[:, cycle], left=left, color=colour, label=f"cycle {cycle + 1}")
-            left += shares[:, cycle]
-        axes.set(xlabel="share of test sequences leaving after", ylabel="zero-attention threshold (mean of seeds)")
-        axes.set_title(f"{label} on {task['label']}")
-        axes.set_xlim(0, 1)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False)
+    columns = 1 if len(panels) == 1 or max(len(panel[3]) for panel in panels) > 4 else 2
+    rows = math.ceil(len(panels) / columns)
+    figure, all_axes = new(rows * (0.6 + 0.24 * max(len(panel[2]) for panel in panels)) + 0.5, rows, columns)
+    top = max(float(np.nanmax(panel[1])) for panel in panels) or 1.0
+    annotated = all(panel[1].size <= 64 for panel in panels)
+    for axes, (label, grid, blocks, cycles) in zip(all_axes.flat, panels, strict=False):
+        look = {"cmap": "cividis", "vmin": 0, "vmax": top, "annot": annotated, "fmt": ".2f", "cbar": False}
+        sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, annot_kws={"size": 6.5}, **look)
+        axes.set(xlabel="cycle", ylabel="block")
+        axes.set_title(label, fontsize=7.5)
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_axis_off()
+    if not annotated:
+        figure.colorbar(all_axes.flat[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
+    figure.suptitle(f"{task['label']}: zero attention (probability)")
     return figure
 
 
@@ -182,97 +146,86 @@ FIGURES: dict[str, tuple[Draw, str]] = {
     "accuracy_vs_params": (accuracy_vs_params, "Quality against parameters"),
     "learning_curves": (learning_curves, "Learning curves"),
     "zero_attention": (zero_attention, "Attention to the zero tokens"),
-    "exit_depth": (exit_depth, "Where sequences leave"),
+    "exit_curves": (exit_figures.exit_curves, "Exit rules: quality against executed compute"),
+    "exit_area": (exit_figures.exit_area, "What each exit rule is worth"),
+    "exit_signal": (exit_figures.exit_signal, "Do the signals know whether more cycles help?"),
+    "exit_depth": (exit_figures.exit_depth, "Where sequences leave"),
+    "exit_calibration": (exit_figures.exit_calibration, "Is the confidence at an exit point to be trusted?"),
+    "cycles": (exit_figures.cycles_at_test, "Quality against the number of cycles at test time"),
 }
 
 
-def _new(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
 def _scatter(
-    axes: Axes, manifest: Manifest, results: dict[str, Record], task: dict[str, Any], cost: str
-) -> list[tuple[float, ...]]:
-    """Seeds as dots, means with 95 % intervals; returns (cost, mean, lowest and highest seed, place on the axis)."""
-    drawn: list[tuple[float, ...]] = []
-    for index, variant in enumerate(manifest["variants"]):
-        records = done(manifest, results, variant["label"], task["label"])
-        if not records:
-            continue
-        values = [score(record, task["metric"]) for record in records]
-        interval, colour = mean_interval(values), _colour(manifest, index)
-        true = records[0]["costs"][cost]
-        x = true * (1 + DODGE * sum(abs(true / other[0] - 1) < 0.02 for other in drawn))
-        axes.scatter([x] * len(values), values, s=9, color=colour, alpha=0.7, lw=0, zorder=3)
+    axes: Axes,
+    manifest: Manifest,
+    results: dict[str, Record],
+    task: dict[str, Any],
+    cost: str,
+    others: NDArray[np.float64],
+) -> list[float]:
+    """Seeds as dots and means with 95 % intervals, on a logarithmic axis that holds the other costs too; the values."""
+    found = [
+        (index, records)
+        for index, variant in enumerate(manifest["variants"])
+        if (records := done(manifest, results, variant["label"], task["label"]))
+    ]
+    if not found:
+        return []
+    at = np.log([records[0]["costs"][cost] for _, records in found])
+    everything = np.concatenate([at, np.log(others)])
+    span = max(float(np.ptp(everything)), 0.3)
+    values: list[float] = []
+    for (index, records), centre in zip(found, at, strict=True):
+        scores = [score(record, task["metric"]) for record in records]
+        values += scores
+        alike = np.abs(at - centre) < 0.02
+        place = np.flatnonzero(alike & (np.arange(len(at)) < found.index((index, records)))).size
+        x = math.exp(centre + span * min(STEP, 0.6 / alike.sum()) * (place - (alike.sum() - 1) / 2))
+        interval, shade = mean_interval(scores), colour(manifest, index)
+        axes.scatter([x] * len(scores), scores, s=6, color=shade, alpha=0.7, lw=0, zorder=3)
         bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
-        look = {"color": colour, "ms": 7, "mec": "white", "mew": 0.8, "capsize": 2, "lw": 0.9, "zorder": 4}
-        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index % len(MARKERS)], label=variant["label"], **look)
-        drawn.append((true, interval.mean, min(values), max(values), x))
-    return drawn
+        look: dict[str, Any] = {"color": shade, "ms": 6, "mec": "white", "mew": 0.7, "capsize": 1.8, "lw": 0.9}
+        label = manifest["variants"][index]["label"]
+        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=label, zorder=4, **look)
+    middle = (everything.min() + everything.max()) / 2
+    axes.set_xscale("log")
+    axes.set_xlim(*np.exp([middle - 0.62 * span, middle + 0.62 * span]))
+    with_units(axes)
+    return values
+
+
+def _front(axes: Axes, manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> list[Line2D]:
+    """Draw the median front over all variants, of the seeds that every variant shown has finished."""
+    found = [points_by_seed(manifest, results, variant["label"], task) for variant in manifest["variants"]]
+    shown = [seeds for seeds in found if seeds]
+    common = sorted(set.intersection(*map(set, shown)))
+    if not common:
+        return []
+    band = median_front([np.concatenate([seeds[s] for seeds in shown]) for s in common], task["higher_is_better"])
+    axes.step(band.cost, band.median, where="post", ls="--", color=GREY, lw=1, zorder=1)
+    axes.fill_between(band.cost, band.low, band.high, step="post", color=GREY, alpha=0.12, lw=0, zorder=0)
+    return [Line2D([], [], ls="--", color=GREY, lw=1, label=f"median front (n = {band.n})")]
 
 
 def _finish(
+    figure: Figure,
     axes: Axes,
     manifest: Manifest,
     results: dict[str, Record],
     task: dict[str, Any],
     xlabel: str,
     values: list[float],
-    extra: list[Line2D],
+    extra: list[Any],
 ) -> None:
-    """Axes, levels, legend and title; the limits follow ``values``, since an interval at n = 2 may be enormous."""
-    low, high = min(values), max(values)
-    span = high - low or 1.0
-    for name, level in task["levels"].items():
-        if not low - span < level < high + span:  # a level far off would squash what is to be compared
-            extra.append(Line2D([], [], ls="", label=f"{name} {level:.3g} (off the scale)"))
-            continue
-        axes.axhline(level, ls=":", color="#888888", lw=1)
-        place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.annotate(f"{name} {level:.3g}", (0.995, level), color="#666666", fontsize=7.5, **place)
-    near = [level for level in task["levels"].values() if low - span < level < high + span]
-    low, high = min([low, *near]), max([high, *near])
-    axes.set_ylim(low - 0.07 * span, high + 0.07 * span)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.set(xlabel=xlabel, ylabel=f"test {_axis_name(task)}", title=_title(manifest, results, task))
-    _orient(axes, task)
+    """Axes, levels, legend and title."""
+    levels(axes, task, values)
+    axes.set(xlabel=xlabel, ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
+    orient(axes, task)
     handles, labels = axes.get_legend_handles_labels()
-    handles += extra
-    labels += [str(line.get_label()) for line in extra]
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend(figure, [*handles, *extra], [*labels, *(str(line.get_label()) for line in extra)])
 
 
-def _orient(axes: Axes, task: dict[str, Any]) -> None:
-    """Better is up."""
-    if not task["higher_is_better"]:
-        axes.invert_yaxis()
-
-
-def _axis_name(task: dict[str, Any]) -> str:
-    direction = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
-    return f"{metric_name(task['metric'])}{direction}"
-
-
-def _title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
-    counts = [len(done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
-    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{task['label']}: {n} seed{'' if n == '1' else 's'}"
-
-
-def _colour(manifest: Manifest, index: int) -> Any:
-    palette = sns.color_palette("colorblind" if len(manifest["variants"]) <= 10 else "husl", len(manifest["variants"]))
-    return palette[index]
-
-
-def _mean_threshold(thresholds: list[float | None]) -> str:
-    return "none" if None in thresholds else f"{np.mean([t for t in thresholds if t is not None]):.3g}"
-
-
-def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> NDArray[np.float64]:
     """Mean (FLOPs, metric) of the seeds' points, one by one: grids of equal length are at equal quantiles."""
     length = min(map(len, curves))
     picks = [np.linspace(0, len(curve) - 1, length).round().astype(int) for curve in curves]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +14,40 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
-from reports.figures import DPI, FIGURES, STYLE
-from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
+from reports.exit_figures import rule_rows
+from reports.figures import FIGURES
+from reports.latex import latex
+from reports.look import DPI, STYLE
+from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, done, summary
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
+NEEDS = {"zero": "zero_attention", "exit": "exits"}  # what a record must have to be in a figure, by its first word
 
-def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Path]:
-    """Write every figure (PNG, SVG), ``results.csv``, ``report.md``, ``report.html`` and, where tests are sliced,
-    ``slices.csv`` into ``out``; their paths.
 
-    results: the records by cell id; a cell of the manifest that has none is shown as missing.
+def write(manifest: Manifest, results: dict[str, Record], out: Path, published: bool = False) -> list[Path]:
+    """Write every figure (PNG, SVG, PDF), ``results.csv``, ``report.md``, ``report.html``, ``report.tex`` and, where
+    tests are sliced, ``slices.csv`` into ``out``; their paths.
+
+    results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
+    repository shows: PNG, Markdown and CSV.
     """
     paths, sections = [], []
     for task in manifest["tasks"]:
         figures = []
-        ids = [cell["id"] for cell in manifest["cells"] if cell["task"] == task["label"]]
-        have = [id for id in ids if results.get(id, {}).get("status") == "done"]
-        for name, (draw, title) in FIGURES.items():
-            with mpl.rc_context(STYLE):
-                figure = draw(manifest, results, task)
-                if figure is None:
-                    continue
-                files = {kind: _render(figure, kind) for kind in ("png", "svg")}
-            for kind, data in files.items():
-                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
-                atomic_write(paths[-1], data)
-            image = base64.b64encode(files["png"]).decode()
-            figures.append({"title": title, "image": image, "cells": f"{len(have)} of {len(ids)} cells", "ids": have})
-        sections.append({**task, "figures": figures, "best": best(manifest, results, task)})
+        for name, title, about, kind, data in _figures(manifest, results, task, ("png",) if published else KINDS):
+            paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
+            atomic_write(paths[-1], data)
+            if kind == "png":
+                image = base64.b64encode(data).decode()
+                which = _cells(manifest, results, task, NEEDS.get(name.split("_")[0]))
+                figures.append({"title": title, "about": about, "image": image, "file": paths[-1].name, "cells": which})
+        ids = {
+            v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
+            for v in manifest["variants"]
+        }
+        sections.append({**task, "figures": figures, "ids": ids, "best": best(manifest, results, task)})
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
@@ -55,6 +61,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "aggregates": aggregates(manifest, results),
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
+        "rules": rule_rows(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],
     }
@@ -65,7 +72,9 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    texts["report.html"] = environment.get_template("report.html").render(context)
+    if not published:
+        texts["report.html"] = environment.get_template("report.html").render(context)
+        texts["report.tex"] = latex(context)
     environment.autoescape = False
     texts["report.md"] = environment.get_template("report.md").render(context)
     for name, text in texts.items():
@@ -76,7 +85,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
 
 def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
     """One plain sentence: which mean is best, over how many seeds."""
-    rows = [row for row in summary(manifest, results) if row["task"] == task["label"] and row["done"]]
+    rows = [row for row in summary({**manifest, "tasks": [task]}, results) if row["done"]]
     if not rows:
         return "No cell of this task is done."
     top = (max if task["higher_is_better"] else min)(rows, key=lambda row: row["mean"])
@@ -86,10 +95,42 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
     return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
 
 
-def _render(figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else {"Software": None})
-    return buffer.getvalue()
+KINDS = ("png", "svg", "pdf")
+UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def _figures(
+    manifest: Manifest, results: dict[str, Record], task: dict[str, Any], kinds: tuple[str, ...]
+) -> Iterator[tuple[str, str, str, str, bytes]]:
+    """Name, title, description, kind and content of the files of a task's figures."""
+    for name, (draw, title) in FIGURES.items():
+        with mpl.rc_context(STYLE):
+            figure = draw(manifest, results, task)
+            if figure is None:
+                continue
+            figure.dpi = DPI
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not again for every kind
+            for kind in kinds:
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
+                yield name, title, " ".join((inspect.getdoc(draw) or "").split()), kind, buffer.getvalue()
+
+
+def _cells(manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: str | None) -> str:
+    """Which cells a figure shows, in words."""
+    found = {}
+    for variant in manifest["variants"]:
+        records = done(manifest, results, variant["label"], task["label"])
+        found[variant["label"]] = [record for record in records if not needed or record[needed]]
+    planned = sum(cell["task"] == task["label"] and bool(found[cell["variant"]]) for cell in manifest["cells"])
+    names = [label for label, records in found.items() if records]
+    whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
+    return f"{sum(map(len, found.values()))} of {planned} cells{whose}"
 
 
 def _environments(results: dict[str, Record]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from bench.config import Cell, ModelConfig, TrainConfig
+from bench.exits.trace import ORACLES
 from bench.plan import Planned
 
 VARIANTS = ["htc", "ztt"]
@@ -90,11 +91,14 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         "share": [[1 - t, t] for t in later],
     }
     tuned = [
-        {"budget": b, "threshold": 0.25, **{s: {"flops_per_token": 1.2e6, **scores(1)} for s in ("valid", "test")}}
+        {"budget": b, "threshold": 0.25, "share": [0.75, 0.25]}
+        | {s: {"flops_per_token": 1.2e6, **scores(1)} for s in ("valid", "test")}
         for b in (0.7, 0.8)
     ]
-    rule = {"leave": "above", "curve": curve, "gain": 0.01, "area": 0.02 - shift, "tuned": tuned}
-    rules = {"confidence": rule, **({"zero_attention": rule} if is_ztt else {})}
+    rule = {"leave": "above", "curve": curve, "gain": 0.01, "area": 0.02 - shift, "tuned": tuned, "rank": [0.3, None]}
+    sure = {"calibration": {"signal": [0.2, 0.8], "accuracy": [0.3, 0.7]}}
+    bounds = {name: {key: rule[key] for key in ("leave", "curve", "gain", "area")} for name in ("random", *ORACLES)}
+    rules = {"confidence": rule | sure, **bounds, **({"zero_attention": rule} if is_ztt else {})}
     history = [
         {"step": s, "tokens": 1024 * s, "flops": 3e9 * s, "seconds": 0.1 * s, "lr": 1e-3, "train_loss": 3.0 - 0.1 * s}
         | {f"valid_{name}": value for name, value in scores(1).items()}

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 from records import FAILED, MANIFEST, RESULTS
 
 import reports
+from reports.figures import FIGURES
 from reports.units import human
 from reports.verdicts import differences
 
@@ -31,11 +32,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_is_there_and_drawn(written: Path) -> None:
-    figures = {"accuracy_vs_flops", "accuracy_vs_params", "learning_curves", "zero_attention", "exit_depth"}
-    for name in figures:
+    for name in FIGURES:
         for task in ("p_hop", "kjv"):
             image = imread(written / f"{name}_{task}.png")
             assert image.shape[1] > 600 and image.std() > 0.02
+            assert (written / f"{name}_{task}.pdf").read_bytes().startswith(b"%PDF")
             assert ElementTree.parse(written / f"{name}_{task}.svg").getroot().tag.endswith("svg")
 
 
@@ -85,8 +86,18 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
     page = Page()
     page.feed((written / "report.html").read_text())
-    assert len(page.loads) == 10 and all(value.startswith("data:image/png;base64,") for value in page.loads)
-    for text in ("Is <this> & that shown?", "0.695", "loss is nan", "cyclebench run sample", "a CPU", FAILED[:12]):
+    assert len(page.loads) == 2 * len(FIGURES) and all(
+        value.startswith("data:image/png;base64,") for value in page.loads
+    )
+    for text in (
+        "Is <this> & that shown?",
+        "0.695",
+        "loss is nan",
+        "cyclebench run sample",
+        "a CPU",
+        FAILED[:12],
+        MANIFEST["cells"][0]["id"][:12],
+    ):
         assert text in page.text
 
 

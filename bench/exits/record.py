@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from bench.config import EvalConfig
 from bench.data import TaskData
@@ -31,6 +32,7 @@ from bench.exits.trace import ORACLES, Curve, Trace, with_bits
 from bench.model.language_model import CycleForCausalLM
 
 POINTS = 65  # of a stored curve
+BINS = 10  # of the calibration
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the FLOPs at full depth
 
 
@@ -79,7 +81,12 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str
     ``area``    mean over the FLOPs per token from one cycle to all of what the metric is better than that of ``random``
                 at the same FLOPs, over the part of that range that the rule reaches: what it is worth after its costs
     ``tuned``   for each ``budget`` (share of the FLOPs at full depth): the ``threshold`` whose validation metric is the
-                best within it, with its scores on ``valid`` and ``test``; oracles and random are not tuned
+                best within it, with its scores on ``valid`` and ``test`` and the ``share`` of test sequences that leave
+                after each cycle; oracles and random are not tuned
+    ``rank``    of each exit point: rank correlation, over the sequences, of how much the signal speaks for staying with
+                by how much the loss is lower at full depth than here (null where one of them is the same for all)
+    ``calibration``  of confidence: ``signal`` and ``accuracy``, means in tenths of the sequences at all exit points
+                together, in order of the signal
     """
     above = key in ORACLES or get_rule(key).leave == "above"
     chance = test.at_random()
@@ -104,7 +111,30 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str
         found["curve"]["share"] = share.round(6).tolist()
     if key not in ORACLES and key != "random":
         found["tuned"] = tune(key, valid, test, metric)
+    if key in test.signals and key not in ("fixed", "random"):
+        found["rank"] = rank(key, test)
+    if key in test.signals and get_rule(key).name == "confidence":
+        found["calibration"] = calibration(key, test)
     return found
+
+
+def rank(key: str, trace: Trace) -> list[float | None]:
+    """See ``rule_record``; Spearman's, for every exit point [C - 1]."""
+    stay = trace.signals[key] * (-1 if get_rule(key).leave == "above" else 1)
+    gain = (trace.loss - trace.loss[:, -1:]) / trace.scored[:, None]
+    found = []
+    for column in range(trace.n_cycles - 1):
+        same = np.ptp(stay[:, column]) == 0 or np.ptp(gain[:, column]) == 0
+        found.append(None if same else float(spearmanr(stay[:, column], gain[:, column]).statistic))
+    return found
+
+
+def calibration(key: str, trace: Trace) -> dict[str, list[float]]:
+    """See ``rule_record``."""
+    signal, accuracy = trace.signals[key].ravel(), (trace.correct / trace.scored[:, None]).ravel()
+    bins = np.array_split(np.argsort(signal, kind="stable"), min(BINS, len(signal)))
+    means = {"signal": signal, "accuracy": accuracy}
+    return {name: [float(values[rows].mean(dtype=float)) for rows in bins] for name, values in means.items()}
 
 
 def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[dict[str, Any]]:
@@ -118,7 +148,8 @@ def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[dict[str, 
             threshold = curve["threshold"][best]
             scores = {name: float(column[best]) for name, column in curve.items() if name != "threshold"}
             entry = {"budget": budget, "threshold": _listed(curve["threshold"][[best]])[0]}
-            found.append({**entry, "valid": scores, "test": test.score(key, threshold)})
+            share = test.shares(key, np.array([threshold]))[0].round(6).tolist()
+            found.append({**entry, "valid": scores, "test": test.score(key, threshold), "share": share})
     return found
 
 

@@ -15,6 +15,7 @@ from bench.hypotheses import Hypothesis
 from bench.study.overrides import apply
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.yaml_text import parse_yaml
+from bench.sweep.spec import BudgetSweep, Sweep, ThresholdSweep
 
 DEFAULT_PRESET = "small"
 
@@ -71,8 +72,12 @@ def _study_error(where: str, error: ValidationError) -> UserError:
         "variants": VariantEntry,
         "hypotheses": Hypothesis,
         "tune": Tune,
+        "sweep": Sweep,
+        "sweep.thresholds": ThresholdSweep,
+        "sweep.budgets": BudgetSweep,
     }
     kind = parts.get(str(location[0]), Study) if len(location) > 1 else Study
+    kind = parts.get(".".join(map(str, location[:2])), kind) if len(location) > 2 else kind
     return from_validation(where, error, [*kind.model_fields, *(["presets"] if kind is Study else [])])
 
 

@@ -10,6 +10,7 @@ from bench.errors import UserError, unknown
 from bench.hypotheses import Hypothesis
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.yaml_text import parse_yaml
+from bench.sweep.spec import BudgetSweep, Sweep, ThresholdSweep
 
 ADDRESSES = ("label", "name", "claim")  # how ``--set`` calls an entry of a list
 
@@ -63,6 +64,12 @@ def _allowed(parents: Sequence[str]) -> list[str] | None:
             return list(Study.model_fields)
         case ["tune"]:
             return list(Tune.model_fields)
+        case ["sweep"]:
+            return list(Sweep.model_fields)
+        case ["sweep", "thresholds"]:
+            return list(ThresholdSweep.model_fields)
+        case ["sweep", "budgets"]:
+            return list(BudgetSweep.model_fields)
         case ["model"] | ["tasks" | "variants", _, "model"]:
             return list(ModelConfig.model_fields)
         case ["train"] | ["tasks" | "variants", _, "train"]:

@@ -10,6 +10,7 @@ from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError
 from bench.hypotheses import Hypothesis, check_labels
 from bench.study.designs import expand
+from bench.sweep.spec import Sweep
 
 
 class Entry(Strict):
@@ -79,6 +80,7 @@ class Study(Strict):
     seeds: tuple[int, ...] = Field(min_length=1)
     hypotheses: tuple[Hypothesis, ...] = ()
     tune: Tune | None = None
+    sweep: Sweep | None = None
 
     @field_validator("tasks", "variants")
     @classmethod
@@ -101,6 +103,11 @@ class Study(Strict):
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"
+            )
+        if self.sweep is not None and self.sweep.budgets is not None and self.sweep.budgets.seed in self.seeds:
+            raise ValueError(
+                f"sweep.budgets.seed = {self.sweep.budgets.seed} must be none of the seeds that are reported: "
+                f"{list(self.seeds)}"
             )
         for field, entries in (("tasks", self.tasks), ("variants", self.variants)):
             labels = [entry.label for entry in entries]

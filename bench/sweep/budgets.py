@@ -1,0 +1,248 @@
+"""Budget trials: every trial is a cell, trained at a shape and with a training budget taken from the study's ranges.
+
+Optuna does not prune trials with several objectives, so the rule is stated here: of the trials that are done, those
+that execute no more FLOPs per token than this one are its rivals. It is stopped when its validation loss is worse than
+the median of theirs at the same share of their training, by Optuna's ``MedianPruner`` on a study of those rivals alone.
+A dear trial has many rivals and must beat them to be worth its FLOPs; a cheap one has few and is let alone. They are
+compared at the same share of the training and not at equal training FLOPs, because there the longer of two schedules
+would still be at its high learning rate and look worse than it will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial, TrialState, create_trial
+
+from bench.costs import costs
+from bench.errors import CellError, UserError
+from bench.exits.trace import Trace
+from bench.plan import Planned, make_plan, task_data
+from bench.runner import run_cell
+from bench.store import Store
+from bench.study import Study, VariantEntry
+from bench.sweep.spec import BudgetSweep, Range
+from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_study, optimize
+from bench.variant import get_variant, variant_class
+
+STARTUP = 4  # rivals that must be done before a trial is stopped
+WARMUP = 0.2  # share of the training before which none is stopped
+GRAIN = 1000  # steps of Optuna's pruner in a whole training
+
+Tell = Callable[[str, tuple[Any, ...]], None]
+
+
+@dataclass(frozen=True)
+class BudgetJob:
+    """One worker at the search of a variant on a task.
+
+    name: of the Optuna study; study: with this variant and this task alone; metric, higher_is_better: the task's.
+    """
+
+    name: str
+    study: Study
+    metric: str
+    higher_is_better: bool
+    spec: BudgetSweep
+    max_flops: float | None
+    seed: int
+    root: Path
+    url: str
+    worker: int = 0
+
+    @property
+    def entry(self) -> VariantEntry:
+        return self.study.variants[0]
+
+    @property
+    def task(self) -> str:
+        return self.study.tasks[0].label
+
+
+class _PrunedError(Exception):
+    """Raised in the middle of a training."""
+
+
+def space(entry: VariantEntry, spec: BudgetSweep) -> dict[str, BaseDistribution]:
+    """The ranges that mean something to a variant, as Optuna has them. Raises UserError if none does."""
+    kind = variant_class(entry.name)
+    found: dict[str, BaseDistribution] = {}
+    for key, values in spec.ranges.items():
+        group, _, name = key.partition(".")
+        if (group == "options" and name not in kind.Options.model_fields) or (
+            key == "model.n_cycles" and not kind.cycled
+        ):
+            continue
+        if not isinstance(values, Range):
+            found[key] = CategoricalDistribution(values)
+        elif isinstance(values.low, int) and isinstance(values.high, int):
+            found[key] = IntDistribution(values.low, values.high, values.log, int(values.step or 1))
+        else:
+            found[key] = FloatDistribution(values.low, values.high, values.log, values.step)
+    if not found:
+        raise UserError(f"sweep.budgets.ranges: none of {', '.join(spec.ranges)} means anything to {entry.label!r}")
+    return found
+
+
+def _suggest(trial: Trial, key: str, of: BaseDistribution) -> Any:
+    if isinstance(of, CategoricalDistribution):
+        return trial.suggest_categorical(key, of.choices)
+    if isinstance(of, IntDistribution):
+        return trial.suggest_int(key, of.low, of.high, step=of.step, log=of.log)
+    assert isinstance(of, FloatDistribution)
+    return trial.suggest_float(key, of.low, of.high, step=of.step, log=of.log)
+
+
+def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
+    """The cell of a trial. Raises UserError for a shape that the variant cannot have."""
+    changes: dict[str, dict[str, Any]] = {
+        group: dict(getattr(job.entry, group)) for group in ("model", "train", "options")
+    }
+    for key, value in params.items():
+        group, _, name = key.partition(".")
+        changes[group][name] = value
+    entry = job.entry.model_copy(update=changes)
+    study = job.study.model_copy(update={"variants": (entry,), "seeds": (job.spec.seed,)})
+    return make_plan(study, "", None).cells[0]
+
+
+def opened(job: BudgetJob) -> optuna.Study:
+    """The Optuna study of a job."""
+    return open_study(open_storage(job.url), job.name, job.higher_is_better, job.seed, job.worker, cheap=False)
+
+
+def work(job: BudgetJob, tell: Tell) -> None:
+    """Run trials until as many are done as were asked for. tell: called with the progress's events."""
+    store = Store(job.root)
+    study = opened(job)
+    ranges = space(job.entry, job.spec)
+
+    def objective(trial: Trial) -> tuple[float, float]:
+        params = {key: _suggest(trial, key, ranges[key]) for key in ranges}
+        try:
+            planned = planned_at(job, params)
+        except UserError as error:
+            raise RefusedError(str(error)) from None
+        flops = forward_flops(planned)
+        trial.set_user_attr("cell", planned.cell.id)
+        trial.set_user_attr("flops_per_token", flops)
+        if job.max_flops is not None:
+            trial.set_constraint("max_flops", flops / job.max_flops - 1)
+            if flops > job.max_flops:
+                raise RefusedError(f"{flops:.4g} FLOPs per token are more than max_flops = {job.max_flops:.4g}")
+        return _trained(planned, job, store, study, trial, flops, tell), flops
+
+    optimize(study, objective, job.spec.trials)
+
+
+def _trained(
+    planned: Planned, job: BudgetJob, store: Store, study: optuna.Study, trial: Trial, flops: float, tell: Tell
+) -> float:
+    """Train the trial's cell if it has no result yet, keep its learning curve for its rivals, and return its score."""
+    cell, steps = planned.cell, planned.cell.train.steps
+    curve: list[tuple[float, float]] = []
+
+    def watch(entry: dict[str, float]) -> None:
+        curve.append((entry["step"] / steps, entry["valid_loss"]))
+        if job.spec.prune and behind(study, *curve[-1], flops):
+            raise _PrunedError
+
+    def report(step: int, loss: float, speed: float) -> None:
+        tell("update", (cell.id, step, loss, speed))
+
+    tell("start", (cell.id, f"{planned.variant} {planned.task} trial {trial.number}", steps))
+    try:
+        if not store.done(cell.id):
+            run_cell(cell, store, report, watch=watch)
+    except _PrunedError:
+        text = f"pruned at {curve[-1][0]:.0%} of the training"
+        tell("finish", (cell.id, text, False))
+        trial.set_user_attr("curve", curve)
+        raise StoppedError(text, pruned=True) from None
+    except CellError as error:
+        tell("finish", (cell.id, f"failed: {error}", True))
+        raise StoppedError(str(error), pruned=False) from None
+    score = valid_score(store, cell.id)[job.metric]
+    tell("finish", (cell.id, f"validation {job.metric.replace('_', ' ')} {score:.3f}", False))
+    record = store.record(cell.id)
+    assert record is not None
+    trial.set_user_attr("curve", [(entry["step"] / steps, entry["valid_loss"]) for entry in record["history"]])
+    return score
+
+
+def behind(study: optuna.Study, share: float, loss: float, flops: float) -> bool:
+    """Whether a trial at this share of its training is to be stopped (see the module's docstring)."""
+    step = round(GRAIN * share)
+    rivals = optuna.create_study(
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=round(GRAIN * WARMUP))
+    )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if trial.user_attrs["flops_per_token"] <= flops * (1 + 1e-9):
+            shares, losses = np.array(trial.user_attrs["curve"]).T
+            then = float(np.interp(share, shares, losses))
+            rivals.add_trial(create_trial(value=then, intermediate_values={step: then}))
+    here = create_trial(state=TrialState.RUNNING, intermediate_values={step: loss})
+    return rivals.pruner.prune(rivals, here)
+
+
+def forward_flops(planned: Planned) -> float:
+    """Executed forward FLOPs per token of a cell at full depth, known before it is trained."""
+    cell = planned.cell
+    data = task_data(cell.task, cell.task_options)
+    variant = get_variant(cell.variant, cell.options)
+    return costs(variant, cell.model, data.vocab_size, data.length).forward_flops_per_token
+
+
+def valid_score(store: Store, id: str) -> dict[str, float]:
+    """What a trained cell gives at full depth on the whole validation split."""
+    trace = Trace.from_bytes((store.folder(id) / "trace_valid.npz").read_bytes())
+    return trace.leaving(trace.n_cycles)
+
+
+def row(job: BudgetJob) -> dict[str, Any]:
+    """The row of the sweep's result: ``front``, the trials that none beats in both metric and FLOPs on validation
+    data, with their test scores, and ``chosen``, the best of all within ``max_flops``.
+    """
+    study = opened(job)
+    store = Store(job.root)
+
+    def told(trial: Any) -> dict[str, Any]:
+        record = store.record(trial.user_attrs["cell"])
+        assert record is not None
+        return {
+            "trial": trial.number,
+            "id": trial.user_attrs["cell"],
+            "params": trial.params,
+            "flops_per_token": trial.values[1],
+            "train_flops": record["costs"]["train_flops"],
+            "valid": trial.values[0],
+            "test": record["metrics"][f"test_{job.metric}"],
+        }
+
+    chosen = best_within(study, np.inf if job.max_flops is None else job.max_flops)
+    trials = study.get_trials(deepcopy=False)
+    return {
+        "study": job.name,
+        "variant": job.entry.label,
+        "task": job.task,
+        "metric": job.metric,
+        "seed": job.spec.seed,
+        "trials": done(study),
+        "pruned": sum(t.state == TrialState.PRUNED and "reason" in t.user_attrs for t in trials),
+        "failed": sum(t.state == TrialState.FAIL and "reason" in t.user_attrs for t in trials),
+        "refused": sum("refused" in t.user_attrs for t in trials),
+        "cells": [t.user_attrs["cell"] for t in trials if t.state == TrialState.COMPLETE],
+        "front": [told(trial) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
+        "chosen": told(chosen) if chosen is not None else None,
+    }

@@ -1,0 +1,235 @@
+"""A study's sweep: its searches in worker processes, progress, and the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from bench.config import Cell
+from bench.errors import UserError
+from bench.plan import Planned, make_plan
+from bench.progress import Progress
+from bench.store import Store, atomic_write
+from bench.study import Study
+from bench.sweep import budgets, thresholds
+from bench.sweep.storage import done, open_storage, shown_url
+from bench.tracking import Tracker
+
+Result = dict[str, Any]
+
+
+def run_sweep(
+    study: Study, store: Store, url: str, jobs: int | None, tracker: Tracker, command: str, revision: str | None
+) -> Result:
+    """Run the trials that are still wanting, ``jobs`` processes at a time, and write ``sweeps/<study>.json``.
+
+    Several commands, on several machines, may do this at once on one storage: each adds to the same trials. Raises
+    UserError if the study has no ``sweep``, or no trained cell whose thresholds could be swept.
+    """
+    if study.sweep is None:
+        raise UserError(f"study {study.name!r} has no sweep: add sweep.thresholds or sweep.budgets to it")
+    open_storage(url)  # wrong addresses are told, and tables made, before there are workers
+    jobs = jobs or os.cpu_count() or 1
+    result: Result = {
+        "study": study.name,
+        "question": study.question,
+        "max_flops": study.sweep.max_flops,
+        "storage": shown_url(url),
+        "command": command,
+        "git": revision,
+        "tasks": [],
+        "thresholds": [],
+        "budgets": [],
+    }
+    if study.sweep.thresholds is not None:
+        manifest, threshold_jobs = _threshold_jobs(study, store, url)
+        result["tasks"] = manifest["tasks"]
+        tracker.study(manifest)
+        for row in _searched(threshold_jobs, jobs):
+            result["thresholds"].append(row)
+            tracker.search(row)
+        order = {job.name: number for number, job in enumerate(threshold_jobs)}
+        result["thresholds"].sort(key=lambda row: order[row["study"]])
+    if study.sweep.budgets is not None:
+        manifest, budget_jobs = _budget_jobs(study, store, url, command, revision)
+        result["tasks"] = manifest["tasks"]
+        tracker.study(manifest)
+        _trained(budget_jobs, jobs)
+        for job in budget_jobs:
+            row = budgets.row(job)
+            result["budgets"].append(row)
+            for id in row["cells"]:
+                record = store.record(id)
+                assert record is not None
+                tracker.log(record, Planned(row["variant"], row["task"], Cell.model_validate(record["cell"])))
+            tracker.search(row)
+    path = store.root / "sweeps" / f"{study.name}.json"
+    atomic_write(path, json.dumps(result, indent=1, allow_nan=False).encode())
+    tracker.finish([path])
+    return result
+
+
+def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[dict[str, Any], list[thresholds.ThresholdJob]]:
+    """A search for every variant, task and rule; the cells are those of the study's last run."""
+    sweep = study.sweep
+    assert sweep is not None and sweep.thresholds is not None
+    manifest = store.manifest(study.name)
+    metrics = {task["label"]: task for task in manifest["tasks"]} if manifest else {}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for cell in manifest["cells"] if manifest else []:
+        if store.done(cell["id"]):
+            groups.setdefault((cell["variant"], cell["task"]), []).append(cell["id"])
+    if manifest is None or not groups:
+        raise UserError(f"study {study.name!r} has no trained cells to sweep (run: cyclebench run {study.name})")
+    missing = len(manifest["cells"]) - sum(map(len, groups.values()))
+    if missing:
+        print(f"{missing} of the study's cells are not done and left out", file=sys.stderr)
+    jobs = []
+    for (variant, task), ids in groups.items():
+        trace = thresholds.traces(store, tuple(ids[:1]), "valid")[0]
+        for rule in thresholds.tunable(trace, sweep.thresholds.rules):
+            what = [ids, rule, sweep.thresholds.per_cycle, sweep.max_flops, sweep.seed]
+            jobs.append(
+                thresholds.ThresholdJob(
+                    name=_name(study, variant, task, rule, what=what),
+                    variant=variant,
+                    task=task,
+                    rule=rule,
+                    ids=tuple(ids),
+                    metric=metrics[task]["metric"],
+                    higher_is_better=metrics[task]["higher_is_better"],
+                    spec=sweep.thresholds,
+                    max_flops=sweep.max_flops,
+                    seed=sweep.seed,
+                    root=store.root,
+                    url=url,
+                )
+            )
+    if not jobs:
+        raise UserError(f"sweep.thresholds: no cell of {study.name!r} has a signal of {list(sweep.thresholds.rules)}")
+    return manifest, jobs
+
+
+def _budget_jobs(
+    study: Study, store: Store, url: str, command: str, revision: str | None
+) -> tuple[dict[str, Any], list[budgets.BudgetJob]]:
+    """A search for every variant and task, and what tracking knows of all of them."""
+    sweep = study.sweep
+    assert sweep is not None and sweep.budgets is not None
+    free = study.model_copy(update={"reference": None, "seeds": (sweep.budgets.seed,)})
+    free = free.model_copy(update={"variants": tuple(v.model_copy(update={"match": None}) for v in study.variants)})
+    plan = make_plan(free, command, revision)
+    jobs = []
+    for entry in free.variants:
+        budgets.space(entry, sweep.budgets)
+        for task in free.tasks:
+            alone = free.model_copy(update={"variants": (entry,), "tasks": (task,)})
+            cell = next(p.cell for p in plan.cells if (p.variant, p.task) == (entry.label, task.label))
+            metric = next(row for row in plan.manifest["tasks"] if row["label"] == task.label)
+            ranges = sweep.budgets.model_dump(mode="json", exclude={"trials"})
+            jobs.append(
+                budgets.BudgetJob(
+                    name=_name(
+                        study, entry.label, task.label, "budgets", what=[cell.id, ranges, sweep.max_flops, sweep.seed]
+                    ),
+                    study=alone,
+                    metric=metric["metric"],
+                    higher_is_better=metric["higher_is_better"],
+                    spec=sweep.budgets,
+                    max_flops=sweep.max_flops,
+                    seed=sweep.seed,
+                    root=store.root,
+                    url=url,
+                )
+            )
+    return {**plan.manifest, "study": f"{study.name}-sweep", "cells": []}, jobs
+
+
+def _name(study: Study, *parts: str, what: list[Any]) -> str:
+    """Of an Optuna study: a change in what is searched makes another, so that no trial is taken for one of it."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    return " / ".join([study.name, *parts, digest])
+
+
+def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[dict[str, Any]]:
+    """The rows of the searches, as they end."""
+    with Progress(len(jobs)) as progress, _pool(min(workers, len(jobs)), progress) as (pool, _):
+        waiting: dict[Future[dict[str, Any]], thresholds.ThresholdJob] = {}
+        for job in jobs:
+            label = f"{job.variant} {job.task} {job.rule}"
+            progress.start(job.name, label, job.spec.trials)
+            waiting[pool.submit(thresholds.search, job)] = job
+        for future in as_completed(waiting):
+            row = future.result()
+            progress.finish(waiting[future].name, f"{row['trials']} trials, {len(row['front'])} on the front")
+            yield row
+
+
+def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
+    """Run the budget trials: as many workers as there may be on every search, one search after the other."""
+    had = {job.name: done(budgets.opened(job)) for job in jobs}
+    todo = [job for job in jobs if had[job.name] < job.spec.trials]
+    with Progress(sum(job.spec.trials for job in jobs)) as progress:
+        progress.skip(sum(min(had[job.name], job.spec.trials) for job in jobs))
+        if not todo:
+            return
+        with _pool(workers, progress) as (pool, events):
+            crew = [
+                pool.submit(_budget_worker, job, worker, events)
+                for job in todo
+                for worker in range(min(workers, job.spec.trials - had[job.name]))
+            ]
+            for future in as_completed(crew):
+                future.result()
+
+
+def _budget_worker(job: budgets.BudgetJob, worker: int, events: Any) -> None:
+    budgets.work(replace(job, worker=worker), lambda kind, arguments: events.put((kind, arguments)))
+
+
+@contextmanager
+def _pool(workers: int, progress: Progress) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    """Worker processes, and a queue of progress events that they may fill."""
+    context = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
+    with context.Manager() as manager:
+        events = manager.Queue()
+        listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
+        listener.start()
+        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+        try:
+            yield pool, events
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+        else:
+            pool.shutdown()
+        finally:
+            events.put(None)
+            listener.join(timeout=5)
+
+
+def _listen(events: Any, progress: Progress) -> None:
+    while (event := events.get()) is not None:
+        name, arguments = event
+        getattr(progress, name)(*arguments)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and the terminal to the progress bars."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

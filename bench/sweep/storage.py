@@ -1,0 +1,148 @@
+"""Optuna studies in a database that several processes and machines may share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import event, make_url
+
+from bench.errors import UserError
+
+BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and without one until it is given up
+POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
+TRIED = 50  # trials refused before training, for every one that is wanted, before the ranges are given up
+
+Objective = Callable[[Trial], Sequence[float]]
+
+
+class RefusedError(Exception):
+    """A trial that is not worth one of the trials asked for; the message says why."""
+
+
+class StoppedError(Exception):
+    """A trial that counts as one but has no values: it failed, or was pruned; the message says why."""
+
+    def __init__(self, reason: str, pruned: bool) -> None:
+        super().__init__(reason)
+        self.pruned = pruned
+
+
+def default_url(runs: Path) -> str:
+    """A SQLite file beside the results."""
+    runs.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{runs / 'optuna.db'}"
+
+
+def shown_url(url: str) -> str:
+    """The address as it may be printed and stored: without a password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """The database at any SQLAlchemy address, its tables made if need be. Raises UserError if it cannot be used."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    sqlite = url.startswith("sqlite")
+    try:
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
+            heartbeat_interval=BEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+    except Exception as error:  # whatever SQLAlchemy, its drivers and Optuna raise
+        reason = str(error).splitlines()[0] or type(error).__name__
+        try:
+            url = shown_url(url)
+        except Exception:  # not an address at all
+            url = url.partition("@")[2] or url
+        raise UserError(f"--storage: {url!r} cannot be used: {reason}") from None
+    if sqlite:
+        event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()  # connections made before the listener was there
+    return storage
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    """Commits of SQLite without a wait for the disk each: a crash of the machine may cost the last, never the file."""
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def open_study(
+    storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool, seed: int, worker: int, cheap: bool
+) -> optuna.Study:
+    """The study of that name: its trials' values are the metric and the executed FLOPs per token, to be minimised.
+
+    cheap: trials cost less than thinking about them (a genetic search instead of a model of the objective). What a
+    worker asks for depends on the seed, its number and how many trials there were when it began.
+    """
+    directions = [StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    start = int(np.random.SeedSequence([seed, worker, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
+    sampler: BaseSampler = NSGAIISampler(population_size=POPULATION, seed=start) if cheap else TPESampler(seed=start)
+    study.sampler = sampler
+    return study
+
+
+def optimize(study: optuna.Study, objective: Objective, wanted: int) -> None:
+    """Go on until ``wanted`` trials are done, or running in some process; those that were refused do not count.
+
+    Raises UserError if nearly everything is refused.
+    """
+
+    def one(trial: Trial) -> Sequence[float]:
+        others = study.get_trials(deepcopy=False)
+        if sum(counts(other) for other in others if other.number < trial.number) >= wanted:
+            study.stop()  # another worker has asked at the same time
+            trial.set_user_attr("refused", "one too many")
+            raise RefusedError
+        try:
+            return objective(trial)
+        except RefusedError as error:
+            trial.set_user_attr("refused", str(error))
+            refused = [other for other in others if "refused" in other.user_attrs]
+            if len(refused) > TRIED * wanted:
+                raise UserError(f"sweep: of {len(others)} trials nearly all are refused, the last: {error}") from None
+            raise optuna.TrialPruned from None
+        except StoppedError as error:
+            trial.set_user_attr("reason", str(error))
+            if error.pruned:
+                raise optuna.TrialPruned from None
+            raise
+
+    def enough(study: optuna.Study, _: FrozenTrial) -> None:
+        if done(study) >= wanted:
+            study.stop()
+
+    if done(study) < wanted:
+        study.optimize(one, callbacks=[enough], catch=(StoppedError, RefusedError))
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of those asked for: not if it was refused, or its process died."""
+    return "refused" not in trial.user_attrs and (
+        trial.state in (TrialState.COMPLETE, TrialState.RUNNING) or "reason" in trial.user_attrs
+    )
+
+
+def done(study: optuna.Study) -> int:
+    """Trials that count."""
+    return sum(counts(trial) for trial in study.get_trials(deepcopy=False))
+
+
+def best_within(study: optuna.Study, flops: float) -> FrozenTrial | None:
+    """The completed trial with the best metric within so many FLOPs per token, the cheapest of equals."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    within = [trial for trial in trials if trial.values[1] <= flops * (1 + 1e-9)]
+    return min(within, key=lambda trial: (sign * trial.values[0], trial.values[1], trial.number), default=None)

@@ -1,0 +1,300 @@
+"""The figures of exit rules and of the number of cycles at test time, for a task as those of ``reports.figures``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from bench.stats import Interval, mean_interval
+from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
+from reports.table import Manifest, Record, done
+from reports.units import metric_name
+
+BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
+BOUNDS = ("fixed", "random", "oracle", "oracle.loss")
+# A colour for each kind of signal and a dash for each rule of the kind: eight colours are all that the colour-blind
+# can tell apart.
+LOOKS: dict[str, tuple[str, Any]] = {
+    "zero_attention": ("#D55E00", "-"),
+    "halting": ("#CC79A7", "-"),
+    "confidence": ("#0072B2", "-"),
+    "entropy": ("#0072B2", (0, (5, 1.5))),
+    "patience": ("#0072B2", (0, (1, 1))),
+    "kl": ("#56B4E9", "-"),
+    "entropy_diff": ("#56B4E9", (0, (5, 1.5))),
+    "latent_diff": ("#009E73", "-"),
+    "latent_norm": ("#009E73", (0, (5, 1.5))),
+    "latent_rms": ("#009E73", (0, (1, 1))),
+    "cosine": ("#E69F00", "-"),
+}
+OTHER = ("#000000", (0, (5, 1.5)))  # a rule of another package
+BOUND_LOOKS: dict[str, dict[str, Any]] = {
+    "fixed": {"color": "#222222", "ls": "-", "lw": 1, "marker": "o", "ms": 4, "mfc": "white", "zorder": 4},
+    "random": {"color": "#777777", "ls": (0, (5, 1.5)), "lw": 1.3},
+    "oracle": {"color": "#777777", "ls": (0, (1, 1)), "lw": 1.3},
+}
+
+
+def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """The metric against executed FLOPs as the threshold moves: every rule, and the bounds. Means over seeds."""
+    panels = _with_exits(manifest, results, task)
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = new((1.5 if columns == 2 else 2.2) * rows + 0.4, rows, columns, sharey=True)
+    handles: dict[str, Line2D] = {}
+    oracle = "oracle" if task["metric"] == "accuracy" else "oracle.loss"
+    for axes, (label, records) in zip(grid.flat, panels, strict=False):
+        for key in _plain_rules(records):
+            shade, dash = LOOKS.get(key, OTHER)
+            handles[key] = axes.plot(*_mean_curve(records, key, task["metric"]), color=shade, ls=dash, lw=1.3)[0]
+        points = [[(p["flops_per_token"], p[task["metric"]]) for p in r["exits"]["points"]] for r in records]
+        handles["fixed cycles"] = axes.plot(*np.mean(points, 0).T, **BOUND_LOOKS["fixed"])[0]
+        for name, key in (("random", "random"), ("oracle", oracle)):
+            line = axes.plot(*_mean_curve(records, key, task["metric"]), **BOUND_LOOKS[name])[0]
+            handles["oracle (bound)" if name == "oracle" else name] = line
+        axes.set_title(label)
+        with_units(axes, 3 if columns == 2 else 4)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    orient(grid[0, 0], task)
+    for axes in grid[-1]:
+        axes.set_xlabel("executed FLOPs/token")
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
+    legend(figure, list(handles.values()), list(handles), handlelength=2.6)
+    return figure
+
+
+def exit_area(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """What each rule is worth: the area between its curve and that of leaving at random, over the FLOPs."""
+    unit = metric_name(task["metric"])
+    better = "" if task["higher_is_better"] else " saved"
+    label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs, 95 % interval)"
+    return _dots(manifest, results, task, lambda rule: rule["area"], label)
+
+
+def exit_signal(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """Whether a signal knows that more cycles will help: its rank correlation with what they bring."""
+    label = "rank correlation of the signal to stay\nwith the loss saved (95 % interval)"
+    return _dots(manifest, results, task, _rank, label)
+
+
+def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """Share of test sequences that leave after each cycle, at thresholds tuned on validation data for a budget."""
+    panels = []
+    for label, records in _with_exits(manifest, results, task):
+        shares = {}
+        for key in _plain_rules(records):
+            tuned = [t["share"] for r in records for t in r["exits"]["rules"][key]["tuned"] if t["budget"] == BUDGET]
+            if len(tuned) == len(records):
+                shares[key] = np.mean(tuned, 0)
+        if shares:
+            panels.append((label, shares))
+    if not panels:
+        return None
+    heights = [len(shares) for _, shares in panels]
+    figure, grid = new(0.7 + 0.15 * sum(heights) + 0.45 * len(panels), len(panels), height_ratios=heights, sharex=True)
+    most = max(len(share) for _, shares in panels for share in shares.values())
+    palette = sns.color_palette("cividis", most)
+    for axes, (label, shares) in zip(grid.flat, panels, strict=True):
+        names = list(shares)[::-1]
+        left = np.zeros(len(names))
+        for cycle in range(len(shares[names[0]])):
+            width = np.array([shares[name][cycle] for name in names])
+            axes.barh(names, width, left=left, color=palette[cycle], label=f"{cycle + 1}", height=0.75)
+            left += width
+        axes.set(xlim=(0, 1), title=label)
+        axes.grid(False)
+    grid[-1, 0].set_xlabel("share of test sequences")
+    handles = [Line2D([], [], ls="", marker="s", ms=7, color=shade) for shade in palette]
+    legend(figure, handles, [str(n) for n in range(1, most + 1)], title="leaves after cycle")
+    figure.suptitle(f"{title(manifest, results, task)}, at most {BUDGET:.0%} of the FLOPs")
+    return figure
+
+
+def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
+    shown = [
+        (key, name)
+        for key, name in (
+            ("confidence", "mean confidence of all tokens"),
+            ("confidence.last", "that of the last token"),
+        )
+        if any(key in r["exits"]["rules"] for _, records in _with_exits(manifest, results, task) for r in records)
+    ]
+    if not shown:
+        return None
+    figure, [panels] = new(2.2 if len(shown) == 2 else 3.2, 1, len(shown), sharey=True)
+    for axes, (key, name) in zip(panels, shown, strict=True):
+        axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
+        for index, variant in enumerate(manifest["variants"]):
+            records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
+            found = [r["exits"]["rules"][key]["calibration"] for r in records if key in r["exits"]["rules"]]
+            look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
+            for number, bins in enumerate(found):
+                text = variant["label"] if not number else None
+                axes.plot(bins["signal"], bins["accuracy"], lw=0.9, alpha=0.85, label=text, **look)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=name, aspect="equal")
+    panels[0].set_ylabel("accuracy at the exit point")
+    figure.suptitle(title(manifest, results, task))
+    legend(figure, *panels[0].get_legend_handles_labels())
+    return figure
+
+
+def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+    """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with."""
+    figure, [[axes]] = new(2.6)
+    values: list[float] = []
+    for index, variant in enumerate(manifest["variants"]):
+        records = [r for r in done(manifest, results, variant["label"], task["label"]) if len(r["cycles"]) > 1]
+        if not records:
+            continue
+        length = min(len(record["cycles"]) for record in records)
+        table = np.array([[point[task["metric"]] for point in r["cycles"][:length]] for r in records])
+        numbers = np.array([point["cycles"] for point in records[0]["cycles"][:length]])
+        shade, mean = colour(manifest, index), table.mean(0)
+        marker = MARKERS[index % len(MARKERS)]
+        axes.plot(numbers, mean, color=shade, marker=marker, ms=4, lw=1.2, label=variant["label"])
+        axes.fill_between(numbers, table.min(0), table.max(0), color=shade, alpha=0.15, lw=0)
+        trained = records[0]["cell"]["model"]["n_cycles"]
+        at = numbers == trained
+        axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)
+        values += table.ravel().tolist()
+    if not values:
+        return None
+    ring = Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="#444444", label="cycles it was trained with")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="cycles at test time", ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
+    orient(axes, task)
+    legend(figure, [*handles, ring], [*labels, "cycles it was trained with"])
+    return figure
+
+
+def rule_rows(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+    """A row for each rule, variant and task: its figure of merit, and what it gives when tuned, with intervals."""
+    rows = []
+    for task in manifest["tasks"]:
+        name = task["metric"]
+        for label, records in _with_exits(manifest, results, task):
+            for key in _common_rules(records):
+                rules = [record["exits"]["rules"][key] for record in records]
+                tuned = [point for rule in rules for point in rule.get("tuned", []) if point["budget"] == BUDGET]
+                whole = len(tuned) == len(rules)
+                ranks = [_rank(rule) for rule in rules]
+                rows.append(
+                    {
+                        "task": task["label"],
+                        "variant": label,
+                        "rule": key,
+                        "area against random": _told(mean_interval([rule["area"] for rule in rules])),
+                        "rank correlation": _told(mean_interval([r for r in ranks if r is not None]))
+                        if None not in ranks
+                        else "-",
+                        f"tuned for {BUDGET:.0%} of the FLOPs": _told(mean_interval([t["test"][name] for t in tuned]))
+                        if whole
+                        else "-",
+                        "FLOPs used": f"{np.mean([_used(r, t) for r, t in zip(records, tuned, strict=True)]):.1%}"
+                        if whole
+                        else "-",
+                        "seeds": str(len(rules)),
+                    }
+                )
+    return rows
+
+
+def _dots(
+    manifest: Manifest,
+    results: dict[str, Record],
+    task: dict[str, Any],
+    value: Callable[[Record], float | None],
+    label: str,
+) -> Figure | None:
+    """A number of every rule, with its interval over seeds, the variants side by side; the best rule on top."""
+    found: dict[str, dict[int, Interval]] = {}
+    for index, variant in enumerate(manifest["variants"]):
+        records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
+        for key in _common_rules(records) if records else []:
+            values = [value(record["exits"]["rules"][key]) for record in records]
+            known = [v for v in values if v is not None]
+            if key not in BOUNDS and len(known) == len(values):
+                found.setdefault(key, {})[index] = mean_interval(known)
+    if not found:
+        return None
+    order = sorted(found, key=lambda key: max(interval.mean for interval in found[key].values()))
+    used = sorted({index for row in found.values() for index in row})
+    figure, [[axes]] = new(0.9 + 0.16 * len(order))
+    for place, index in enumerate(used):
+        rows = [number for number, key in enumerate(order) if index in found[key]]
+        intervals = [found[order[number]][index] for number in rows]
+        shift = 0.5 * ((place + 0.5) / len(used) - 0.5)
+        wide = [0 if math.isnan(i.low) else i.high - i.mean for i in intervals]
+        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
+        at = [number - shift for number in rows]
+        name = manifest["variants"][index]["label"]
+        axes.errorbar([i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), label=name, **look)
+    means = [interval.mean for row in found.values() for interval in row.values()]
+    low, high = min(0.0, *means), max(0.0, *means)
+    span = high - low or 1.0
+    axes.set_xlim(low - 0.25 * span, high + 0.25 * span)  # an interval at two seeds may be enormous
+    axes.axvline(0, color="#444444", lw=0.9, zorder=1)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlabel(label)
+    axes.set_title(title(manifest, results, task))
+    legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _with_exits(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> list[tuple[str, list[Record]]]:
+    """The variants with exit points and their records."""
+    found = [(v["label"], done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
+    with_exits = [(label, [record for record in records if record["exits"]]) for label, records in found]
+    return [(label, records) for label, records in with_exits if records]
+
+
+def _common_rules(records: list[Record]) -> list[str]:
+    """Rules that all the records have."""
+    return [key for key in records[0]["exits"]["rules"] if all(key in r["exits"]["rules"] for r in records)]
+
+
+def _plain_rules(records: list[Record]) -> list[str]:
+    """Rules with their usual aggregate, in the order of their looks, without the bounds."""
+    keys = [key for key in _common_rules(records) if key not in BOUNDS and "." not in key]
+    return sorted(keys, key=lambda key: (list(LOOKS).index(key) if key in LOOKS else len(LOOKS), key))
+
+
+def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """FLOPs per token and the seeds' mean metric there, over the FLOPs that all of their curves reach."""
+    curves = [record["exits"]["rules"][key]["curve"] for record in records]
+    low = max(curve["flops_per_token"][0] for curve in curves)
+    high = min(curve["flops_per_token"][-1] for curve in curves)
+    flops = np.linspace(low, high, 200)
+    return flops, np.mean([np.interp(flops, curve["flops_per_token"], curve[metric]) for curve in curves], 0)
+
+
+def _rank(rule: dict[str, Any]) -> float | None:
+    """The mean rank correlation over the exit points that have one."""
+    known = [value for value in rule.get("rank", []) if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _used(record: Record, point: dict[str, Any]) -> float:
+    return float(point["test"]["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"])
+
+
+def _told(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.mean:.4f}"
+    return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]"

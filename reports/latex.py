@@ -1,0 +1,33 @@
+"""The report's tables for a paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+RESULTS = ("task", "variant", "metric", "mean", "95 % interval", "seeds", "non-embedding", "FLOPs/token", "note")
+VERDICTS = ("hypothesis", "task", "verdict", "gain", "95 % interval", "Holm p", "pairs")
+COSTS = ("task", "variant", "FLOPs/token", "KV bytes/token", "activation bytes/sequence")
+
+
+def latex(context: dict[str, Any]) -> str:
+    """Verdicts, results and costs as ``tabular`` environments; what is given is the page's context."""
+    summary = [{**row, "note": row["note"].split(":")[0]} for row in context["summary"]]
+    if not any(row["note"] for row in summary):
+        summary = [{key: value for key, value in row.items() if key != "note"} for row in summary]
+    parts = ["% Needs \\usepackage{booktabs}. Every table is a tabular of its own, for a table of yours."]
+    for title, rows, chosen in (
+        ("verdicts", context["verdicts"], VERDICTS),
+        ("results on test data, n = seeds done/planned", summary, RESULTS),
+        ("costs", context["costs"], COSTS),
+    ):
+        if rows:
+            added = [key for key in rows[0] if key.endswith(" adds")]
+            parts.append(f"\n% {title}\n{_tabular(pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]])}")
+    return "\n".join(parts)
+
+
+def _tabular(frame: pd.DataFrame) -> str:
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    return style.to_latex(hrules=True, column_format="l" * frame.shape[1])

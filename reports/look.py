@@ -1,0 +1,109 @@
+"""How all figures look: as wide as a column of text, told apart by marker and dash as well as by colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from reports.table import Manifest, Record, done
+from reports.units import human, metric_name
+
+WIDTH = 3.4  # inches: a column of a two-column paper, so that a font's size is the size it is printed in
+MARKERS = "osD^vP*Xp<>hHd8" * 8  # 15 kinds against 8 colours and 4 dashes: no pair of the first 120 variants is alike
+DASHES = ("-", "--", "-.", (0, (1, 1)))
+COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9, 7)]  # without those too pale for paper
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    **sns.plotting_context("paper"),
+    "font.size": 8,
+    "figure.titlesize": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "axes.linewidth": 0.7,
+    "grid.linewidth": 0.6,
+    "grid.color": "#e4e4e4",
+    "axes.edgecolor": "#666666",
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "cyclebench",  # the same figure is the same file
+}
+DPI = 250
+_LINE, _LETTER, _HANDLE = 0.145, 0.05, 0.42  # inches: a legend's line, a letter of it, a handle with its space
+
+
+def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure of one column's width and its axes [rows, columns]. height: inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **options: Any) -> None:
+    """A legend below the figure, in as many columns as its labels leave room for; the figure grows by its height."""
+    room = WIDTH / (_HANDLE + _LETTER * max(map(len, labels), default=1))
+    columns = max(1, min(len(labels), int(room)))
+    width, height = figure.get_size_inches()
+    lines = -(-len(labels) // columns) + ("title" in options)
+    figure.set_size_inches(width, height + _LINE * lines + 0.1)
+    look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "borderaxespad": 0.2}
+    figure.legend(handles, labels, columnspacing=1.0, handletextpad=0.4, labelspacing=0.25, **look, **options)
+
+
+def with_units(axes: Axes, ticks: int = 4) -> None:
+    """Ticks of the cost axis at round numbers with unit prefixes, on a linear or a logarithmic scale."""
+    axes.xaxis.set_major_locator(MaxNLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+
+
+def orient(axes: Axes, task: dict[str, Any]) -> None:
+    """Better is up."""
+    if not task["higher_is_better"]:
+        axes.invert_yaxis()
+
+
+def axis_name(task: dict[str, Any]) -> str:
+    """The metric, with a word where the axis is turned."""
+    direction = "" if task["higher_is_better"] else " (axis inverted)"
+    return f"{metric_name(task['metric'])}{direction}"
+
+
+def title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
+    """The task and the number of seeds."""
+    counts = [len(done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
+    n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{task['label']}: {n} seed{'' if n == '1' else 's'}"
+
+
+def colour(manifest: Manifest, index: int) -> Any:
+    """Of the variant at this place of the manifest."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def levels(axes: Axes, task: dict[str, Any], values: Sequence[float]) -> None:
+    """Draw the task's reference levels and set the limits to hold them and ``values``; a level so far off that it would
+    squash what is to be compared is told in words. An interval at n = 2 may be enormous: it does not count as a value.
+    """
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    near = {name: level for name, level in task["levels"].items() if low - span < level < high + span}
+    look: dict[str, Any] = {"ha": "right", "color": "#555555", "size": 6.5, "textcoords": "offset points"}
+    for name, level in near.items():
+        axes.axhline(level, ls=":", color="#777777", lw=1, zorder=1)
+        place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "va": "bottom"}
+        axes.annotate(f"{name} {level:.3g}", (0.99, level), **place, **look)
+    for number, (name, level) in enumerate((n, v) for n, v in task["levels"].items() if n not in near):
+        below = (level < low) == task["higher_is_better"]
+        place = {"xycoords": "axes fraction", "va": "bottom" if below else "top"}
+        place["xytext"] = (-2, (2 + 8 * number) * (1 if below else -1))
+        axes.annotate(f"{name} {level:.3g}, {'below' if below else 'above'}", (1, 0 if below else 1), **place, **look)
+    low, high = min([low, *near.values()]), max([high, *near.values()])
+    margin = 0.08 * ((high - low) or 1.0)
+    axes.set_ylim(low - margin, high + margin)

@@ -1,0 +1,163 @@
+"""Tables and figures of a sweep, from its stored result alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from bench.store import atomic_write
+from reports.look import DPI, MARKERS, STYLE
+from reports.units import human, metric_name, plain
+
+SHOWN = 0.8  # share of the FLOPs at full depth that the table shows where there is no limit of the user's own
+
+
+def threshold_rows(result: dict[str, Any], every_budget: bool = False) -> list[dict[str, str]]:
+    """The thresholds tuned for a budget, a row for each rule; every_budget: for all of them."""
+    rows = []
+    for search in result["thresholds"]:
+        for point in search["tuned"]:
+            if not (every_budget or result["max_flops"] is not None or abs(point["share_of_full"] - SHOWN) < 0.01):
+                continue
+            name = search["metric"]
+            rows.append(
+                {
+                    "task": search["task"],
+                    "variant": search["variant"],
+                    "rule": search["rule"],
+                    "FLOPs/token at most": f"{human(point['max_flops'])} ({point['share_of_full']:.0%})",
+                    "thresholds, first seed": ", ".join(
+                        "never" if v is None else f"{v:.3g}" for v in point["thresholds"][0]
+                    ),
+                    f"valid {metric_name(name)}": plain(point["valid"][name], 4),
+                    f"test {metric_name(name)}": plain(point["test"][name], 4),
+                    "one exact threshold": plain(point["single"][name], 4) if point["single"] else "-",
+                    "FLOPs/token": human(point["test"]["flops_per_token"]),
+                    "cycles": plain(point["test"]["mean_cycles"], 2),
+                    "trials": str(search["trials"]),
+                }
+            )
+    return _aligned(rows)
+
+
+def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
+    """The trials on the front of every variant and task, and which is the best within the limit."""
+    rows = []
+    for search in result["budgets"]:
+        for point in search["front"]:
+            name = search["metric"]
+            best = search["chosen"] is not None and search["chosen"]["trial"] == point["trial"]
+            rows.append(
+                {
+                    "task": search["task"],
+                    "variant": search["variant"],
+                    "trial": f"{point['trial']}{' (best)' if best else ''}",
+                    "setting": ", ".join(f"{key}={_number(value)}" for key, value in point["params"].items()),
+                    f"valid {metric_name(name)}": plain(point["valid"], 4),
+                    f"test {metric_name(name)}": plain(point["test"], 4),
+                    "FLOPs/token": human(point["flops_per_token"]),
+                    "training FLOPs": human(point["train_flops"]),
+                    "trials": f"{search['trials']} ({search['pruned']} pruned, {search['failed']} failed)",
+                }
+            )
+    return _aligned(rows)
+
+
+def write(result: dict[str, Any], out: Path) -> list[Path]:
+    """Write the tables (CSV) and, for every task, a figure (PNG, SVG) of the sweep into ``out``; their paths."""
+    paths = []
+    for name, rows in (("thresholds", threshold_rows(result, every_budget=True)), ("budgets", budget_rows(result))):
+        if rows:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            paths.append(out / f"sweep_{name}.csv")
+            atomic_write(paths[-1], text.getvalue().encode())
+    for task in result["tasks"]:
+        with mpl.rc_context(STYLE):
+            figures = {"thresholds": threshold_figure(result, task), "budgets": budget_figure(result, task)}
+            for kind, figure in figures.items():
+                if figure is None:
+                    continue
+                for suffix in ("png", "svg"):
+                    buffer = io.BytesIO()
+                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+                    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+                    label = "".join(c if c.isalnum() or c in "-_" else "_" for c in task["label"])
+                    paths.append(out / f"sweep_{kind}_{label}.{suffix}")
+                    atomic_write(paths[-1], buffer.getvalue())
+    return paths
+
+
+def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None:
+    """Test metric against executed FLOPs of the thresholds tuned for every budget, a panel for each variant."""
+    searches = [s for s in result["thresholds"] if s["task"] == task["label"] and s["tuned"]]
+    if not searches:
+        return None
+    variants = list(dict.fromkeys(search["variant"] for search in searches))
+    rules = list(dict.fromkeys(search["rule"] for search in searches))
+    figure = Figure(figsize=(max(4.2, 3.4 * len(variants)), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
+    palette = sns.color_palette("colorblind" if len(rules) <= 10 else "husl", len(rules))
+    for axes, variant in zip(panels, variants, strict=True):
+        for search in (s for s in searches if s["variant"] == variant):
+            number = rules.index(search["rule"])
+            points = sorted((p["test"]["flops_per_token"], p["test"][task["metric"]]) for p in search["tuned"])
+            marker = MARKERS[number % len(MARKERS)]
+            axes.plot(
+                *zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search["rule"]
+            )
+        axes.set(title=f"{variant} on {task['label']}", xlabel="executed forward FLOPs per token")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    _label(figure, panels, task)
+    return figure
+
+
+def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None:
+    """Test metric against executed FLOPs of every variant's front of budget trials."""
+    searches = [s for s in result["budgets"] if s["task"] == task["label"] and s["front"]]
+    if not searches:
+        return None
+    figure = Figure(figsize=(4.8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    palette = sns.color_palette("colorblind" if len(searches) <= 10 else "husl", len(searches))
+    for number, search in enumerate(searches):
+        points = [(point["flops_per_token"], point["test"]) for point in search["front"]]
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search["variant"])
+    if result["max_flops"] is not None:
+        axes.axvline(result["max_flops"], ls=":", color="#444444", lw=1, label="limit")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.tick_params(axis="x", which="both", labelsize=7, rotation=30)
+    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed forward FLOPs per token")
+    _label(figure, [axes], task)
+    return figure
+
+
+def _label(figure: Figure, panels: Any, task: dict[str, Any]) -> None:
+    better = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
+    panels[0].set_ylabel(f"test {metric_name(task['metric'])}{better}")
+    if not task["higher_is_better"]:
+        panels[0].invert_yaxis()
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _aligned(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Every row with the columns of all: two tasks may have two metrics."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key, "-") for key in keys} for row in rows]

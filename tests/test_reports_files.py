@@ -1,0 +1,120 @@
+"""What the report's files are for: a paper's LaTeX, a browser, a repository."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import FAILED, MANIFEST, RESULTS
+
+import reports
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
+LATEX = shutil.which("pdflatex")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+
+# Opens the page in frames of two widths, measures it, sorts a table, and writes what it found into the document.
+PROBE = """<!doctype html><meta charset="utf-8"><body><script>
+const found = {};
+const measure = frame => {
+  const page = frame.contentDocument, root = page.documentElement;
+  const beyond = [...page.body.querySelectorAll("*")].filter(
+    e => (e.matches(".wide") || !e.closest(".wide")) && e.getBoundingClientRect().right > root.clientWidth + 0.5);
+  const order = (head, times) => {
+    const th = [...page.querySelectorAll("table.probe th")].find(e => e.textContent === head);
+    for (let i = 0; i < times; i++) th.click();
+    const cells = [...th.closest("table").tBodies[0].rows].map(row => row.cells[th.cellIndex].textContent);
+    return [cells, th.getAttribute("aria-sort")];
+  };
+  return {
+    images: [...page.images].map(i => i.naturalWidth), wide: root.scrollWidth, room: root.clientWidth,
+    beyond: beyond.map(e => e.outerHTML.slice(0, 80)), tables: page.querySelectorAll("table").length,
+    rising: order("number", 1), falling: order("number", 1), interval: order("interval", 1), word: order("word", 1),
+  };
+};
+for (const width of [1200, 390]) {
+  const frame = document.createElement("iframe");
+  frame.width = width; frame.height = 900; frame.srcdoc = PAGE;
+  frame.addEventListener("load", () => {
+    found[width] = measure(frame);
+    if (Object.keys(found).length === 2) {
+      const out = document.createElement("pre");
+      out.id = "found"; out.textContent = JSON.stringify(found);
+      document.body.replaceChildren(out);
+    }
+  });
+  document.body.append(frame);
+}
+</script></body>"""
+ROWS = [("2 M", "[-0.5, 1]", "b10"), ("-", "-", "-"), ("1.5 k", "[+0.25, 2]", "b9"), ("1,234", "[0.1, 3]", "a")]
+ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    reports.write(MANIFEST, RESULTS, out)
+    return out
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: chromium-headless-shell)")
+def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
+    body = "".join(f"<tr>{''.join(f'<td>{value}</td>' for value in row)}</tr>" for row in ROWS)
+    head = "<thead><tr><th>number</th><th>interval</th><th>word</th></tr></thead>"
+    page = (written / "report.html").read_text()
+    table = f'<div class="wide"><table class="probe">{head}<tbody>{body}</tbody></table></div>'
+    page = page.replace("<script>", table + "<script>", 1)  # the page's own script sorts a table of hard cases
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.replace("PAGE", json.dumps(page).replace("</", "<\\/")))
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=240, check=True
+    )
+    match = re.search(r'<pre id="found">(.*?)</pre>', shown.stdout, re.DOTALL)
+    assert match, shown.stderr[-2000:]
+    found: dict[str, dict[str, Any]] = json.loads(html.unescape(match[1]))
+    for width in ("1200", "390"):
+        seen = found[width]
+        assert len(seen["images"]) == page.count("<img ") > 10 and min(seen["images"]) > 500
+        assert 0 < seen["room"] <= int(width) and seen["wide"] <= seen["room"] and not seen["beyond"]
+        assert seen["tables"] >= 6
+        assert seen["rising"] == [["-3", "2e-05", "1,234", "1.5 k", "2 M", "-"], "ascending"]
+        assert seen["falling"] == [["2 M", "1.5 k", "1,234", "2e-05", "-3", "-"], "descending"]
+        assert seen["interval"][0] == ["[-1.5, 0]", "[-0.5, 1]", "[1e-3, 1]", "[0.1, 3]", "[+0.25, 2]", "-"]
+        assert seen["word"][0][:4] == ["a", "b9", "b10", "c"] and set(seen["word"][0][4:]) == {"", "-"}
+
+
+@pytest.mark.skipif(LATEX is None, reason="no pdflatex on this machine (Debian: texlive-latex-recommended)")
+def test_the_latex_tables_compile(written: Path, tmp_path: Path) -> None:
+    preamble = r"\documentclass{article}\usepackage[a4paper,landscape,margin=1cm]{geometry}\usepackage{booktabs}"
+    source = tmp_path / "paper.tex"
+    tables = (written / "report.tex").read_text().replace(r"\begin{tabular}", "\n\n\\noindent\\begin{tabular}")
+    source.write_text(rf"{preamble}\begin{{document}}\footnotesize {tables}\end{{document}}")
+    command = [str(LATEX), "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", source.name]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert shown.returncode == 0, shown.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
+    assert "Overfull" not in shown.stdout
+
+
+def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> None:
+    tables = (written / "report.tex").read_text()
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert r"p\_hop & htc & accuracy & 0.695 & " in tables and "1/2 & 150 k & 2 M & 1 failed" in tables
+
+
+def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
+    paths = reports.write(MANIFEST, RESULTS, tmp_path, published=True)
+    assert {path.suffix for path in paths} == {".png", ".md", ".csv"}
+    text = (tmp_path / "report.md").read_text()
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert sorted(pictures) == sorted(path.name for path in paths if path.suffix == ".png")
+    for part in ("cyclebench run sample", "torch 2", "a CPU", FAILED[:12], "From 3 of 4 cells.", "cells of ztt."):
+        assert part in text, part
