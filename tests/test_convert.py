@@ -29,7 +29,7 @@ from bench.store import Store
 from bench.study import study_from
 from bench.variant import get_variant
 
-EXACT = ["vanilla", "bc", "htc", "ztt"]
+EXACT = ["vanilla", "bc", "htc", "ztt", "relaxed", "sequence", "middle_sequence"]
 
 
 @pytest.fixture(scope="module")
