@@ -83,7 +83,7 @@ def evaluate_checkpoint(
     if tokenizer is None:
         raise UserError(f"checkpoint {source!r} has no tokeniser beside it, which lm-evaluation-harness needs")
     if torch.cuda.is_available():
-        lm.cuda()  # type: ignore[no-untyped-call]
+        lm.to("cuda")  # type: ignore[arg-type]
     exported = {name: export(name, dict(options.get(name, {})), folder, tokenizer) for name in tasks if ours(name)}
     # Reading the harness's own thousands of tasks takes longer than many of ours.
     theirs = any(name not in exported for name in tasks)

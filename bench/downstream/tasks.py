@@ -90,7 +90,7 @@ def _text(data: TaskData, tokenizer: PreTrainedTokenizerBase, keep: int | None) 
         raise UserError(
             "tasks: the text is not what the model's tokeniser reads (set the task's options.tokenizer to the model's)"
         )
-    return [{"text": text}]
+    return [{"text": str(text)}]
 
 
 def _targets(data: TaskData) -> list[dict[str, str]]:

@@ -31,7 +31,9 @@ def convert(
         shape=model.model_dump(mode="json"),
         vocab_size=found.vocab_size,
         max_position_embeddings=found.positions,
-        **found.special,
+        bos_token_id=found.special["bos_token_id"],
+        eos_token_id=found.special["eos_token_id"],
+        pad_token_id=found.special["pad_token_id"],
     )
     with torch.device("meta"):
         lm = CycleForCausalLM(config)
