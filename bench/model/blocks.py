@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +199,11 @@ def frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, float
 
 @lru_cache(maxsize=8)
 def _rope_config(model: ModelConfig) -> LlamaConfig:
-    sizes = {"hidden_size": model.d_model, "num_attention_heads": model.n_heads, "head_dim": model.head_dim}
+    sizes: dict[str, Any] = {
+        "hidden_size": model.d_model,
+        "num_attention_heads": model.n_heads,
+        "head_dim": model.head_dim,
+    }
     scaling = model.rope_scaling.model_dump(exclude_none=True) if model.rope_scaling else {}
     if "original_max_position_embeddings" in scaling:  # not used, but warned of where it does not agree
         sizes["max_position_embeddings"] = int(scaling["factor"] * scaling["original_max_position_embeddings"])

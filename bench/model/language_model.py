@@ -80,9 +80,9 @@ class CycleConfig(_Installed, PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", "AutoModelForCausalLM": f"{CODE}.CycleForCausalLM"}
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save as everywhere in transformers, with the module that lets the folder be loaded by itself."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
         (Path(save_directory) / f"{CODE}.py").write_text(CODE_TEXT, encoding="utf-8")
 
     @property
