@@ -33,6 +33,38 @@ def parse(kind: type[Config], values: Any, where: str) -> Config:
         raise from_validation(where, error, kind.model_fields) from None
 
 
+class RopeScaling(Strict):
+    """How rotary positions are stretched beyond the length a model was trained at; the names are transformers'.
+
+    linear: every frequency over ``factor``; llama3: only low frequencies (Llama 3.1); yarn: Peng et al. 2023, arXiv
+    2309.00071. Fields that a type does not know are refused by transformers' own check when the table is made.
+    """
+
+    rope_type: Literal["linear", "llama3", "yarn"]
+    factor: float = Field(ge=1.0)
+    original_max_position_embeddings: int | None = Field(None, ge=1)
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> RopeScaling:
+        needed = {
+            "linear": (),
+            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+            "yarn": ("original_max_position_embeddings",),
+        }
+        for field in needed[self.rope_type]:
+            if getattr(self, field) is None:
+                raise ValueError(f"rope_type {self.rope_type!r} needs {field}")
+        return self
+
+
 class ModelConfig(Strict):
     """The shape of a model, whatever its variant.
 
@@ -51,6 +83,7 @@ class ModelConfig(Strict):
     tie_embeddings: bool = True
     norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
     rope_theta: float = Field(10000.0, gt=1.0, description="llama only")
+    rope_scaling: RopeScaling | None = Field(None, description="llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
     )
@@ -61,6 +94,8 @@ class ModelConfig(Strict):
             raise ValueError(f"d_model = {self.d_model} must be a multiple of n_heads = {self.n_heads}")
         if self.family == "llama" and (self.d_model // self.n_heads) % 2:
             raise ValueError(f"d_model / n_heads = {self.d_model // self.n_heads} must be even for rotary positions")
+        if self.family == "gpt2" and self.rope_scaling is not None:
+            raise ValueError("rope_scaling needs family llama: gpt2 has learned positions")
         if self.n_kv_heads is not None:
             if self.family == "gpt2" and self.n_kv_heads != self.n_heads:
                 raise ValueError(f"n_kv_heads = {self.n_kv_heads}: grouped-query attention needs family llama")
@@ -84,6 +119,24 @@ class ModelConfig(Strict):
         return 4 * self.d_model if self.family == "gpt2" else -(-8 * self.d_model // 24) * 8
 
 
+CELL = "cell:"  # what a source begins with that is another cell
+Sharing = Literal["stepwise", "lower", "upper", "average", "random"]  # of a pretrained stack's blocks among fewer
+
+Trained = Literal["all", "additions", "additions+norms"]
+
+
+class Init(Strict):
+    """What a cell's model starts from instead of random weights.
+
+    source: what ``cyclebench convert`` takes, or ``cell:ID`` for the model another cell has trained; sharing: how the
+    source's blocks are shared among fewer, None keeps them all; digest: of the source's configuration and weights.
+    """
+
+    source: str
+    sharing: Sharing | None = None
+    digest: str = ""
+
+
 class TrainConfig(Strict):
     """One training run. Part of the cell's identity: everything here may change the numbers."""
 
@@ -99,6 +152,9 @@ class TrainConfig(Strict):
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
     grad_clip: float = Field(1.0, gt=0.0)
+    trained: Trained = Field(
+        "all", description="additions: only what the variant adds to plain blocks (with the norms); the rest is frozen"
+    )
     random_cycles: bool = Field(
         False,
         description="draw the number of cycles of every step: rate ~ LogNormal(ln r - 1/8, 1/2), Poisson(rate) + 1 "
@@ -173,6 +229,7 @@ class Cell(Strict):
     task_options: dict[str, Any]
     seed: int
     evaluation: EvalConfig = EvalConfig()
+    init: Init | None = None
     fingerprint: str = Field(description="of the data: a digest of every example")
 
     @property

@@ -18,15 +18,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.config import ModelConfig
+from bench.config import ModelConfig, Trained
+from bench.errors import UserError
+from bench.freezing import freeze
 from bench.model import CycleConfig, CycleForCausalLM
 from bench.model.attention import attention_flops
 from bench.model.blocks import Block
-from bench.model.parts import Flops, Part
+from bench.model.parts import PARTS, Flops, Part
 from bench.schedule import Schedule, Step
 from bench.variant import Variant
-
-PARTS = ("prefix", "adapter", "recurrence", "gate", "halting")  # attributes of the model that hold what a variant added
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,15 @@ def costs(
     length: int,
     device: str = "cpu",
     positions: int | None = None,
+    trained: Trained = "all",
 ) -> Costs:
     """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
 
-    device: ``"cpu"`` or another; the zero token's attention is executed differently there. positions: that the model
-    has, if more than ``length``.
+    device: ``"cpu"`` or another; the zero token's attention is executed differently there; positions: the longest
+    sequence the model is made for, ``length`` by default; trained: what is not frozen in training.
     """
     lm = meta_model(variant, model, vocab_size, positions or length)
+    freeze(lm, trained)
     schedule = lm.schedule
     total = pass_flops(lm, length, device)
     return Costs(
@@ -96,7 +98,7 @@ def costs(
         params=count(lm.parameters()),
         params_non_embedding=non_embedding(lm),
         forward_flops_per_token=total.forward / length,
-        train_flops_per_token=total.training / length,
+        train_flops_per_token=training_flops(lm, length, device) / length,
         exit_flops_per_token=exit_flops(lm, length, device),
         kv_bytes_per_token=schedule.depth * 2 * model.kv_heads * model.head_dim * 4,
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
@@ -163,6 +165,10 @@ def training_flops(
     """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles;
     every_exit: the loss reads what every exit point predicts, so that coda and LM head run at each.
     """
+    if not all(parameter.requires_grad for parameter in lm.parameters()):
+        if every_exit:
+            raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
+        return _frozen_training_flops(lm, length, device, n_cycles, backward_cycles)
     schedule = lm.schedule_at(n_cycles)
     total = pass_flops(lm, length, device, n_cycles).training
     if every_exit:
@@ -170,6 +176,21 @@ def training_flops(
     outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
     cut = (cycle_flops(lm, schedule, cycle, length, device) for cycle in range(outside))
     return total - sum(flops.training - flops.forward for flops in cut)
+
+
+def _frozen_training_flops(
+    lm: CycleForCausalLM, length: int, device: str, n_cycles: int | None, backward_cycles: int | None
+) -> int:
+    """FLOPs of forward and backward for one sequence where parameters are frozen.
+
+    What a frozen weight saves depends on whether a gradient has to pass it on the way to a trained one. Autograd knows,
+    so the pass is run on tensors without storage and its products are counted.
+    """
+    with FakeTensorMode(), torch.device(device):
+        model = build_model(lm.variant, lm.model_shape, lm.config.vocab_size, lm.config.max_position_embeddings)
+        for mine, theirs in zip(model.parameters(), lm.parameters(), strict=True):
+            mine.requires_grad_(theirs.requires_grad)
+        return measured_flops(model, 1, length, training=True, n_cycles=n_cycles, backward_cycles=backward_cycles)
 
 
 def exit_flops(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from bench.config import Cell, ModelConfig
+from bench.config import CELL, Cell, Init, ModelConfig, TrainConfig
+from bench.costs import meta_model, training_flops
 from bench.data import TaskData, get_task
 from bench.errors import UserError
+from bench.freezing import freeze
 from bench.hypotheses import resolve
 from bench.match import measure, solve
+from bench.pretrained.sources import outline
+from bench.pretrained.start import check_start, external, target_shape
 from bench.study import Study, TaskEntry, VariantEntry
 from bench.train import pick_device
-from bench.variant import Variant, get_variant
+from bench.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ def shape_of(
     study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int
 ) -> tuple[ModelConfig, str]:
     """The shape of a variant on a task after matching, and what the matching chose ('' without matching)."""
-    variant = get_variant(entry.name, entry.options)
-    model = _relevant(variant, study.cell_model(entry, task))
+    variant = study.variant(entry)
+    model = _relevant(variant, _shape_given(study, entry, task, vocab_size, length))
     if entry.match is None:
         return model, ""
     reference = next(other for other in study.variants if other.label == study.reference)
-    other = get_variant(reference.name, reference.options)
+    other = study.variant(reference)
     other_model = _relevant(other, study.cell_model(reference, task))
     target = measure(entry.match, other, other_model, vocab_size, length)
     try:
@@ -68,10 +72,64 @@ Tuned = Mapping[tuple[str, str], VariantEntry]
 """What stands for a study's variant on a task, by their labels, where tuning has changed it."""
 
 
+def _shape_given(study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int) -> ModelConfig:
+    """The shape the study says, or the one of the model that the entry starts from with what may differ from it."""
+    init, model = study.init_of(entry), study.cell_model(entry, task)
+    if init is None:
+        return model
+    start = study.init_entry(entry)
+    source = shape_of(study, start, task, vocab_size, length)[0] if start is not None else outline(init).shape
+    return target_shape(source, model.n_cycles, {**task.model, **entry.model}, f"variants.{entry.label}")
+
+
+def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData) -> tuple[TrainConfig, str]:
+    """The training of an entry's cells, and what its budget chose ('' without one).
+
+    With a budget in FLOPs the steps are those whose training FLOPs come nearest the reference's, at full cycles.
+    """
+    train = study.cell_train(entry, task)
+    if entry.budget is None:
+        return train, ""
+
+    def step_flops(other: VariantEntry, config: TrainConfig) -> int:
+        init = study.init_of(other)
+        found = outline(init) if init is not None and study.init_entry(other) is None else None
+        vocab, positions = (found.vocab_size, found.positions) if found else (data.vocab_size, data.max_length)
+        lm = meta_model(study.variant(other), shape_of(study, other, task, vocab, data.length)[0], vocab, positions)
+        freeze(lm, config.trained)
+        device = pick_device(config).type
+        return config.batch_size * training_flops(lm, data.length, device, None, config.backward_cycles)
+
+    reference = next(other for other in study.variants if other.label == study.reference)
+    config = study.cell_train(reference, task)
+    target, each = config.steps * step_flops(reference, config), step_flops(entry, train)
+    steps = max(1, round(target / each))
+    text = f"steps {train.steps} -> {steps} ({steps * each:.4g} training FLOPs, target {target:.4g})"
+    return train.model_copy(update={"steps": steps}), text
+
+
+def _start(init: str | None, entry: VariantEntry, cell: Cell | None) -> Init | None:
+    """The identity of what a cell starts from: a source outside the study, or the cell of the same task and seed."""
+    if init is None:
+        return None
+    if cell is not None:
+        return Init(source=f"{CELL}{cell.id}", sharing=entry.sharing)
+    return external(init, entry.sharing)
+
+
+def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
+    """The cells in an order in which each finds what it starts from: first those that start from no cell."""
+    later: dict[bool, list[Planned]] = {True: [], False: []}
+    for planned in cells:
+        later[planned.cell.init is not None and planned.cell.init.source.startswith(CELL)].append(planned)
+    return [stage for stage in (later[False], later[True]) if stage]
+
+
 def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:
     """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
     tuned = tuned or {}
     cells: list[Planned] = []
+    made: dict[tuple[str, str, int], Cell] = {}
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
     tasks, built = [], {}
     for task in study.tasks:
@@ -79,16 +137,20 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         task_options = maker.options.model_dump(mode="json")
         data = built[task.label] = task_data(task.name, task_options)
         tasks.append({"label": task.label, "task": task.name, **_metric(data)})
-        for given in study.variants:
+        # What others start from comes first, since its id is part of theirs.
+        for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
-            variant = get_variant(entry.name, entry.options)
+            variant = study.variant(entry)
             model, text = shape_of(study, entry, task, data.vocab_size, data.length)
-            train = study.cell_train(entry, task)
+            train, steps = _train_of(study, entry, task, data)
+            start, init = study.init_entry(entry), study.init_of(entry)
+            if init is not None and start is None:
+                check_start(init, entry.sharing, variant, model, data)
             variant.schedule(model)  # an impossible shape or device must be refused before anything runs
             pick_device(train)
             train.check_halting(model)
-            if text:
-                chosen[entry.label][task.label] = text
+            if text or steps:
+                chosen[entry.label][task.label] = text or steps
             for seed in study.seeds:
                 cell = Cell(
                     variant=entry.name,
@@ -99,8 +161,10 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                     task_options=task_options,
                     seed=seed,
                     evaluation=study.evaluation,
+                    init=_start(init, entry, made.get((start.label, task.label, seed)) if start else None),
                     fingerprint=data.fingerprint,
                 )
+                made[entry.label, task.label, seed] = cell
                 cells.append(Planned(entry.label, task.label, cell))
     manifest = {
         "study": study.name,
@@ -108,7 +172,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         "reference": study.reference,
         "seeds": list(study.seeds),
         "variants": [
-            {"label": e.label, "variant": e.name, "match": e.match, "chosen": _merge(chosen[e.label])}
+            {"label": e.label, "variant": e.name, "match": e.match or e.budget, "chosen": _merge(chosen[e.label])}
             for e in study.variants
         ],
         "tasks": tasks,

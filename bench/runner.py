@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.errors import CellError, UserError
-from bench.plan import Plan, Planned
+from bench.plan import Plan, Planned, stages
 from bench.progress import Progress
 from bench.store import Store, atomic_write
 
@@ -42,9 +42,12 @@ def run_cell(
     """
     import torch
 
-    from bench.costs import build_model, costs
+    from bench.costs import costs
     from bench.exits.record import examine
+    from bench.freezing import freeze
     from bench.plan import task_data
+    from bench.pretrained.share import save_checkpoint
+    from bench.pretrained.start import initial_model
     from bench.slices import further_scores
     from bench.train import autocast, pick_device, repeatable, train
     from bench.variant import get_variant
@@ -54,10 +57,11 @@ def run_cell(
     if data.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
     variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
-    cost = costs(variant, cell.model, data.vocab_size, data.length, device.type, data.max_length)
     with repeatable(cell.seed, cell.train.threads):
-        lm = build_model(variant, cell.model, data.vocab_size, data.max_length)
-        lm.reset_parameters(cell.seed)
+        lm = initial_model(cell, data, store)
+        vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
+        cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
+        freeze(lm, trained)
         lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
         history = train(lm, data, cell.train, cell.seed, report, watch)
@@ -100,12 +104,34 @@ def run_cell(
     }
     folder = store.folder(cell.id)
     with _whole_folder(folder / "model") as target:
-        lm.save_pretrained(target)
+        save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
     atomic_write(folder / "trace.npz", trace.to_bytes())
     atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
     store.write_cell(cell.id, record["cell"])
     store.write_result(cell.id, record)  # last: its presence says that everything else is there
     return record
+
+
+def _lineage(cell: Cell) -> dict[str, Any]:
+    """Where a cell's model comes from, for its card."""
+    init, train = cell.init, cell.train
+    return {
+        "starts from": "random weights" if init is None else init.source,
+        **({"digest of the source": init.digest} if init is not None and init.digest else {}),
+        **({"sharing of its blocks": init.sharing} if init is not None and init.sharing else {}),
+        "trained on": f"{cell.task} {cell.task_options} (fingerprint {cell.fingerprint[:12]})",
+        "training": f"{train.steps} steps of {train.batch_size} sequences, {train.trained}, seed {cell.seed}",
+        "cell": cell.id,
+    }
+
+
+def _scores(cell: Cell, record: dict[str, Any]) -> list[dict[str, Any]]:
+    cost = record["costs"]["forward_flops_per_token"]
+    metrics = {name.removeprefix("test_"): value for name, value in record["metrics"].items()}
+    return [
+        {"task": cell.task, "metric": name, "value": value, "cycles": cell.model.n_cycles, "flops_per_token": cost}
+        for name, value in metrics.items()
+    ]
 
 
 def run_study(
@@ -125,8 +151,8 @@ def run_study(
             record = store.record(id)
             if record is not None:
                 on_record(record, unique[id])
-        if todo:
-            _run_in_processes(todo, store, jobs or default_jobs(todo), progress, on_record)
+        for stage in stages(todo):
+            _run_in_processes(stage, store, jobs or default_jobs(stage), progress, on_record)
     return store.results(unique)
 
 

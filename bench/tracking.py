@@ -150,6 +150,32 @@ class Tracker:
         self.client.set_terminated(self.parent)
 
 
+def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
+    """Log a checkpoint's downstream scores as a run of its own; a failing server is one warning.
+
+    Metrics are named task/metric; their step is the number of cycles.
+    """
+    try:
+        client = _client(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+        run = client.create_run(
+            id, tags={"role": "evaluation", "checkpoint": checkpoint}, run_name=f"eval {checkpoint}"
+        )
+        for row in rows:
+            name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
+            client.log_metric(run.info.run_id, f"{row['task']}/{name}", row["value"], step=row["cycles"])
+            client.log_metric(
+                run.info.run_id, f"{row['task']}/flops_per_token", row["flops_per_token"], step=row["cycles"]
+            )
+        for path in paths:
+            client.log_artifact(run.info.run_id, str(path))
+        client.set_terminated(run.info.run_id)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
+
+
 def _client(uri: str) -> Any:
     """An MLflow client that says nothing by itself and calls nobody but the tracking server."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -37,6 +37,8 @@ class Variant:
     cycled: ClassVar[bool] = True  # whether n_cycles means anything to it; if not, its cells are stored with 1
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}  # options a study may tune: (low, high), on a log scale
 
+    pretrained_options: ClassVar[Mapping[str, Any]] = {}  # defaults that differ when it starts from a pretrained model
+
     class Options(Strict):
         """No options."""
 
@@ -113,7 +115,11 @@ def variant_class(name: str) -> type[Variant]:
     return _registry[name]
 
 
-def get_variant(name: str, options: Mapping[str, Any] | None = None) -> Variant:
-    """A variant with validated options. Raises UserError naming the option, its value and what is allowed."""
+def get_variant(name: str, options: Mapping[str, Any] | None = None, pretrained: bool = False) -> Variant:
+    """A variant with validated options. Raises UserError naming the option, its value and what is allowed.
+
+    pretrained: what is not given is as suits a start from a pretrained model (``pretrained_options``).
+    """
     kind = variant_class(name)
-    return kind(parse(kind.Options, dict(options or {}), f"{name}.options"))
+    given = {**(kind.pretrained_options if pretrained else {}), **(options or {})}
+    return kind(parse(kind.Options, given, f"{name}.options"))

@@ -6,7 +6,7 @@ paid to them measures how little the step matters; it may gate the step and lets
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,9 @@ from variants.htc import HeadTailCycling
 class ZeroTokenTransformer(HeadTailCycling):
     """Zero Token Transformer: Head-Tail Cycling with a zero-token pool and a gate."""
 
+    # At one cycle the converted model is the original: a trained first pass has no use for a token it never saw.
+    pretrained_options: ClassVar[dict[str, Any]] = {"from_cycle": 1}
+
     class Options(HeadTailCycling.Options):
         """The choices the paper leaves open, each an ablation axis.
 
@@ -30,7 +33,8 @@ class ZeroTokenTransformer(HeadTailCycling):
         step takes, hence the pool's size, which is pool_size for the lookup ``routed``; gating: what gates a step;
         value: ``zero``, or ``learned`` (the control that turns the zero token into an ordinary attention sink); key:
         ``trained``, or ``frozen`` at its random start; where: zero tokens and gates in the ``recurrent`` steps, or in
-        ``all`` (the control: in prelude and coda too).
+        ``all`` (the control: in prelude and coda too); from_cycle: the first cycle that has them (1 leaves the first
+        pass over the blocks plain).
         """
 
         zero_tokens: int = Field(1, ge=0, le=64)
@@ -40,6 +44,7 @@ class ZeroTokenTransformer(HeadTailCycling):
         value: Literal["zero", "learned"] = "zero"
         key: Literal["trained", "frozen"] = "trained"
         where: Literal["recurrent", "all"] = "recurrent"
+        from_cycle: int = Field(0, ge=0, le=1)
 
         @model_validator(mode="after")
         def _consistent(self) -> ZeroTokenTransformer.Options:
@@ -53,7 +58,8 @@ class ZeroTokenTransformer(HeadTailCycling):
             return self
 
     def _steps(self, schedule: Schedule) -> tuple[Step, ...]:
-        return schedule.recurrent if self.options.where == "recurrent" else schedule.steps
+        steps = schedule.recurrent if self.options.where == "recurrent" else schedule.steps
+        return tuple(step for step in steps if step.cycle >= self.options.from_cycle)
 
     def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> ZeroTokenPool | None:
         chosen = self.options

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,14 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.config import Strict, parse
+from bench.data.tokenizers import Tokens, number_tokenizer
 from bench.errors import unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a target that is not scored
 COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split has are its slices
-Tokens = NDArray[np.int64]
 
 
 class Sample(NamedTuple):
@@ -50,8 +52,9 @@ class TaskData:
 
     ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
     more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
-    and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks; tests:
-    further test splits by name, of a length of their own each, such as sequences longer than those trained on.
+    and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks; tokenizer:
+    makes the tokeniser that is saved beside a model, whose ids are those of the data; tests: further test splits by
+    name, of a length of their own each, such as sequences longer than those trained on.
     """
 
     train: Dataset
@@ -62,6 +65,7 @@ class TaskData:
     fingerprint: str
     metric: Metric
     bytes_per_token: dict[str, float] | None
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
     tests: dict[str, Dataset] = field(default_factory=dict)
 
     @property
@@ -128,8 +132,12 @@ def make_data(
     vocab_size: int,
     metric: Metric,
     bytes_per_token: dict[str, float] | None = None,
+    tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
 ) -> TaskData:
-    """Task data from the arrays of the splits train, valid, test and, under any other name, further tests."""
+    """Task data from the arrays of the splits train, valid, test and, under any other name, further tests.
+
+    tokenizer: makes the data's tokeniser; None where token ids are all there is, and are written out as numbers.
+    """
     digest = hashlib.sha256(
         json.dumps([vocab_size, asdict(metric), bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
     )
@@ -148,6 +156,7 @@ def make_data(
         fingerprint=digest.hexdigest(),
         metric=metric,
         bytes_per_token=bytes_per_token,
+        tokenizer=tokenizer or partial(number_tokenizer, vocab_size),
         tests=made,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from bench.config import Strict
 from bench.data.task import Metric, TaskData, Tokens, make_data, rows
-from bench.data.tokenizers import PRETRAINED, make_encoder
+from bench.data.tokenizers import PRETRAINED, make_encoder, make_tokenizer
 from bench.errors import UserError
 
 
@@ -67,7 +68,8 @@ def text_data(documents: Mapping[str, Sequence[str]], options: TextOptions) -> T
             raise UserError(f"split {name!r} holds nothing that the other splits do not hold as well")
     per_token = {name: n_bytes[name] / len(stream) for name, stream in tokens.items()}
     unigram = _unigram_bits(splits["train"][1], splits["test"][1], vocab_size) / per_token["test"]
-    return make_data(splits, vocab_size, Metric("bits_per_byte", False, {"unigram": unigram}), per_token)
+    tokenizer = partial(make_tokenizer, options.tokenizer, options.bpe_vocab_size, documents["train"])
+    return make_data(splits, vocab_size, Metric("bits_per_byte", False, {"unigram": unigram}), per_token, tokenizer)
 
 
 def _windows(stream: Tokens, length: int) -> tuple[Tokens, Tokens]:

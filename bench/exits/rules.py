@@ -172,6 +172,9 @@ class Watch:
             self.rows = torch.arange(len(state.hidden), device=state.hidden.device)
         masses = [state.zero_attention.get(step.depth) for step in state.schedule.cycles[number - 1]]
         seen = [mass for mass in masses if mass is not None]
+        if not seen and lm.prefix is not None:  # a cycle without zero tokens, of a model with some: none is attended to
+            batch, length, _ = state.hidden.shape
+            seen = [state.hidden.new_zeros(batch, lm.model_shape.n_heads, length)]
         assert state.before is not None  # set where the cycle started
         view = View(
             number,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -118,9 +119,9 @@ class ZeroValueAttention(torch.autograd.Function):
             norm = grad.square().sum(-1)
             tiny = torch.finfo(grad.dtype).tiny ** 0.4
             short = norm < tiny**2
-            if (
-                short.any()
-            ):  # no direction to carry p0 dp0, if there is any: take one too short to be seen in the result
+            # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. Tensors
+            # without storage, on which FLOPs are counted, cannot be asked.
+            if isinstance(short, FakeTensor) or short.any():
                 need = short & (extra != 0)
                 grad = torch.where(need.unsqueeze(-1), tiny, grad)
                 norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))

@@ -5,11 +5,15 @@ SwiGLU, grouped-query attention).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, silu
+from transformers import LlamaConfig
 from transformers.cache_utils import Cache
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bench.config import ModelConfig
 from bench.model.attention import Prefix, attend, causal_mask
@@ -177,10 +181,33 @@ class Block(nn.Module):
 
 def rotation(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rotation:
     """Cosines and sines [B, 1, T, d] of the rotary embedding at positions [B, T] (Su et al. 2021, half-split form)."""
-    half = torch.arange(0, model.head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequency = 1.0 / model.rope_theta ** (half / model.head_dim)
+    frequency, scale = frequencies(model, positions.device)
     angle = (positions[:, None, :, None].float() * frequency).repeat(1, 1, 1, 2)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype)
+
+
+def frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Frequencies [d / 2] of the rotary embedding and the factor its cosines and sines get.
+
+    What a kind of scaling does to them is transformers' own (``modeling_rope_utils``): checkpoints mean exactly that.
+    """
+    if model.rope_scaling is not None:
+        return ROPE_INIT_FUNCTIONS[model.rope_scaling.rope_type](_rope_config(model), device)
+    half = torch.arange(0, model.head_dim, 2, device=device, dtype=torch.float32)
+    return 1.0 / model.rope_theta ** (half / model.head_dim), 1.0
+
+
+@lru_cache(maxsize=8)
+def _rope_config(model: ModelConfig) -> LlamaConfig:
+    sizes: dict[str, Any] = {
+        "hidden_size": model.d_model,
+        "num_attention_heads": model.n_heads,
+        "head_dim": model.head_dim,
+    }
+    scaling = model.rope_scaling.model_dump(exclude_none=True) if model.rope_scaling else {}
+    if "original_max_position_embeddings" in scaling:  # not used, but warned of where it does not agree
+        sizes["max_position_embeddings"] = int(scaling["factor"] * scaling["original_max_position_embeddings"])
+    return LlamaConfig(**sizes, rope_parameters={**scaling, "rope_theta": model.rope_theta})
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -25,7 +27,23 @@ from bench.variant import Variant, get_variant
 IGNORED = -100  # target of a position that is not scored
 
 
-class CycleConfig(PreTrainedConfig):
+CODE = "modeling_cyclebench"  # the module in a checkpoint's folder that ``trust_remote_code`` loads
+CODE_TEXT = '''"""The code of this checkpoint is the package cyclebench, found through this file."""
+
+import variants  # noqa: F401
+from bench.model import CycleConfig, CycleForCausalLM  # noqa: F401
+'''
+
+
+class _Installed:
+    """A class whose code is never copied beside a checkpoint: ``CODE_TEXT`` leads to it."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "") -> None:
+        """Called by transformers when a checkpoint's own code was loaded; there is nothing to copy."""
+
+
+class CycleConfig(_Installed, PreTrainedConfig):
     """A model's configuration as it is saved: variant, its options and the shape (fields of ``ModelConfig``)."""
 
     model_type = "cyclebench"
@@ -60,6 +78,12 @@ class CycleConfig(PreTrainedConfig):
         self.num_hidden_layers = variant.cache_slots(variant.schedule(model))  # of the KV cache
         self.tie_word_embeddings = model.tie_embeddings
         super().__post_init__(**kwargs)
+        self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", "AutoModelForCausalLM": f"{CODE}.CycleForCausalLM"}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save as everywhere in transformers, with the module that lets the folder be loaded by itself."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        (Path(save_directory) / f"{CODE}.py").write_text(CODE_TEXT, encoding="utf-8")
 
     @property
     def model(self) -> ModelConfig:
@@ -131,7 +155,7 @@ class Walk:
         return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
 
 
-class CycleForCausalLM(PreTrainedModel, GenerationMixin):
+class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
     """A causal language model whose blocks run in the order its variant's schedule says."""
 
     config_class = CycleConfig
@@ -185,13 +209,15 @@ class CycleForCausalLM(PreTrainedModel, GenerationMixin):
                 nn.init.zeros_(module.bias)
 
     @torch.no_grad()
-    def reset_parameters(self, seed: int) -> None:
+    def reset_parameters(self, seed: int, under: tuple[str, ...] | None = None) -> None:
         """Draw all weights from the seed, each module from a stream of its own named by its path: variants that share
         a module's name and shape start from the same weights, whatever else they add. Children come before their
-        parents, as in transformers, so that a part may refill its own layers.
+        parents, as in transformers, so that a part may refill its own layers. under: only in modules of these paths.
         """
         with torch.random.fork_rng(devices=[]):
             for name, module in reversed(list(self.named_modules())):
+                if under is not None and not any(f"{name}.".startswith(f"{path}.") for path in under):
+                    continue
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 torch.manual_seed(int.from_bytes(digest[:8], "big"))
                 if not (name == "lm_head" and self.model_shape.tie_embeddings):

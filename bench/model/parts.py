@@ -17,6 +17,9 @@ Linear = Literal["qkv", "attention_out", "mlp_up", "mlp_out"]  # the linear laye
 Lookup = Literal["step", "cycle", "block", "shared"]
 
 
+PARTS = ("prefix", "adapter", "recurrence", "gate", "halting")  # attributes of the model that hold what a variant added
+
+
 class Flops(NamedTuple):
     """Forward FLOPs, 2 for each multiply-add, by kind because their backward passes cost differently.
 
@@ -58,7 +61,7 @@ class StepTable:
     """
 
     def __init__(self, steps: Iterable[Step], lookup: Lookup = "step") -> None:
-        """steps: those the table is made for; a block that occurs in none of them has no row."""
+        """steps: those the table is made for; other blocks have no row, nor have cycles before a block's first."""
         wanted: dict[tuple[int, int], Hashable] = {}
         self._last: dict[int, int] = {}
         for step in steps:
@@ -73,10 +76,13 @@ class StepTable:
         return self._size
 
     def __contains__(self, step: Step) -> bool:
-        return step.block in self._last
+        return self._whole(step) in self._row
 
     def __getitem__(self, step: Step) -> int:
-        return self._row[step.block, min(step.cycle, self._last[step.block])]
+        return self._row[self._whole(step)]
+
+    def _whole(self, step: Step) -> tuple[int, int]:
+        return step.block, min(step.cycle, self._last.get(step.block, 0))
 
 
 class Part(nn.Module):

@@ -17,7 +17,6 @@ from bench.plan import shape_of, task_data
 from bench.store import atomic_write
 from bench.study import Study, VariantEntry
 from bench.train import pick_device, repeatable
-from bench.variant import get_variant
 
 Row = dict[str, Any]
 
@@ -37,7 +36,7 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
     device = pick_device(study.cell_train(reference, task))
 
     def counted(entry: VariantEntry) -> tuple[Row, Any]:
-        variant = get_variant(entry.name, entry.options)
+        variant = study.variant(entry)
         model, _ = shape_of(study, entry, task, data.vocab_size, data.length)
         found = costs(variant, model, data.vocab_size, data.length, device.type)
         lm = build_model(variant, model, data.vocab_size, data.length)

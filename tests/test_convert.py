@@ -1,0 +1,255 @@
+"""Pretrained models as variants: exact where they can be, shared as told, refused in one line, fine-tuned in cells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import BLOCKS, VOCAB, gpt2, llama
+from transformers import AutoModelForCausalLM
+
+from bench.config import ModelConfig
+from bench.costs import build_model, count, measured_flops, pass_flops, training_flops
+from bench.errors import UserError
+from bench.freezing import freeze
+from bench.model.parts import PARTS
+from bench.plan import make_plan
+from bench.pretrained.command import convert_to
+from bench.pretrained.convert import convert
+from bench.pretrained.sharing import sources_of
+from bench.pretrained.sources import load, outline
+from bench.runner import run_cell
+from bench.schedule import cycle, middle_cycle
+from bench.store import Store
+from bench.study import study_from
+from bench.variant import get_variant
+
+EXACT = ["vanilla", "bc", "htc", "ztt", "relaxed", "sequence", "middle_sequence"]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sources")
+    made = {rope: llama(folder / rope, rope) for rope in ("default", "linear", "llama3", "yarn")}
+    made["gpt2"] = gpt2(folder / "gpt2")
+    made["gpt2 untied"] = gpt2(folder / "gpt2u", tie_word_embeddings=False, n_inner=24)
+    made["llama tied"] = llama(folder / "tied", tie_word_embeddings=True, num_key_value_heads=4, rms_norm_eps=1e-3)
+    made["mistral"] = llama(folder / "mistral", kind="mistral")
+    return made
+
+
+SOURCES = ["default", "linear", "llama3", "yarn", "gpt2", "gpt2 untied", "llama tied", "mistral"]
+
+
+def converted(source: str, name: str, n_cycles: int = 2, **changes: Any) -> Any:
+    variant = get_variant(name, {}, pretrained=True)
+    model = outline(source).shape.model_copy(update={"n_cycles": n_cycles if variant.cycled else 1, **changes})
+    return convert(load(source), variant, model)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("name", EXACT)
+def test_at_one_cycle_logits_are_the_originals(kind: str, name: str, sources: dict[str, str]) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(sources[kind]).eval()
+    lm = converted(sources[kind], name)
+    x = torch.randint(VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
+    expected = theirs(x).logits
+    assert expected.std() > 0.5  # a model that says nothing would agree with any other
+    torch.testing.assert_close(lm(x, n_cycles=1).logits, expected, rtol=0, atol=1e-4)
+    if name != "vanilla":
+        assert (lm(x).logits - expected).abs().max() > 1e-2
+        added = sum(count(getattr(lm, part).parameters()) for part in PARTS if getattr(lm, part) is not None)
+        assert count(lm.parameters()) - added == count(theirs.parameters())
+
+
+def test_a_tanh_gate_leaves_even_more_cycles_exact(sources: dict[str, str]) -> None:
+    variant = get_variant("ztt", {"gating": "tanh"}, pretrained=True)
+    source = sources["default"]
+    lm = convert(load(source), variant, outline(source).shape.model_copy(update={"n_cycles": 3}))
+    x = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(source).eval()
+    torch.testing.assert_close(lm(x).logits, theirs(x).logits, rtol=0, atol=1e-4)
+
+
+def test_sharing_rules_state_which_blocks_they_start_from() -> None:
+    middle = middle_cycle(4, 2)  # head, two cycled blocks, tail; six source blocks
+    assert sources_of("stepwise", 6, middle) == [(0,), (1,), (4,), (5,)]
+    assert sources_of("lower", 6, middle) == [(0,), (1,), (2,), (5,)]
+    assert sources_of("upper", 6, middle) == [(0,), (3,), (4,), (5,)]
+    assert sources_of("average", 6, middle) == [(0,), (1, 3), (2, 4), (5,)]
+    assert sources_of("random", 6, middle) == [(0,), (), (), (5,)]
+    assert sources_of("stepwise", 30, cycle(4, 2)) == [(0,), (10,), (19,), (29,)]
+    assert sources_of(None, 4, middle) == [(0,), (1,), (2,), (3,)]
+    for sharing, blocks in ((None, 6), ("stepwise", 4), ("average", 7)):
+        with pytest.raises(UserError, match="sharing"):
+            sources_of(sharing, blocks, middle)  # type: ignore[arg-type]
+
+
+def test_shared_blocks_hold_what_the_rule_says(sources: dict[str, str]) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(sources["gpt2"]).transformer.h
+    shape = outline(sources["gpt2"]).shape.model_copy(update={"n_blocks": 4, "n_cycles": 2})
+    made = {rule: convert(load(sources["gpt2"]), get_variant("htc"), shape, rule, 3) for rule in ("average", "random")}
+    mean = (theirs[2].mlp.c_fc.weight + theirs[4].mlp.c_fc.weight) / 2
+    torch.testing.assert_close(made["average"].blocks[2].mlp.up.weight, mean.T)
+    assert torch.equal(made["random"].blocks[3].mlp.up.weight, theirs[5].mlp.c_fc.weight.T)
+    fresh = build_model(get_variant("htc"), shape, VOCAB, 64)
+    fresh.reset_parameters(3)
+    assert torch.equal(made["random"].blocks[1].mlp.up.weight, fresh.blocks[1].mlp.up.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "mistral", "sliding_window": 8}, "sliding_window = 8 is not supported"),
+        ({"attention_bias": True}, "attention_bias = True is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
+        ({"head_dim": 8}, "head_dim = 8 is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type = 'dynamic'"),
+    ],
+)
+def test_what_we_cannot_represent_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = llama(tmp_path / "source", **changes)
+    with pytest.raises(UserError, match=message) as found:
+        outline(source)
+    assert "\n" not in str(found.value)
+
+
+def test_wrong_sources_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.gguf").write_text("no model")
+    (tmp_path / "text.bin").write_text("no model")
+    broken = Path(gpt2(tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"torn")
+    other = Path(gpt2(tmp_path / "other"))
+    (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    for name in ("empty", "text.gguf", "text.bin", "broken", "other", "absent"):
+        with pytest.raises(UserError, match="source") as found:
+            convert_to(str(tmp_path / name), "htc", [], 0, tmp_path / "out")
+        assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_loads_in_a_fresh_python_and_says_where_it_is_from(sources: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    convert_to(sources["llama3"], "ztt", ["model.n_cycles=3", "options.gating=scalar"], 0, out)
+    load_it = "from transformers import AutoModelForCausalLM as A; print(A.from_pretrained({!r}{}).config.variant)"
+    for code in (
+        "import variants; " + load_it.format(str(out), ""),
+        load_it.format(str(out), ", trust_remote_code=True"),
+    ):
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert found.stdout.strip() == "ztt", found.stderr
+    assert not [path for path in out.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    card = (out / "README.md").read_text()
+    for text in ("converted from", "0 1 2 3 4 1 2 3 4 1 2 3 4 5", "forward FLOPs/token", '"gating": "scalar"'):
+        assert text in card
+    again = load(str(out))
+    key = again.weights["prefix.key"].clone()
+    same = get_variant("ztt", {"gating": "scalar", "from_cycle": 1})
+    assert torch.equal(convert(load(str(out)), same, again.outline.shape, seed=1).prefix.key, key)
+    with pytest.raises(UserError, match="no counterpart"):
+        convert(again, get_variant("htc"), again.outline.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "trained"),
+    [
+        ("ztt", {}, "additions"),
+        ("ztt", {"from_cycle": 1, "gating": "token"}, "additions"),
+        ("ztt", {"gating": "none"}, "additions+norms"),
+        ("htc", {}, "additions+norms"),
+    ],
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_flops_of_frozen_training_are_those_counted(name: str, options: Any, trained: Any, family: str) -> None:
+    lm = build_model(get_variant(name, options), ModelConfig(family=family, d_model=16, n_heads=2), 31, 12)
+    lm.reset_parameters(0)
+    full = training_flops(lm, 12, "cpu")
+    freeze(lm, trained)
+    assert 3 * training_flops(lm, 12, "cpu") == measured_flops(lm, 3, 12, training=True)
+    assert pass_flops(lm, 12, "cpu").forward < training_flops(lm, 12, "cpu") < full
+    if trained == "additions+norms" and name == "htc":
+        # Every product passes a gradient on and none makes one for its weights, but the very first: norm1 comes before.
+        half, whole = pass_flops(lm, 12, "cpu"), 0
+        whole = half.matmul * 2 + half.attention * 7 // 2
+        assert training_flops(lm, 12, "cpu") == whole
+
+
+RAW: dict[str, Any] = {
+    "name": "tune",
+    "question": "Does it run?",
+    "reference": "original",
+    "init": "cell:pretrained",
+    "model": {"d_model": 16, "n_heads": 2, "n_blocks": 4, "n_cycles": 2},
+    "train": {"steps": 4, "batch_size": 4, "eval_sequences": 8},
+    "tasks": [{"name": "p_hop", "options": {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}}],
+    "variants": [
+        {"name": "vanilla", "label": "original"},
+        {"name": "htc", "budget": "flops"},
+        {"name": "ztt", "train": {"trained": "additions"}},
+        {"name": "htc", "label": "shared", "model": {"n_blocks": 3}, "sharing": "average"},
+        {"name": "vanilla", "label": "pretrained", "train": {"steps": 8}},
+    ],
+    "seeds": 1,
+}
+
+
+def plan(**changes: Any) -> Any:
+    return make_plan(study_from(json.loads(json.dumps({**RAW, **changes})), [], "tune"), "", None)
+
+
+def test_cells_start_from_another_cell(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cells = {planned.variant: planned.cell for planned in plan().cells}
+    first = cells["pretrained"]
+    assert first.init is None and all(cell.init for label, cell in cells.items() if label != "pretrained")
+    assert cells["ztt"].init.source == f"cell:{first.id}" and cells["ztt"].options["from_cycle"] == 1  # type: ignore[union-attr]
+    records = {label: run_cell(cell, store) for label, cell in sorted(cells.items(), key=lambda item: item[1] != first)}
+    flops = {label: record["costs"]["train_flops"] for label, record in records.items()}
+    assert abs(flops["htc"] / flops["original"] - 1) < 0.2 and cells["htc"].train.steps < 4
+    before = load(str(store.folder(first.id) / "model")).weights
+    after = load(str(store.folder(cells["ztt"].id) / "model")).weights
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {"prefix"}
+    moved = load(str(store.folder(cells["original"].id) / "model")).weights
+    assert not torch.equal(moved["tokens.weight"], before["tokens.weight"])
+    assert f"cell:{first.id}" in (store.folder(cells["ztt"].id) / "model" / "README.md").read_text()
+
+
+def test_a_cell_starts_from_a_folder_and_notices_when_it_changes(sources: dict[str, str], tmp_path: Path) -> None:
+    source = sources["default"]
+    entries = [{"name": "vanilla", "label": "original"}, "bc"]
+    cells = [p.cell for p in plan(init=source, variants=entries, model={"n_cycles": 2}).cells]
+    assert [cell.model.n_blocks for cell in cells] == [BLOCKS] * 2 and cells[0].model.n_kv_heads == 2
+    assert run_cell(cells[1], Store(tmp_path))["schedule"] == "0 1 2 3 4 5 0 1 2 3 4 5"
+    other = plan(init=sources["linear"], variants=entries, model={"n_cycles": 2}).cells[0].cell
+    assert other.id != cells[0].id
+
+
+PLAIN = {"name": "vanilla", "label": "original"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "cell:nobody"}, "must name a variant"),
+        ({"variants": [{"name": "htc", "label": "original", "match": "params", "init": "x"}]}, "cannot reshape"),
+        (
+            {"variants": [{"name": "vanilla", "label": "original"}, {"name": "htc", "model": {"d_model": 8}}]},
+            "d_model: 8",
+        ),
+        (
+            {"variants": [{"name": "vanilla", "label": "original", "train": {"trained": "additions"}}]},
+            "nothing to train",
+        ),
+    ],
+)
+def test_mistakes_in_a_study_are_one_line(changes: Any, message: str, sources: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        for planned in plan(**{"init": sources["default"], "model": {"n_cycles": 2}, **changes}).cells:
+            run_cell(planned.cell, Store(tmp_path))
+    assert "\n" not in str(found.value)

