@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.errors import UserError
+from bench.exits import commands as exits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -229,6 +230,10 @@ def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any],
     if manifest is None:
         raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
     return manifest, store.results(cell["id"] for cell in manifest["cells"])
+
+
+for command in (exits.generate, exits.execute):
+    app.command()(command)
 
 
 def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path) -> list[Path]:

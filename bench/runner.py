@@ -95,6 +95,8 @@ def run_cell(cell: Cell, store: Store, report: Callable[[int, float, float], Non
     folder = store.folder(cell.id)
     with _whole_folder(folder / "model") as target:
         lm.save_pretrained(target)
+        if data.save_tokenizer is not None:
+            data.save_tokenizer(target)
     atomic_write(folder / "trace.npz", trace.to_bytes())
     atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
     store.write_cell(cell.id, record["cell"])

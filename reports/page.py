@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
+from reports.execution import executions
 from reports.figures import DPI, FIGURES, STYLE
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, summary
 from reports.tuning import tuning
@@ -55,6 +56,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path) -> list[Pat
         "aggregates": aggregates(manifest, results),
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
+        "executions": executions(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],
     }

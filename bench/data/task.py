@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -51,7 +52,8 @@ class TaskData:
     ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
     more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
     and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks; tests:
-    further test splits by name, of a length of their own each, such as sequences longer than those trained on.
+    further test splits by name, of a length of their own each, such as sequences longer than those trained on;
+    save_tokenizer: saves a text task's tokeniser into a folder.
     """
 
     train: Dataset
@@ -63,6 +65,7 @@ class TaskData:
     metric: Metric
     bytes_per_token: dict[str, float] | None
     tests: dict[str, Dataset] = field(default_factory=dict)
+    save_tokenizer: Callable[[Path], object] | None = None
 
     @property
     def max_length(self) -> int:
@@ -128,6 +131,7 @@ def make_data(
     vocab_size: int,
     metric: Metric,
     bytes_per_token: dict[str, float] | None = None,
+    save_tokenizer: Callable[[Path], object] | None = None,
 ) -> TaskData:
     """Task data from the arrays of the splits train, valid, test and, under any other name, further tests."""
     digest = hashlib.sha256(
@@ -149,6 +153,7 @@ def make_data(
         metric=metric,
         bytes_per_token=bytes_per_token,
         tests=made,
+        save_tokenizer=save_tokenizer,
     )
 
 

@@ -43,7 +43,7 @@ def text_data(documents: Mapping[str, Sequence[str]], options: TextOptions) -> T
     once. A train window that occurs in another split is dropped, so that no test window has been seen. Raises
     UserError if a split is shorter than a window.
     """
-    encode, vocab_size = make_encoder(options.tokenizer, options.bpe_vocab_size, documents["train"])
+    encode, vocab_size, save = make_encoder(options.tokenizer, options.bpe_vocab_size, documents["train"])
     tokens = {name: np.concatenate([np.empty(0, np.int64), *encode(texts)]) for name, texts in documents.items()}
     n_bytes = {name: sum(len(text.encode()) for text in texts) for name, texts in documents.items()}
     splits = {}
@@ -67,7 +67,7 @@ def text_data(documents: Mapping[str, Sequence[str]], options: TextOptions) -> T
             raise UserError(f"split {name!r} holds nothing that the other splits do not hold as well")
     per_token = {name: n_bytes[name] / len(stream) for name, stream in tokens.items()}
     unigram = _unigram_bits(splits["train"][1], splits["test"][1], vocab_size) / per_token["test"]
-    return make_data(splits, vocab_size, Metric("bits_per_byte", False, {"unigram": unigram}), per_token)
+    return make_data(splits, vocab_size, Metric("bits_per_byte", False, {"unigram": unigram}), per_token, save)
 
 
 def _windows(stream: Tokens, length: int) -> tuple[Tokens, Tokens]:
