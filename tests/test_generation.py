@@ -18,7 +18,7 @@ from bench.model import CycleForCausalLM
 
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
 families = pytest.mark.parametrize("family", FAMILIES)
-SETTINGS: dict[str, Any] = {"max_new_tokens": 10, "pad_token_id": 0, "return_dict_in_generate": True}
+SETTINGS: dict[str, Any] = {"max_new_tokens": 7, "pad_token_id": 0, "return_dict_in_generate": True}
 NEW = SETTINGS["max_new_tokens"]
 
 
@@ -47,8 +47,8 @@ def middle_threshold(lm: CycleForCausalLM, key: str) -> float:
 
 
 def rules_of(lm: CycleForCausalLM) -> list[str]:
-    """A rule on the state, one that reads logits and remembers them, chance, and the zero attention if there is any."""
-    return ["latent_diff", "kl", "random", *(["zero_attention"] if lm.prefix is not None else [])]
+    """Chance, and a rule on the zero attention or else one that reads logits and remembers them."""
+    return ["random", "zero_attention" if lm.prefix is not None else "kl"]
 
 
 @defaults
@@ -56,7 +56,7 @@ def rules_of(lm: CycleForCausalLM) -> list[str]:
 def test_recompute_is_generation_without_a_cache(name: str, options: dict[str, Any], family: str) -> None:
     lm, depths = model(name, options, family), set()
     for key in rules_of(lm):
-        lm.exits = EarlyExit(key, middle_threshold(lm, key))
+        lm.exits = EarlyExit(key, 0.5 if key == "random" else middle_threshold(lm, key))
         cached = lm.generate(**prompts(), do_sample=False, output_logits=True, **SETTINGS)
         plain = lm.generate(**prompts(), do_sample=False, output_logits=True, use_cache=False, **SETTINGS)
         assert torch.equal(cached.sequences, plain.sequences)
@@ -69,7 +69,7 @@ def test_recompute_is_generation_without_a_cache(name: str, options: dict[str, A
 @defaults
 def test_a_batch_decides_sequence_by_sequence(name: str, options: dict[str, Any]) -> None:
     lm, batch = model(name, options, "llama"), prompts()
-    for kv in ("recompute", "propagate", "share_last", "share_first"):
+    for kv in ("recompute", "propagate"):
         lm.exits = EarlyExit("latent_diff", middle_threshold(lm, "latent_diff"), kv)
         together = lm.generate(**batch, do_sample=False, **SETTINGS)
         for row in range(3):
@@ -81,7 +81,7 @@ def test_a_batch_decides_sequence_by_sequence(name: str, options: dict[str, Any]
 
 
 @defaults
-@pytest.mark.parametrize("kv", ["recompute", "propagate", "share_last", "share_first"])
+@pytest.mark.parametrize("kv", ["recompute", "share_last"])
 def test_never_leaving_is_the_plain_model(name: str, options: dict[str, Any], kv: Policy) -> None:
     lm = model(name, options)
     plain = lm.generate(**prompts(), do_sample=False, **SETTINGS)
