@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.errors import UserError
+from bench.exits import commands as exits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -343,6 +344,10 @@ def eval_(
     _console().print(table)
     for path in paths:
         print(f"{'plot:' if path.suffix == '.png' else 'results:':<10} {path}")
+
+
+for command in (exits.generate, exits.execute):
+    app.command()(command)
 
 
 def _write_report(

@@ -48,8 +48,13 @@ class Store:
         return self._load(self.folder(id) / "result.json") is not None
 
     def record(self, id: str) -> dict[str, Any] | None:
-        """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted."""
-        return self._load(self.folder(id) / "result.json") or self._load(self.folder(id) / "failure.json")
+        """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted.
+        ``execution`` in it is what has been measured of executed exits, by rule.
+        """
+        result = self._load(self.folder(id) / "result.json")
+        if result is not None:
+            return {**result, "execution": self._load(self.folder(id) / "execution.json") or {}}
+        return self._load(self.folder(id) / "failure.json")
 
     def results(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The records of the given cells, those without one left out."""
@@ -70,6 +75,11 @@ class Store:
     def write_failure(self, id: str, record: dict[str, Any]) -> None:
         """Store why a cell failed."""
         self._dump(self.folder(id) / "failure.json", record)
+
+    def write_execution(self, id: str, rule: str, rows: list[dict[str, Any]]) -> None:
+        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before."""
+        path = self.folder(id) / "execution.json"
+        self._dump(path, {**(self._load(path) or {}), rule: rows})
 
     def write_manifest(self, study: str, manifest: dict[str, Any]) -> None:
         """Store which cells a study consists of."""

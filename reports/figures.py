@@ -55,7 +55,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
     for index, curve in moved.items():
         axes.plot(*curve.T, "-", color=colour(manifest, index), lw=1, alpha=0.8, zorder=1)
     if early:
-        hollow = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
+        hollow: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
         handles.append(Line2D([], [], label="leave after cycle 1, 2, ...", **hollow))
     if moved:
         handles.append(Line2D([], [], color=GREY, lw=1, label="zero-attention threshold"))

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
+from reports.execution import executions
 from reports.exit_figures import rule_rows
 from reports.figures import FIGURES
 from reports.latex import latex
@@ -62,6 +63,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
         "rules": rule_rows(manifest, results),
+        "executions": executions(manifest, results),
         "environment": _environments(results),
         "failures": [r for r in results.values() if r["status"] == "failed"],
     }

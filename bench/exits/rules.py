@@ -163,11 +163,16 @@ class Watch:
         self._then: Prediction | None = None
         self._signals: dict[str, Tensor] = {}
 
-    def look(self, lm: CycleForCausalLM, state: Walk, number: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def look(
+        self, lm: CycleForCausalLM, state: Walk, number: int, logits: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """At the end of cycle ``number`` of a pass: the logits [B, T, V], None if no rule reads them, and by rule the
         tokens' signals [B, T]. A rule that cannot be used with the model is left out.
+
+        logits: what coda and head give here, where the caller knows it already.
         """
-        logits = lm.lm_head(lm.read_out(state)).float() if self.reads_logits else None
+        if logits is None and self.reads_logits:
+            logits = lm.lm_head(lm.read_out(state)).float()
         if self.rows is None:
             self.rows = torch.arange(len(state.hidden), device=state.hidden.device)
         masses = [state.zero_attention.get(step.depth) for step in state.schedule.cycles[number - 1]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad, silu
+from torch.nn.functional import gelu, linear, pad, silu
 from transformers import LlamaConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -117,6 +117,19 @@ class Attention(nn.Module):
             out = out * factors.view(-1, 1, 1)
         mixed = out.transpose(1, 2).reshape(batch, length, width)
         return apply(self.out, "attention_out", mixed, step, adapter), mass
+
+    def keys_and_values(
+        self, x: Tensor, step: Step, context: Context, adapter: Adapter | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H_kv, T, d] alone, from the normed input x [B, T, D]."""
+        batch, length, _ = x.shape
+        first, bias = self.n_heads * self.head_dim, self.qkv.bias
+        out = linear(x, self.qkv.weight[first:], None if bias is None else bias[first:])
+        delta = adapter.delta(step, "qkv", x) if adapter is not None and "qkv" in adapter.linears else None
+        if delta is not None:
+            out = out + delta[..., first:]
+        key, value = out.view(batch, length, 2 * self.kv_heads, self.head_dim).transpose(1, 2).chunk(2, 1)
+        return key if context.rotation is None else rotate(key, context.rotation), value
 
 
 class GeluMLP(nn.Module):

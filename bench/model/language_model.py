@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,10 +149,71 @@ class Walk:
         """Take the new states [B, T, D] of the active tokens."""
         self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
 
+    def select(self, rows: Tensor) -> Walk:
+        """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""
+        found = self._each(lambda tensor: tensor[rows])
+        context = self.context
+        visible = None if context.visible is None else context.visible[rows]
+        turn = (
+            None
+            if context.rotation is None
+            else (_rows_of(context.rotation[0], rows), _rows_of(context.rotation[1], rows))
+        )
+        found.context = replace(context, visible=visible, rotation=turn, cache=None)
+        found.positions = _rows_of(self.positions, rows)
+        return found
+
+    @staticmethod
+    def join(parts: Sequence[Walk], rows: Tensor) -> Walk:
+        """The sequences ``rows`` [N] of several states behind one another, to look at. It cannot be walked on."""
+        found = copy.copy(parts[0])
+        for name in ("hidden", "embedded", "before"):
+            setattr(found, name, torch.cat([getattr(part, name) for part in parts]))
+        for name in ("memory", "zero_attention"):
+            of = {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(found, name)}
+            setattr(found, name, of)
+        found.active = None
+        return found._each(lambda tensor: tensor[rows])
+
+    def last(self) -> Walk:
+        """The last token of every sequence alone, to look at: [B, 1, D]. It cannot be walked on."""
+        found = self._each(lambda tensor: tensor[:, -1:])
+        found.zero_attention = {depth: p0[..., -1:] for depth, p0 in self.zero_attention.items()}
+        return found
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Walk:
+        """A copy with the tensors [B, T, ...] changed."""
+        found = copy.copy(self)
+        found.hidden, found.embedded = change(self.hidden), change(self.embedded)
+        found.memory = {name: change(tensor) for name, tensor in self.memory.items()}
+        found.zero_attention = {depth: change(p0) for depth, p0 in self.zero_attention.items()}
+        found.active = None if self.active is None else change(self.active)
+        found.before = None if self.before is None else change(self.before)
+        found.losses = []
+        return found
+
     def signal(self, steps: Iterable[Step]) -> Tensor | None:
         """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
         return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
+
+
+class Exits(Protocol):
+    """How a model leaves early when it is not training (see ``bench.exits.generation``)."""
+
+    def forward(
+        self,
+        lm: CycleForCausalLM,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        use_cache: bool,
+        logits_to_keep: int,
+        n_cycles: int | None,
+    ) -> CycleOutput:
+        """One pass in which every sequence leaves where the rule says."""
+        ...
 
 
 class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
@@ -182,6 +243,7 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.exits: Exits | None = None  # how sequences leave early, if they do (not part of what is saved)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -243,51 +305,70 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default;
         n_cycles: another number than the model was built with. Raises UserError if the variant cannot take it.
         """
-        length = input_ids.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         if position_ids is None:
-            if attention_mask is not None:
-                position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
-            else:
-                position_ids = torch.arange(past, past + length, device=input_ids.device)[None]
+            position_ids = default_positions(attention_mask, past, input_ids)
         hidden = self.tokens(input_ids)
         if self.positions is not None:
             hidden = hidden + self.positions(position_ids)
         hidden = self.dropout(hidden)
-        device = hidden.device.type
+        context = self.context(hidden, past, attention_mask, position_ids, cache, with_mass)
+        return Walk(hidden, hidden, position_ids, context, self.schedule_at(n_cycles))
+
+    def context(
+        self,
+        hidden: Tensor,
+        past: int,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Cache | None,
+        with_mass: bool,
+    ) -> Context:
+        """What the steps share on tokens [B, T, D] that stand behind ``past`` others.
+
+        attention_mask: [B, past + T]; position_ids: [B or 1, T].
+        """
+        device, length = hidden.device.type, hidden.shape[1]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         like = hidden.new_empty(0, dtype=dtype)
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
         visible = None if attention_mask is None else attention_mask != 0
-        context = Context(length, past + length, visible, n_prefix, turn, cache, with_mass, like)
-        return Walk(hidden, hidden, position_ids, context, self.schedule_at(n_cycles))
+        return Context(length, past + length, visible, n_prefix, turn, cache, with_mass, like)
 
     def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
 
         backward_cycles: gradients flow through so many last cycles only (truncated backpropagation), None: all.
         """
-        schedule = state.schedule
-        self.walk(schedule.prelude, state)
+        n_cycles = state.schedule.n_cycles
+        self.start(state)
+        for number in range(n_cycles):
+            outside = backward_cycles is not None and number < n_cycles - backward_cycles
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
+                self.cycle(number, state)
+            yield number + 1
+
+    def start(self, state: Walk) -> None:
+        """Run what comes before the cycles on the state, in place."""
+        self.walk(state.schedule.prelude, state)
         if self.recurrence is not None:
             self.recurrence.begin(state)
-        for number, steps in enumerate(schedule.cycles):
-            outside = backward_cycles is not None and number < schedule.n_cycles - backward_cycles
-            whole = state.embedded, state.context
-            state.before = state.hidden
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
-                if self.recurrence is not None:
-                    self.recurrence.enter(number, state)
-                self.walk(steps, state)
-                if self.recurrence is not None:
-                    self.recurrence.leave(number, state)
-                if self.halting is not None:
-                    self.halting(number, state)
-            state.embedded, state.context = whole
-            yield number + 1
+
+    def cycle(self, number: int, state: Walk) -> None:
+        """Run cycle 0, 1, ... on the state, in place."""
+        whole = state.embedded, state.context
+        state.before = state.hidden
+        if self.recurrence is not None:
+            self.recurrence.enter(number, state)
+        self.walk(state.schedule.cycles[number], state)
+        if self.recurrence is not None:
+            self.recurrence.leave(number, state)
+        if self.halting is not None:
+            self.halting(number, state)
+        state.embedded, state.context = whole
 
     def read_out(self, state: Walk) -> Tensor:
         """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
@@ -325,6 +406,13 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
             hidden = gate.merge(step, "mlp", hidden, update, mass)
         state.advance(hidden)
 
+    def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
+        """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""
+        block, hidden = cast(Block, self.blocks[step.block]), state.hidden
+        if self.adapter is not None:
+            hidden = self.adapter(step, hidden, state.embedded)
+        return block.attention.keys_and_values(block.norm1(hidden), step, state.context, self.adapter)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -346,6 +434,10 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         logits_to_keep: number of last positions whose logits are wanted, 0 for all; n_cycles: another number of cycles
         than the model was built with; backward_cycles: gradients flow through so many last cycles only.
         """
+        if self.exits is not None and not self.training:
+            return self.exits.forward(
+                self, input_ids, attention_mask, position_ids, cache, bool(use_cache), logits_to_keep, n_cycles
+            )
         if cache is None and use_cache:
             cache = DynamicCache()
         state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
@@ -373,3 +465,16 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
             auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
             cache=cache,
         )
+
+
+def default_positions(attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor:
+    """Positions [B or 1, T] of tokens [B, T] behind ``past`` others, counted over a mask's [B, past + T] real ones."""
+    length = input_ids.shape[1]
+    if attention_mask is not None:
+        return (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+    return torch.arange(past, past + length, device=input_ids.device)[None]
+
+
+def _rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a tensor [B or 1, ...]: one that the batch shares as it is."""
+    return tensor if len(tensor) == 1 else tensor[rows]

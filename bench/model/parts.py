@@ -144,9 +144,9 @@ class Adapter(Part):
 class Recurrence(Part):
     """What happens between the cycles: re-injected input, context from earlier cycles, a memory, halting.
 
-    Its tensors live in ``state.memory``, by name. They are replaced and never written in place, since leaving early
-    reads them on a branch. A part that knows when a token is done keeps the probability that it is after each cycle,
-    [B, T], as ``state.memory["halting"]``, where exit rules find it.
+    Its tensors [B, T, ...] live in ``state.memory``, by name. They are replaced and never written in place, since
+    leaving early reads them on a branch. A part that knows when a token is done keeps the probability that it is after
+    each cycle, [B, T], as ``state.memory["halting"]``, where exit rules find it.
 
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
     """

@@ -1,5 +1,5 @@
 """``python -m bench.perf``: training throughput against transformers' GPT-2, what the zero token costs a
-step, and what judging exit rules costs.
+step, what judging exit rules costs, and what early exits save in generation.
 
 Every comparison is paired: the two sides take turns in one process, and the median of the ratios is printed with its
 quartiles, so that a machine whose speed drifts does not decide the outcome.
@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bench.config import ModelConfig
 from bench.costs import build_model
+from bench.perf import exits
 from bench.perf.timing import Step, paired, training_step
 from bench.perf.traces import trace_table
 from bench.variant import get_variant
@@ -42,7 +43,7 @@ def stock(model: ModelConfig, length: int) -> Any:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.perf", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="pairs of timed steps for each comparison")
     parser.add_argument("--batch", type=int, default=8)
@@ -69,6 +70,7 @@ def main() -> None:
             _row(table, f"{gating}, {d_model}", paired(*_steps(sides, shape), arguments.rounds), shape, False)
     console.print(table)
     console.print(trace_table(sequences=1000, length=128))
+    console.print(exits.table(4 * arguments.rounds))
 
 
 def _steps(sides: tuple[Any, Any], shape: dict[str, int]) -> tuple[Step, Step]:

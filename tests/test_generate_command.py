@@ -1,0 +1,124 @@
+"""Text as it comes: the tokeniser beside the model, the stream, and executed exits of a study, through the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from settings import make
+from transformers import AutoTokenizer
+
+import reports
+from bench.data.tokenizers import make_encoder
+from bench.errors import UserError
+from bench.exits.clock import execute_study
+from bench.exits.generation import EarlyExit
+from bench.exits.stream import Checkpoint, stream
+from bench.plan import make_plan
+from bench.runner import run_cell
+from bench.store import Store
+
+TEXT = ["In the beginning God created the heaven and the earth.\n", "Größe, naïve 日本 \N{ROCKET}  two  spaces\t"] * 4
+STUDY = """
+name: tiny
+question: Does it leave?
+model: {d_model: 16, n_heads: 2, n_blocks: 3, n_cycles: 3}
+train: {steps: 2, batch_size: 4}
+tasks: [{name: kjv, options: {length: 32, n_train: 16, n_valid: 8, n_test: 8}}]
+variants: [ztt, vanilla]
+seeds: 1
+"""
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_the_saved_tokeniser_is_the_tasks_own(kind: str, tmp_path: Path) -> None:
+    encode, size, save = make_encoder(kind, 300, TEXT)
+    save(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == size
+    for text, ids in zip(TEXT, encode(TEXT), strict=True):
+        assert loaded(text)["input_ids"] == ids.tolist()
+        assert loaded.decode(ids.tolist()) == text
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A finished study of two cells."""
+    from bench.study import load_study
+
+    root = tmp_path_factory.mktemp("runs")
+    (root / "tiny.yaml").write_text(STUDY)
+    plan, store = make_plan(load_study(str(root / "tiny.yaml")), "", None), Store(root)
+    store.write_manifest("tiny", plan.manifest)
+    for planned in plan.cells:
+        run_cell(planned.cell, store)
+    return store
+
+
+def folder(store: Store, variant: str = "ztt") -> Path:
+    manifest = store.manifest("tiny")
+    assert manifest is not None
+    return store.folder(next(cell["id"] for cell in manifest["cells"] if cell["variant"] == variant))
+
+
+def test_stream_writes_what_generate_gives(store: Store) -> None:
+    checkpoint = Checkpoint(str(folder(store)))
+    for exits in (None, EarlyExit("random", 0.5)):
+        written: list[str] = []
+        cycles = stream(checkpoint, "In the ", exits, written.append, 20)
+        lm, ids = checkpoint.lm, checkpoint.encode("In the ")
+        lm.exits = exits
+        out = lm.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+        lm.exits = None
+        text = "".join(written)
+        assert "".join(c for c in text if c not in "₀₁₂₃₄₅₆₇₈₉,") == checkpoint.decode(out[0].tolist()).replace(",", "")
+        assert len(cycles) == 20 and (set(cycles) == {3} if exits is None else len(set(cycles)) > 1)
+        assert [ord(c) - 0x2080 for c in text if c in "₁₂₃"] == cycles
+    assert set(stream(checkpoint, "In", None, str, 5, n_cycles=2)) == {2}
+    assert len(stream(checkpoint, "In", None, str)) == 30  # as many as fit
+    leave = EarlyExit("random", 0.5)
+    sampled = [stream(checkpoint, "In", leave, str, 9, temperature=1.0, seed=seed) for seed in (0, 0)]
+    assert sampled[0] == sampled[1]
+
+
+def test_without_a_tokeniser_text_is_token_numbers(tmp_path: Path) -> None:
+    make("htc", {}).save_pretrained(tmp_path)
+    checkpoint, written = Checkpoint(str(tmp_path)), []
+    stream(checkpoint, "3 1 4", None, written.append, 4)
+    assert written[0] == "3 1 4 " and len("".join(written).split()) == 7
+    for prompt in ("", "In the", "3 19"):
+        with pytest.raises(UserError, match=r"--prompt.*token numbers.*0 to 18"):
+            checkpoint.encode(prompt)
+
+
+def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder with a saved model"):
+        Checkpoint(str(tmp_path))
+    with pytest.raises(UserError, match=r"--max-new-tokens: 40 .* 32 positions \(allowed: at most 30\)"):
+        stream(Checkpoint(str(folder(store))), "In", None, str, 40)
+    with pytest.raises(UserError, match="has not been run"):
+        next(execute_study(str(store.root / "tiny.yaml"), "kl", None, 1, tmp_path))
+
+
+def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tmp_path: Path) -> None:
+    study = str(store.root / "tiny.yaml")
+    found = list(execute_study(study, "zero_attention", None, 1, store.root))
+    record = store.record(folder(store).name)
+    assert record is not None and [label for label, _ in found] == ["ztt, kjv, seed 0"] * len(found) and found
+    tuned = {entry["threshold"]: entry["test"] for entry in record["exits"]["rules"]["zero_attention"]["tuned"]}
+    for _, row in found:
+        expected = tuned[row["threshold"]]
+        for name in ("accuracy", "loss", "mean_cycles", "flops_per_token"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-5)
+        assert row["flops_saved"] == pytest.approx(
+            1 - row["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"]
+        )
+    assert record["execution"] == {"zero_attention": [json.loads(json.dumps(row)) for _, row in found]}
+    manifest = store.manifest("tiny")
+    assert manifest is not None
+    reports.write(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "saved FLOPs beside saved time" in text and f"{found[0][1]['threshold']:.4g}" in text
