@@ -242,9 +242,7 @@ def _dots(
         look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
         at = [number - shift for number in rows]
         name = manifest["variants"][index]["label"]
-        axes.errorbar(
-            [i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), alpha=0.8, label=name, **look
-        )
+        axes.errorbar([i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), label=name, **look)
     means = [interval.mean for row in found.values() for interval in row.values()]
     low, high = min(0.0, *means), max(0.0, *means)
     span = high - low or 1.0

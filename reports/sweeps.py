@@ -36,15 +36,16 @@ def threshold_rows(result: dict[str, Any], every_budget: bool = False) -> list[d
                     "thresholds, first seed": ", ".join(
                         "never" if v is None else f"{v:.3g}" for v in point["thresholds"][0]
                     ),
-                    f"valid {metric_name(name)}": plain(point["valid"][name], 4),
-                    f"test {metric_name(name)}": plain(point["test"][name], 4),
+                    "metric": metric_name(name),
+                    "valid": plain(point["valid"][name], 4),
+                    "test": plain(point["test"][name], 4),
                     "one exact threshold": plain(point["single"][name], 4) if point["single"] else "-",
                     "FLOPs/token": human(point["test"]["flops_per_token"]),
                     "cycles": plain(point["test"]["mean_cycles"], 2),
                     "trials": str(search["trials"]),
                 }
             )
-    return _aligned(rows)
+    return rows
 
 
 def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
@@ -60,14 +61,15 @@ def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
                     "variant": search["variant"],
                     "trial": f"{point['trial']}{' (best)' if best else ''}",
                     "setting": ", ".join(f"{key}={_number(value)}" for key, value in point["params"].items()),
-                    f"valid {metric_name(name)}": plain(point["valid"], 4),
-                    f"test {metric_name(name)}": plain(point["test"], 4),
+                    "metric": metric_name(name),
+                    "valid": plain(point["valid"], 4),
+                    "test": plain(point["test"], 4),
                     "FLOPs/token": human(point["flops_per_token"]),
                     "training FLOPs": human(point["train_flops"]),
                     "trials": f"{search['trials']} ({search['pruned']} pruned, {search['failed']} failed)",
                 }
             )
-    return _aligned(rows)
+    return rows
 
 
 def write(result: dict[str, Any], out: Path) -> list[Path]:
@@ -155,9 +157,3 @@ def _label(figure: Figure, panels: Any, task: dict[str, Any]) -> None:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Every row with the columns of all: two tasks may have two metrics."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key, "-") for key in keys} for row in rows]

@@ -17,7 +17,7 @@ from test_sweep import job, stored
 
 from bench.sweep import thresholds
 
-WORKERS, TRIALS = 3, 60
+WORKERS, TRIALS = 2, 30
 
 
 def _binaries() -> Path | None:

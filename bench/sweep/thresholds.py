@@ -85,7 +85,8 @@ def search(job: ThresholdJob) -> dict[str, Any]:
 
     ``tuned``   for ``max_flops``, or else each share of the FLOPs at full depth: the best trial on validation data
                 within that budget, with the thresholds it means for each cell, and what they give on the test data;
-                ``single``: the same of each cell's own best single threshold, exactly (None: no cell can keep it)
+                ``single``: the same of each cell's own best single threshold, exactly (None: some cell cannot keep
+                the budget; the search keeps it in the mean over the cells, ``single`` in each of them)
     """
     valid = traces(Store(job.root), job.ids, "valid")
     test = traces(Store(job.root), job.ids, "test")
