@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from bench.store import atomic_write
-from reports.look import DPI, MARKERS, STYLE
+from reports.look import DPI, MARKERS, STYLE, axis_name, legend, new, orient, with_units
 from reports.units import human, metric_name, plain
 
 SHOWN = 0.8  # share of the FLOPs at full depth that the table shows where there is no limit of the user's own
@@ -106,8 +107,8 @@ def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | N
         return None
     variants = list(dict.fromkeys(search["variant"] for search in searches))
     rules = list(dict.fromkeys(search["rule"] for search in searches))
-    figure = Figure(figsize=(max(4.2, 3.4 * len(variants)), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
+    figure, grid = new(0.6 + 1.9 * len(variants), len(variants), sharex=True)
+    panels = grid[:, 0]
     palette = sns.color_palette("colorblind" if len(rules) <= 10 else "husl", len(rules))
     for axes, variant in zip(panels, variants, strict=True):
         for search in (s for s in searches if s["variant"] == variant):
@@ -117,8 +118,10 @@ def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | N
             axes.plot(
                 *zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search["rule"]
             )
-        axes.set(title=f"{variant} on {task['label']}", xlabel="executed forward FLOPs per token")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        axes.set_title(f"{variant} on {task['label']}")
+        with_units(axes)
+        orient(axes, task)
+    panels[-1].set_xlabel("executed FLOPs/token")
     _label(figure, panels, task)
     return figure
 
@@ -128,8 +131,7 @@ def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None
     searches = [s for s in result["budgets"] if s["task"] == task["label"] and s["front"]]
     if not searches:
         return None
-    figure = Figure(figsize=(4.8, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, [[axes]] = new(3.0)
     palette = sns.color_palette("colorblind" if len(searches) <= 10 else "husl", len(searches))
     for number, search in enumerate(searches):
         points = [(point["flops_per_token"], point["test"]) for point in search["front"]]
@@ -137,22 +139,17 @@ def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None
         axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search["variant"])
     if result["max_flops"] is not None:
         axes.axvline(result["max_flops"], ls=":", color="#444444", lw=1, label="limit")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.tick_params(axis="x", which="both", labelsize=7, rotation=30)
-    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed forward FLOPs per token")
+    with_units(axes)
+    orient(axes, task)
+    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed FLOPs/token")
     _label(figure, [axes], task)
     return figure
 
 
-def _label(figure: Figure, panels: Any, task: dict[str, Any]) -> None:
-    better = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
-    panels[0].set_ylabel(f"test {metric_name(task['metric'])}{better}")
-    if not task["higher_is_better"]:
-        panels[0].invert_yaxis()
+def _label(figure: Figure, panels: Sequence[Axes], task: dict[str, Any]) -> None:
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, list(found.values()), list(found))
 
 
 def _number(value: Any) -> str:
