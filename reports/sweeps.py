@@ -141,6 +141,7 @@ def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None
         axes.axvline(result["max_flops"], ls=":", color="#444444", lw=1, label="limit")
     with_units(axes)
     orient(axes, task)
+    axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
     axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed FLOPs/token")
     _label(figure, [axes], task)
     return figure

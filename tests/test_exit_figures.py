@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bench.exits.record import calibration, exits_record, rank
 from bench.exits.trace import Trace
 from reports.exit_figures import cycles_at_test, exit_area, exit_calibration, exit_curves, exit_depth, rule_rows
 from reports.figures import FIGURES
+from reports.sweeps import budget_rows, threshold_rows, write
 
 P_HOP, KJV = MANIFEST["tasks"]
 
@@ -119,6 +121,28 @@ def test_without_exits_there_is_nothing_to_show() -> None:
         assert FIGURES[name][0](MANIFEST, results, P_HOP) is None
     assert exit_calibration(MANIFEST, RESULTS, P_HOP) is not None
     assert rule_rows(MANIFEST, results) == []
+
+
+def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.75, "flops_per_token": 9.0, "mean_cycles": 1.5}
+    point = {"max_flops": 10.0, "share_of_full": 0.8, "thresholds": [[0.25, None]], "single": None}
+    point |= {"valid": scores, "test": {**scores, "accuracy": 0.7}}
+    place = {"variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7}
+    other = {**point, "share_of_full": 0.5, "max_flops": 6.25}
+    searches = [{**place, "rule": "zero_attention", "tuned": [other, point]}]
+    params = {"model.d_model": 32, "train.lr": 0.00123}
+    trial = {"trial": 3, "params": params, "flops_per_token": 8.0, "train_flops": 1e9, "valid": 0.8, "test": 0.6}
+    found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial}
+    result = {"max_flops": None, "tasks": MANIFEST["tasks"], "thresholds": searches, "budgets": [found]}
+    (row,) = threshold_rows(result)
+    assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
+    assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows({**result, "max_flops": 10.0})) == 2
+    (row,) = budget_rows(result)
+    assert (row["trial"], row["setting"]) == ("3 (best)", "model.d_model=32, train.lr=0.00123")
+    assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
+    names = {path.name for path in write(result, tmp_path)}
+    pictures = {f"sweep_{kind}_p_hop.{end}" for kind in ("thresholds", "budgets") for end in ("png", "svg")}
+    assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", *pictures}
 
 
 def _records(variant: str, task: str) -> list[dict[str, Any]]:
