@@ -71,7 +71,8 @@ def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, 
         axes.set_xlabel("executed FLOPs/token")
     figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     figure.suptitle(title(manifest, results, task))
-    legend(figure, list(handles.values()), list(handles), handlelength=2.6)
+    order = sorted(handles, key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
+    legend(figure, [handles[name] for name in order], order, handlelength=2.6)
     return figure
 
 
@@ -124,30 +125,23 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
 
 def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
-    shown = [
-        (key, name)
-        for key, name in (
-            ("confidence", "mean confidence of all tokens"),
-            ("confidence.last", "that of the last token"),
-        )
-        if any(key in r["exits"]["rules"] for _, records in _with_exits(manifest, results, task) for r in records)
-    ]
-    if not shown:
-        return None
-    figure, [panels] = new(2.2 if len(shown) == 2 else 3.2, 1, len(shown), sharey=True)
-    for axes, (key, name) in zip(panels, shown, strict=True):
-        axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
-        for index, variant in enumerate(manifest["variants"]):
-            records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
-            found = [r["exits"]["rules"][key]["calibration"] for r in records if key in r["exits"]["rules"]]
+    figure, [[axes]] = new(3.2)
+    most = 0.0
+    for index, variant in enumerate(manifest["variants"]):
+        records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
+        rules = [rule for record in records for rule in record["exits"]["rules"].values()]
+        for number, bins in enumerate(rule["calibration"] for rule in rules if "calibration" in rule):
             look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
-            for number, bins in enumerate(found):
-                text = variant["label"] if not number else None
-                axes.plot(bins["signal"], bins["accuracy"], lw=0.9, alpha=0.85, label=text, **look)
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=name, aspect="equal")
-    panels[0].set_ylabel("accuracy at the exit point")
-    figure.suptitle(title(manifest, results, task))
-    legend(figure, *panels[0].get_legend_handles_labels())
+            text = variant["label"] if not number else None
+            axes.plot(bins["signal"], bins["accuracy"], lw=0.9, alpha=0.85, label=text, **look)
+            most = max(most, *bins["signal"], *bins["accuracy"])
+    if not most:
+        return None
+    axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
+    end = min(1.0, 1.1 * most)
+    axes.set(xlim=(0, end), ylim=(0, end), xlabel="confidence (mean top-1 probability)", aspect="equal")
+    axes.set(ylabel="accuracy at the exit point", title=title(manifest, results, task))
+    legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 

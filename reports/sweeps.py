@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from bench.store import atomic_write
-from reports.look import DPI, MARKERS, STYLE
+from reports.look import DPI, MARKERS, STYLE, axis_name, legend, new, orient, with_units
 from reports.units import human, metric_name, plain
 
 SHOWN = 0.8  # share of the FLOPs at full depth that the table shows where there is no limit of the user's own
@@ -36,15 +37,16 @@ def threshold_rows(result: dict[str, Any], every_budget: bool = False) -> list[d
                     "thresholds, first seed": ", ".join(
                         "never" if v is None else f"{v:.3g}" for v in point["thresholds"][0]
                     ),
-                    f"valid {metric_name(name)}": plain(point["valid"][name], 4),
-                    f"test {metric_name(name)}": plain(point["test"][name], 4),
+                    "metric": metric_name(name),
+                    "valid": plain(point["valid"][name], 4),
+                    "test": plain(point["test"][name], 4),
                     "one exact threshold": plain(point["single"][name], 4) if point["single"] else "-",
                     "FLOPs/token": human(point["test"]["flops_per_token"]),
                     "cycles": plain(point["test"]["mean_cycles"], 2),
                     "trials": str(search["trials"]),
                 }
             )
-    return _aligned(rows)
+    return rows
 
 
 def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
@@ -60,14 +62,15 @@ def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
                     "variant": search["variant"],
                     "trial": f"{point['trial']}{' (best)' if best else ''}",
                     "setting": ", ".join(f"{key}={_number(value)}" for key, value in point["params"].items()),
-                    f"valid {metric_name(name)}": plain(point["valid"], 4),
-                    f"test {metric_name(name)}": plain(point["test"], 4),
+                    "metric": metric_name(name),
+                    "valid": plain(point["valid"], 4),
+                    "test": plain(point["test"], 4),
                     "FLOPs/token": human(point["flops_per_token"]),
                     "training FLOPs": human(point["train_flops"]),
                     "trials": f"{search['trials']} ({search['pruned']} pruned, {search['failed']} failed)",
                 }
             )
-    return _aligned(rows)
+    return rows
 
 
 def write(result: dict[str, Any], out: Path) -> list[Path]:
@@ -104,8 +107,8 @@ def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | N
         return None
     variants = list(dict.fromkeys(search["variant"] for search in searches))
     rules = list(dict.fromkeys(search["rule"] for search in searches))
-    figure = Figure(figsize=(max(4.2, 3.4 * len(variants)), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
+    figure, grid = new(0.6 + 1.9 * len(variants), len(variants), sharex=True)
+    panels = grid[:, 0]
     palette = sns.color_palette("colorblind" if len(rules) <= 10 else "husl", len(rules))
     for axes, variant in zip(panels, variants, strict=True):
         for search in (s for s in searches if s["variant"] == variant):
@@ -115,8 +118,10 @@ def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | N
             axes.plot(
                 *zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search["rule"]
             )
-        axes.set(title=f"{variant} on {task['label']}", xlabel="executed forward FLOPs per token")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        axes.set_title(f"{variant} on {task['label']}")
+        with_units(axes)
+        orient(axes, task)
+    panels[-1].set_xlabel("executed FLOPs/token")
     _label(figure, panels, task)
     return figure
 
@@ -126,8 +131,7 @@ def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None
     searches = [s for s in result["budgets"] if s["task"] == task["label"] and s["front"]]
     if not searches:
         return None
-    figure = Figure(figsize=(4.8, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, [[axes]] = new(3.0)
     palette = sns.color_palette("colorblind" if len(searches) <= 10 else "husl", len(searches))
     for number, search in enumerate(searches):
         points = [(point["flops_per_token"], point["test"]) for point in search["front"]]
@@ -135,29 +139,19 @@ def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None
         axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search["variant"])
     if result["max_flops"] is not None:
         axes.axvline(result["max_flops"], ls=":", color="#444444", lw=1, label="limit")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: human(value)))
-    axes.tick_params(axis="x", which="both", labelsize=7, rotation=30)
-    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed forward FLOPs per token")
+    with_units(axes)
+    orient(axes, task)
+    axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
+    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed FLOPs/token")
     _label(figure, [axes], task)
     return figure
 
 
-def _label(figure: Figure, panels: Any, task: dict[str, Any]) -> None:
-    better = "" if task["higher_is_better"] else " (lower is better, axis inverted)"
-    panels[0].set_ylabel(f"test {metric_name(task['metric'])}{better}")
-    if not task["higher_is_better"]:
-        panels[0].invert_yaxis()
+def _label(figure: Figure, panels: Sequence[Axes], task: dict[str, Any]) -> None:
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+    legend(figure, list(found.values()), list(found))
 
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _aligned(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Every row with the columns of all: two tasks may have two metrics."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key, "-") for key in keys} for row in rows]

@@ -85,8 +85,8 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str
                 after each cycle; oracles and random are not tuned
     ``rank``    of each exit point: rank correlation, over the sequences, of how much the signal speaks for staying with
                 by how much the loss is lower at full depth than here (null where one of them is the same for all)
-    ``calibration``  of confidence: ``signal`` and ``accuracy``, means in tenths of the sequences at all exit points
-                together, in order of the signal
+    ``calibration``  of the confidence (``confidence.last`` where each sequence has one target, else ``confidence``):
+                ``signal`` and ``accuracy``, means in tenths of the sequences at all exit points, by rising signal
     """
     above = key in ORACLES or get_rule(key).leave == "above"
     chance = test.at_random()
@@ -113,7 +113,7 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str
         found["tuned"] = tune(key, valid, test, metric)
     if key in test.signals and key not in ("fixed", "random"):
         found["rank"] = rank(key, test)
-    if key in test.signals and get_rule(key).name == "confidence":
+    if key == ("confidence.last" if test.scored.max() == 1 else "confidence") and key in test.signals:
         found["calibration"] = calibration(key, test)
     return found
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from bench.progress import Progress
 from bench.store import Store, atomic_write
 from bench.study import Study
 from bench.sweep import budgets, thresholds
-from bench.sweep.storage import done, open_storage, shown_url
+from bench.sweep.storage import done, open_storage, running, shown_url
 from bench.tracking import Tracker
 
 Result = dict[str, Any]
@@ -177,20 +178,24 @@ def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[dic
 
 def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
     """Run the budget trials: as many workers as there may be on every search, one search after the other."""
-    had = {job.name: done(budgets.opened(job)) for job in jobs}
-    todo = [job for job in jobs if had[job.name] < job.spec.trials]
+    searches = [(job, budgets.opened(job)) for job in jobs]
     with Progress(sum(job.spec.trials for job in jobs)) as progress:
-        progress.skip(sum(min(had[job.name], job.spec.trials) for job in jobs))
-        if not todo:
-            return
-        with _pool(workers, progress) as (pool, events):
+        progress.skip(sum(min(done(study), job.spec.trials) for job, study in searches))
+        while True:
+            busy = [running(study) for _, study in searches]
             crew = [
-                pool.submit(_budget_worker, job, worker, events)
-                for job in todo
-                for worker in range(min(workers, job.spec.trials - had[job.name]))
+                (job, worker)
+                for job, study in searches
+                for worker in range(min(workers, job.spec.trials - done(study)))
             ]
-            for future in as_completed(crew):
-                future.result()
+            if crew:
+                with _pool(workers, progress) as (pool, events):
+                    for future in as_completed([pool.submit(_budget_worker, *member, events) for member in crew]):
+                        future.result()
+            elif any(busy):
+                time.sleep(1)  # in another process, or one that has died
+            else:
+                return
 
 
 def _budget_worker(job: budgets.BudgetJob, worker: int, events: Any) -> None:

@@ -140,6 +140,12 @@ def done(study: optuna.Study) -> int:
     return sum(counts(trial) for trial in study.get_trials(deepcopy=False))
 
 
+def running(study: optuna.Study) -> int:
+    """Trials that some process is at; those whose process has died are given up first, to be tried again."""
+    optuna.storages.fail_stale_trials(study)
+    return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
 def best_within(study: optuna.Study, flops: float) -> FrozenTrial | None:
     """The completed trial with the best metric within so many FLOPs per token, the cheapest of equals."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -7,6 +7,7 @@ the signals themselves may be on any scale.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from bench.exits.rules import get_rule
 from bench.exits.trace import ORACLES, Trace
 from bench.store import Store
 from bench.sweep.spec import ThresholdSweep
-from bench.sweep.storage import best_within, done, open_storage, open_study, optimize
+from bench.sweep.storage import best_within, done, open_storage, open_study, optimize, running
 
 NOT_TUNED = ("fixed", "random")  # the bounds of the others: a threshold of theirs is a number of cycles
 
@@ -84,7 +85,8 @@ def search(job: ThresholdJob) -> dict[str, Any]:
 
     ``tuned``   for ``max_flops``, or else each share of the FLOPs at full depth: the best trial on validation data
                 within that budget, with the thresholds it means for each cell, and what they give on the test data;
-                ``single``: the same of each cell's own best single threshold, exactly (None: no cell can keep it)
+                ``single``: the same of each cell's own best single threshold, exactly (None: some cell cannot keep
+                the budget; the search keeps it in the mean over the cells, ``single`` in each of them)
     """
     valid = traces(Store(job.root), job.ids, "valid")
     test = traces(Store(job.root), job.ids, "test")
@@ -108,6 +110,9 @@ def search(job: ThresholdJob) -> dict[str, Any]:
     for end in (0.0, 1.0):  # none leaves early, all leave at the first exit point
         study.enqueue_trial(dict.fromkeys(names, end), skip_if_exists=True)
     optimize(study, objective, job.spec.trials)
+    while running(study):  # in another process, or one that has died
+        time.sleep(0.2)
+        optimize(study, objective, job.spec.trials)
     full = float(np.mean([trace.flops["fixed"][-1] for trace in valid]))
     tuned = []
     for budget in [job.max_flops] if job.max_flops is not None else [share * full for share in BUDGETS]:

@@ -1,0 +1,150 @@
+"""What the figures and the table of exit rules say of stored results, and what is stored for them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from records import MANIFEST, RESULTS
+from scipy.stats import spearmanr
+
+from bench.data.task import Metric
+from bench.exits.record import calibration, exits_record, rank
+from bench.exits.trace import Trace
+from reports.exit_figures import cycles_at_test, exit_area, exit_calibration, exit_curves, exit_depth, rule_rows
+from reports.figures import FIGURES
+from reports.sweeps import budget_rows, threshold_rows, write
+
+P_HOP, KJV = MANIFEST["tasks"]
+
+
+def trace(seed: int, n: int = 200) -> Trace:
+    """``confidence`` is high where later cycles bring little; ``kl`` leaves below and knows nothing."""
+    rng = np.random.default_rng(seed)
+    loss = rng.random((n, 3)) * np.array([3.0, 2.0, 1.0])
+    gain = loss - loss[:, -1:]
+    correct = (loss < 1).astype(float)
+    signals = {"confidence": -gain, "confidence.last": correct, "kl": rng.random((n, 3))}
+    signals = {key: signal.astype(np.float32) for key, signal in signals.items()}
+    names = ("fixed", "random", "confidence", "kl")
+    return Trace(loss, correct, np.ones(n), np.array([np.nan]), signals, {k: 10 * np.arange(1.0, 4) for k in names})
+
+
+def test_rank_is_positive_where_the_signal_knows_and_null_where_there_is_none() -> None:
+    here = trace(0)
+    assert rank("confidence", here) == pytest.approx([1.0, 1.0])
+    assert np.abs(rank("kl", here)).max() < 0.2
+    gain = here.loss[:, 0] - here.loss[:, 2]
+    assert rank("kl", here)[0] == pytest.approx(spearmanr(here.signals["kl"][:, 0], gain).statistic)
+    here.signals["kl"][:, 1] = 0.5
+    assert rank("kl", here)[1] is None
+
+
+def test_calibration_is_of_tenths_in_order() -> None:
+    bins = calibration("confidence.last", trace(0))
+    assert len(bins["signal"]) == 10 and bins["signal"] == sorted(bins["signal"])
+    assert bins["accuracy"] == pytest.approx(bins["signal"]), "the signal is the accuracy"
+    found = exits_record(trace(0), trace(1), Metric("accuracy", True, {}))["rules"]
+    assert [key for key, rule in found.items() if "calibration" in rule] == ["confidence.last"]
+    for rule in found.values():
+        for point in rule.get("tuned", []):
+            assert sum(point["share"]) == pytest.approx(1, abs=1e-5)
+            cycles = np.dot(point["share"], [1, 2, 3])
+            assert cycles == pytest.approx(point["test"]["mean_cycles"], abs=1e-4)
+
+
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_curves_show_every_rule_and_every_bound() -> None:
+    figure = exit_curves(MANIFEST, RESULTS, P_HOP)
+    assert figure is not None
+    assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)"]
+    htc, ztt = figure.axes
+    assert (len(htc.lines), len(ztt.lines)) == (4, 5)
+    points = htc.lines[1].get_xydata()
+    mean = np.mean([r["exits"]["points"][0]["accuracy"] for r in _records("htc", "p_hop")])
+    assert points[0] == pytest.approx([1e6, mean]), "the fixed line starts at one cycle, mean over seeds"
+    text = exit_curves(MANIFEST, RESULTS, KJV)
+    assert text is not None and text.axes[0].yaxis_inverted()
+
+
+def test_depths_are_those_of_the_tuned_thresholds() -> None:
+    figure = exit_depth(MANIFEST, RESULTS, P_HOP)
+    assert figure is not None
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == pytest.approx([0.75, 0.25]) and labels(figure) == ["1", "2"]
+
+
+def test_the_best_rule_is_on_top_and_bounds_are_not_judged() -> None:
+    results = copy.deepcopy(RESULTS)
+    for record in results.values():
+        if record["status"] == "done" and "zero_attention" in record["exits"]["rules"]:
+            record["exits"]["rules"]["zero_attention"]["area"] += 1
+    figure = exit_area(MANIFEST, results, P_HOP)
+    assert figure is not None
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["confidence", "zero_attention"]
+
+
+def test_cycles_mark_those_trained_with() -> None:
+    figure = cycles_at_test(MANIFEST, RESULTS, P_HOP)
+    assert figure is not None
+    rings = [line for line in figure.axes[0].lines if line.get_markersize() == 9]
+    assert [list(ring.get_xdata()) for ring in rings] == [[2], [2]]
+    assert "cycles it was trained with" in labels(figure)
+
+
+def test_the_table_has_intervals_and_every_rule() -> None:
+    rows = rule_rows(MANIFEST, RESULTS)
+    found = {(row["task"], row["variant"], row["rule"]): row for row in rows}
+    areas = [0.02 - 0.01 * seed for seed in (0, 1)]
+    row = found["p_hop", "htc", "confidence"]
+    assert row["area against random"].startswith(f"{np.mean(areas):.4f} [") and row["seeds"] == "2"
+    assert row["FLOPs used"] == "60.0%" and row["rank correlation"].startswith("0.3000 [")
+    assert found["p_hop", "htc", "oracle"]["rank correlation"] == "-"
+    assert ("p_hop", "htc", "zero_attention") not in found
+    assert found["p_hop", "ztt", "zero_attention"]["area against random"] == "0.0100", "one seed has no interval"
+
+
+def test_without_exits_there_is_nothing_to_show() -> None:
+    results: dict[str, Any] = copy.deepcopy(RESULTS)
+    for record in results.values():
+        if record["status"] == "done":
+            record["exits"], record["cycles"] = None, record["cycles"][:1]
+    for name in ("exit_curves", "exit_area", "exit_signal", "exit_depth", "exit_calibration", "cycles"):
+        assert FIGURES[name][0](MANIFEST, results, P_HOP) is None
+    assert exit_calibration(MANIFEST, RESULTS, P_HOP) is not None
+    assert rule_rows(MANIFEST, results) == []
+
+
+def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.75, "flops_per_token": 9.0, "mean_cycles": 1.5}
+    point = {"max_flops": 10.0, "share_of_full": 0.8, "thresholds": [[0.25, None]], "single": None}
+    point |= {"valid": scores, "test": {**scores, "accuracy": 0.7}}
+    place = {"variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7}
+    other = {**point, "share_of_full": 0.5, "max_flops": 6.25}
+    searches = [{**place, "rule": "zero_attention", "tuned": [other, point]}]
+    params = {"model.d_model": 32, "train.lr": 0.00123}
+    trial = {"trial": 3, "params": params, "flops_per_token": 8.0, "train_flops": 1e9, "valid": 0.8, "test": 0.6}
+    found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial}
+    result = {"max_flops": None, "tasks": MANIFEST["tasks"], "thresholds": searches, "budgets": [found]}
+    (row,) = threshold_rows(result)
+    assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
+    assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows({**result, "max_flops": 10.0})) == 2
+    (row,) = budget_rows(result)
+    assert (row["trial"], row["setting"]) == ("3 (best)", "model.d_model=32, train.lr=0.00123")
+    assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
+    names = {path.name for path in write(result, tmp_path)}
+    pictures = {f"sweep_{kind}_p_hop.{end}" for kind in ("thresholds", "budgets") for end in ("png", "svg")}
+    assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", *pictures}
+
+
+def _records(variant: str, task: str) -> list[dict[str, Any]]:
+    ids = [c["id"] for c in MANIFEST["cells"] if (c["variant"], c["task"]) == (variant, task) and c["id"] in RESULTS]
+    return [RESULTS[id] for id in ids if RESULTS[id]["status"] == "done"]

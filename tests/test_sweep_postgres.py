@@ -1,0 +1,75 @@
+"""Workers on one PostgreSQL server, a real one, started for the test."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from test_sweep import job, stored
+
+from bench.sweep import thresholds
+
+WORKERS, TRIALS = 2, 30
+
+
+def _binaries() -> Path | None:
+    """The folder of the server's programs: on the path, or where Debian puts them."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return versions[-1].parent if versions else None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty database. The server listens on a socket in its own folder, and on no port."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
+    # Of a short path (a socket's may have 107 characters), open to the server's own user: it refuses to run as root.
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/pgXXXXXX"], text=True).strip())
+    become: list[str] = []
+    if os.getuid() == 0:
+        if shutil.which("runuser") is None or subprocess.run(["id", "postgres"], capture_output=True).returncode:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        shutil.chown(folder, "postgres")
+        become = ["runuser", "-u", "postgres", "--"]
+    data = str(folder / "data")
+
+    def call(*command: str) -> None:
+        done = subprocess.run([*become, *command], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    try:
+        call(str(binaries / "initdb"), "-D", data, "-U", "suite", "--auth=trust", "--no-sync")
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+        call(str(binaries / "pg_ctl"), "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
+        try:
+            yield f"postgresql+psycopg://suite@/postgres?host={folder}"
+        finally:
+            call(str(binaries / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> None:
+    stored(tmp_path)
+    shared = job(tmp_path, trials=TRIALS, url=server)
+    thresholds.search(replace(shared, spec=shared.spec.model_copy(update={"trials": 5})))  # makes the tables
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        rows = list(pool.map(thresholds.search, [replace(shared, worker=number) for number in range(WORKERS)]))
+    study = optuna.load_study(study_name="s", storage=server)
+    complete = [trial for trial in study.get_trials() if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == TRIALS and {row["trials"] for row in rows} == {TRIALS}
+    assert all(row == rows[0] for row in rows), "every worker tells of all trials"
+    again = thresholds.search(shared)
+    assert again == rows[0] and len(study.get_trials()) <= TRIALS + WORKERS
