@@ -132,6 +132,7 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
         look = {"cmap": "cividis", "vmin": 0, "vmax": top, "annot": annotated, "fmt": ".2f", "cbar": False}
         sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, annot_kws={"size": 6.5}, **look)
         axes.set(xlabel="cycle", ylabel="block")
+        axes.tick_params(axis="y", labelrotation=0)
         axes.set_title(label, fontsize=7.5)
     for axes in all_axes.flat[len(panels) :]:
         axes.set_axis_off()

@@ -36,7 +36,7 @@ STYLE = {
     "svg.hashsalt": "cyclebench",  # the same figure is the same file
 }
 DPI = 250
-_LINE, _LETTER, _HANDLE = 0.145, 0.05, 0.42  # inches: a legend's line, a letter of it, a handle with its space
+_LINE, _LETTER, _HANDLE = 0.145, 0.048, 0.35  # inches: a legend's line, a letter of it, a handle with its space
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:

@@ -34,14 +34,6 @@ def score(record: Record, metric: str) -> float:
     return float(record["metrics"][f"test_{metric}"])
 
 
-def exit_curve(record: Record, rule: str = "zero_attention") -> list[dict[str, Any]]:
-    """The points of an exit rule's curve (``bench.exits.record``), from the cheapest on; none without such a rule."""
-    found = record["exits"]["rules"].get(rule) if record["exits"] else None
-    if found is None:
-        return []
-    return [dict(zip(found["curve"], point, strict=True)) for point in zip(*found["curve"].values(), strict=True)]
-
-
 def summary(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, Any]]:
     """Rows of the summary table, in the study's order; numbers that are not known are NaN."""
     rows = []

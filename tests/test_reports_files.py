@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import FAILED, MANIFEST, RESULTS
+from records import FAILED, ONE_TASK, RESULTS
 
 import reports
 
@@ -60,7 +60,7 @@ ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    reports.write(MANIFEST, RESULTS, out)
+    reports.write(ONE_TASK, RESULTS, out)
     return out
 
 
@@ -82,9 +82,9 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     found: dict[str, dict[str, Any]] = json.loads(html.unescape(match[1]))
     for width in ("1200", "390"):
         seen = found[width]
-        assert len(seen["images"]) == page.count("<img ") > 10 and min(seen["images"]) > 500
+        assert len(seen["images"]) == page.count("<img ") >= 10 and min(seen["images"]) > 500
         assert 0 < seen["room"] <= int(width) and seen["wide"] <= seen["room"] and not seen["beyond"]
-        assert seen["tables"] >= 6
+        assert seen["tables"] >= 5
         assert seen["rising"] == [["-3", "2e-05", "1,234", "1.5 k", "2 M", "-"], "ascending"]
         assert seen["falling"] == [["2 M", "1.5 k", "1,234", "2e-05", "-3", "-"], "descending"]
         assert seen["interval"][0] == ["[-1.5, 0]", "[-0.5, 1]", "[1e-3, 1]", "[0.1, 3]", "[+0.25, 2]", "-"]
@@ -111,7 +111,7 @@ def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> Non
 
 
 def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
-    paths = reports.write(MANIFEST, RESULTS, tmp_path, published=True)
+    paths = reports.write(ONE_TASK, RESULTS, tmp_path, published=True)
     assert {path.suffix for path in paths} == {".png", ".md", ".csv"}
     text = (tmp_path / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
