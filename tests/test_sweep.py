@@ -205,7 +205,7 @@ def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_trials_of_dead_processes_and_surplus_ones_do_not_count(tmp_path: Path) -> None:
-    study = open_study(open_storage(default_url(tmp_path)), "s", True, 0, 0, cheap=True)
+    study = open_study(open_storage(default_url(tmp_path)), "s", True)
     stored(tmp_path)
     study.add_trial(create_trial(state=TrialState.FAIL))
     assert thresholds.search(job(tmp_path, trials=5))["trials"] == 5

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import optuna
 import pytest
-from test_sweep import job, stored
+from test_sweep import budget_job, job, stored
 
-from bench.sweep import thresholds
+from bench.sweep import budgets, thresholds
+from bench.sweep.storage import BATCH, counts
 
-WORKERS, TRIALS = 2, 30
+WORKERS, TRIALS, TRIED = 2, 120, 4
 
 
 def _binaries() -> Path | None:
@@ -68,8 +69,22 @@ def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> 
     with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
         rows = list(pool.map(thresholds.search, [replace(shared, worker=number) for number in range(WORKERS)]))
     study = optuna.load_study(study_name="s", storage=server)
-    complete = [trial for trial in study.get_trials() if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert len(complete) == TRIALS and {row["trials"] for row in rows} == {TRIALS}
-    assert all(row == rows[0] for row in rows), "every worker tells of all trials"
-    again = thresholds.search(shared)
-    assert again == rows[0] and len(study.get_trials()) <= TRIALS + WORKERS
+    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.get_trials())
+    params = [tuple(trial.params.values()) for trial in study.get_trials()]
+    assert TRIALS <= len(params) <= TRIALS + WORKERS * BATCH and max(row["trials"] for row in rows) == len(params)
+    assert len(set(params)) > 0.8 * len(params), "workers ask for trials of their own"
+    assert thresholds.search(shared)["trials"] == len(params)
+
+
+def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path) -> None:
+    shared = replace(budget_job(tmp_path, TRIED), url=server)
+    budgets.opened(shared)
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(budget_worker, [shared] * WORKERS))
+    study = optuna.load_study(study_name="b", storage=server)
+    assert sum(counts(trial) for trial in study.get_trials()) == TRIED, "not one too many"
+    assert budgets.row(shared)["trials"] == TRIED
+
+
+def budget_worker(shared: budgets.BudgetJob) -> None:
+    budgets.work(shared, lambda *_: None)

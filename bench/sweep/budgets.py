@@ -45,7 +45,7 @@ Tell = Callable[[str, tuple[Any, ...]], None]
 
 @dataclass(frozen=True)
 class BudgetJob:
-    """One worker at the search of a variant on a task.
+    """The search of a variant on a task.
 
     name: of the Optuna study; study: with this variant and this task alone; metric, higher_is_better: the task's.
     """
@@ -59,7 +59,6 @@ class BudgetJob:
     seed: int
     root: Path
     url: str
-    worker: int = 0
 
     @property
     def entry(self) -> VariantEntry:
@@ -119,7 +118,7 @@ def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
 
 def opened(job: BudgetJob) -> optuna.Study:
     """The Optuna study of a job."""
-    return open_study(open_storage(job.url), job.name, job.higher_is_better, job.seed, job.worker, cheap=False)
+    return open_study(open_storage(job.url), job.name, job.higher_is_better)
 
 
 def work(job: BudgetJob, tell: Tell) -> None:
@@ -143,7 +142,7 @@ def work(job: BudgetJob, tell: Tell) -> None:
                 raise RefusedError(f"{flops:.4g} FLOPs per token are more than max_flops = {job.max_flops:.4g}")
         return _trained(planned, job, store, study, trial, flops, tell), flops
 
-    optimize(study, objective, job.spec.trials)
+    optimize(study, objective, job.spec.trials, job.seed)
 
 
 def _trained(

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from bench.config import Cell
@@ -183,14 +182,10 @@ def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
         progress.skip(sum(min(done(study), job.spec.trials) for job, study in searches))
         while True:
             busy = [running(study) for _, study in searches]
-            crew = [
-                (job, worker)
-                for job, study in searches
-                for worker in range(min(workers, job.spec.trials - done(study)))
-            ]
+            crew = [job for job, study in searches for _ in range(min(workers, job.spec.trials - done(study)))]
             if crew:
                 with _pool(workers, progress) as (pool, events):
-                    for future in as_completed([pool.submit(_budget_worker, *member, events) for member in crew]):
+                    for future in as_completed([pool.submit(_budget_worker, job, events) for job in crew]):
                         future.result()
             elif any(busy):
                 time.sleep(1)  # in another process, or one that has died
@@ -198,8 +193,8 @@ def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
                 return
 
 
-def _budget_worker(job: budgets.BudgetJob, worker: int, events: Any) -> None:
-    budgets.work(replace(job, worker=worker), lambda kind, arguments: events.put((kind, arguments)))
+def _budget_worker(job: budgets.BudgetJob, events: Any) -> None:
+    budgets.work(job, lambda kind, arguments: events.put((kind, arguments)))
 
 
 @contextmanager

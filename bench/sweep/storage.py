@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.samplers import NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event, make_url
@@ -18,6 +18,7 @@ from bench.errors import UserError
 
 BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and without one until it is given up
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
+BATCH = 100  # trials of the genetic search between two looks into the database
 TRIED = 50  # trials refused before training, for every one that is wanted, before the ranges are given up
 
 Objective = Callable[[Trial], Sequence[float]]
@@ -78,29 +79,44 @@ def _write_ahead(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def open_study(
-    storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool, seed: int, worker: int, cheap: bool
-) -> optuna.Study:
-    """The study of that name: its trials' values are the metric and the executed FLOPs per token, to be minimised.
-
-    cheap: trials cost less than thinking about them (a genetic search instead of a model of the objective). What a
-    worker asks for depends on the seed, its number and how many trials there were when it began.
-    """
+def open_study(storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool) -> optuna.Study:
+    """The study of that name: its trials' values are the metric and the executed FLOPs per token, to be minimised."""
     directions = [StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-    start = int(np.random.SeedSequence([seed, worker, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
-    sampler: BaseSampler = NSGAIISampler(population_size=POPULATION, seed=start) if cheap else TPESampler(seed=start)
-    study.sampler = sampler
-    return study
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
-def optimize(study: optuna.Study, objective: Objective, wanted: int) -> None:
+def optimize_cheap(
+    study: optuna.Study, objective: Objective, wanted: int, seed: Sequence[int], first: Sequence[dict[str, Any]]
+) -> None:
+    """Go on until ``wanted`` trials are done, of an objective that costs less than a look into the database: a genetic
+    search in memory that takes in what others have found, and puts in what it has, every ``BATCH`` trials. Several
+    workers may end with up to so many more each. first: parameters to begin with.
+    """
+    while len(have := study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < wanted:
+        sampler = NSGAIISampler(population_size=POPULATION, seed=_seed(*seed, len(have)))
+        local = optuna.create_study(directions=study.directions, sampler=sampler)
+        local.add_trials(have)
+        for params in first:
+            local.enqueue_trial(params, skip_if_exists=True)
+        local.optimize(objective, n_trials=min(BATCH, wanted - len(have)))
+        others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))[len(have) :]
+        known = [trial.params for trial in others]  # of a worker that began from the same trials with the same seed
+        study.add_trials([trial for trial in local.trials[len(have) :] if trial.params not in known])
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def optimize(study: optuna.Study, objective: Objective, wanted: int, seed: int) -> None:
     """Go on until ``wanted`` trials are done, or running in some process; those that were refused do not count.
 
+    What a trial asks for depends on the seed, its number and the trials done before: workers never ask for the same.
     Raises UserError if nearly everything is refused.
     """
 
     def one(trial: Trial) -> Sequence[float]:
+        study.sampler = TPESampler(seed=_seed(seed, trial.number))
         others = study.get_trials(deepcopy=False)
         if sum(counts(other) for other in others if other.number < trial.number) >= wanted:
             study.stop()  # another worker has asked at the same time

@@ -7,7 +7,6 @@ the signals themselves may be on any scale.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from bench.exits.rules import get_rule
 from bench.exits.trace import ORACLES, Trace
 from bench.store import Store
 from bench.sweep.spec import ThresholdSweep
-from bench.sweep.storage import best_within, done, open_storage, open_study, optimize, running
+from bench.sweep.storage import best_within, done, open_storage, open_study, optimize_cheap
 
 NOT_TUNED = ("fixed", "random")  # the bounds of the others: a threshold of theirs is a number of cycles
 
@@ -92,7 +91,7 @@ def search(job: ThresholdJob) -> dict[str, Any]:
     test = traces(Store(job.root), job.ids, "test")
     levels = [Levels(trace, job.rule, job.spec.per_cycle) for trace in valid]
     points = levels[0].ordered.shape[1]
-    study = open_study(open_storage(job.url), job.name, job.higher_is_better, job.seed, job.worker, cheap=True)
+    study = open_study(open_storage(job.url), job.name, job.higher_is_better)
 
     def thresholds(trial: Trial | FrozenTrial) -> list[Any]:
         shares = np.array([trial.params[name] for name in names])
@@ -107,12 +106,8 @@ def search(job: ThresholdJob) -> dict[str, Any]:
         return score[job.metric], score["flops_per_token"]
 
     names = [f"share_{point}" for point in range(1, points + 1)] if points > 1 else ["share"]
-    for end in (0.0, 1.0):  # none leaves early, all leave at the first exit point
-        study.enqueue_trial(dict.fromkeys(names, end), skip_if_exists=True)
-    optimize(study, objective, job.spec.trials)
-    while running(study):  # in another process, or one that has died
-        time.sleep(0.2)
-        optimize(study, objective, job.spec.trials)
+    ends = [dict.fromkeys(names, end) for end in (0.0, 1.0)]  # none leaves early, all leave at the first exit point
+    optimize_cheap(study, objective, job.spec.trials, (job.seed, job.worker), ends)
     full = float(np.mean([trace.flops["fixed"][-1] for trace in valid]))
     tuned = []
     for budget in [job.max_flops] if job.max_flops is not None else [share * full for share in BUDGETS]:
