@@ -49,11 +49,12 @@ class Store:
 
     def record(self, id: str) -> dict[str, Any] | None:
         """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted.
-        ``execution`` in it is what has been measured of executed exits, by rule.
+        ``execution`` in it, where there is any, is what has been measured of executed exits, by rule.
         """
         result = self._load(self.folder(id) / "result.json")
         if result is not None:
-            return {**result, "execution": self._load(self.folder(id) / "execution.json") or {}}
+            execution = self._load(self.folder(id) / "execution.json")
+            return result if execution is None else {**result, "execution": execution}
         return self._load(self.folder(id) / "failure.json")
 
     def results(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:

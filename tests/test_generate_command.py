@@ -11,7 +11,7 @@ from settings import make
 from transformers import AutoTokenizer
 
 import reports
-from bench.data.tokenizers import make_encoder
+from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.errors import UserError
 from bench.exits.clock import execute_study
 from bench.exits.generation import EarlyExit
@@ -34,8 +34,8 @@ seeds: 1
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_the_saved_tokeniser_is_the_tasks_own(kind: str, tmp_path: Path) -> None:
-    encode, size, save = make_encoder(kind, 300, TEXT)
-    save(tmp_path)
+    encode, size = make_encoder(kind, 300, TEXT)
+    make_tokenizer(kind, 300, TEXT).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert len(loaded) == size
     for text, ids in zip(TEXT, encode(TEXT), strict=True):
