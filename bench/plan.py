@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.config import Cell, ModelConfig
 from bench.data import TaskData, get_task
+from bench.environment import lock
 from bench.errors import UserError
 from bench.hypotheses import resolve
 from bench.match import measure, solve
@@ -116,6 +117,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],
         "command": command,
         "git": revision,
+        "lock": lock(),
         "config": study.model_dump(mode="json"),
     }
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)

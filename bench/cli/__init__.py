@@ -5,17 +5,28 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TRACKING,
+    Out,
+    Overrides,
+    Preset,
+    Runs,
+    StudyName,
+    Tracking,
+    new_table,
+    screen,
+)
+from bench.cli.runs import manifest_of, status, sync, verify
 from bench.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from bench.plan import Plan
 
 app = typer.Typer(
@@ -25,25 +36,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyName = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", metavar="NAME", help="One of the study's presets, e.g. gpu. Default: small, if it has it."
-    ),
-]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
-DEFAULT_RUNS = Path("runs")
-DEFAULT_TRACKING = "sqlite:///mlflow.db"
+
+INTERRUPTED = 130
+
+
+class Where(StrEnum):
+    """What ``run --executor`` may be."""
+
+    local = "local"
+    ray = "ray"
 
 
 @app.command("list")
@@ -53,14 +54,14 @@ def list_() -> None:
     from bench.study import load_study, study_names
     from bench.variant import variant_class, variant_names
 
-    console = _console()
+    console = screen()
     for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
-        table = _table(title, "name", "what it is", "options = default")
+        table = new_table(title, "name", "what it is", "options = default")
         for name in names:
             kind: Any = kind_of(name)
             table.add_row(name, _first_line(kind), _options(kind.Options))
         console.print(table)
-    studies = _table("Studies", "name", "question")
+    studies = new_table("Studies", "name", "question")
     for name in study_names():
         studies.add_row(name, load_study(name).question)
     console.print(studies)
@@ -110,12 +111,12 @@ def profile(
         if chosen:
             rows[f"matched in {entry.match}"] = chosen
         columns.append((entry.label, rows))
-    table = _table(
+    table = new_table(
         f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
     )
     for key in dict.fromkeys(key for _, rows in columns for key in rows):
         table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
-    _console().print(table)
+    screen().print(table)
 
 
 @app.command("costs")
@@ -133,17 +134,17 @@ def costs_(
     """
     from bench.perf.additions import cost_rows, shown, write
     from bench.plan import make_plan
-    from bench.runner import environment
+    from bench.environment import environment
     from bench.study import load_study
 
     chosen = load_study(study, overrides or (), preset)
     place = environment(make_plan(chosen, _command_line(), None).cells[0].cell)
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
-    table = _table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
+    table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
     for row in tables:
         table.add_row(*row.values())
-    _console().print(table)
+    screen().print(table)
     for path in write(chosen, rows, batch, _command_line(), place, out):
         print(path)
 
@@ -156,23 +157,48 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
     ] = None,
+    executor: Annotated[Where, typer.Option(help="Processes on this machine, or tasks of Ray.")] = Where.local,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster, e.g. auto or HOST:6379. Default: one is started here."),
+    ] = None,
+    retry: Annotated[
+        Retry | None,
+        typer.Option(
+            help="Run failed cells again. Without it only those that failed of their environment (memory, disk, a "
+            "killed process) are."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str, typer.Option(metavar="TIME", help="Seconds (90s), minutes (10m) or optimizer steps (500).")
+    ] = "60s",
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
-    tracking_uri: Annotated[str, typer.Option(help="Where MLflow keeps its records.")] = DEFAULT_TRACKING,
+    tracking_uri: Tracking = DEFAULT_TRACKING,
 ) -> None:
-    """Run a study's cells, track them in MLflow and write the report. Cells that are done are not run again."""
-    from bench.runner import git_revision, run_study
+    """Run a study's cells, track them in MLflow and write the report.
+
+    Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
+    several processes, on several machines that share the results' folder, divides the cells between them.
+    """
+    from bench.checkpoint import Every
+    from bench.environment import git_revision
+    from bench.runner import Running, run_study
     from bench.store import Store
     from bench.study import load_study
     from bench.tracking import Tracker
     from bench.tune import tuned_plan
 
+    if address is not None and executor is not Where.ray:
+        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
+    every = Every.parse(checkpoint_every)
+    how = Running(jobs, retry is not None, every, executor.value, address)
     store = Store(runs)
     tracker = Tracker(tracking_uri, store)
 
     def run_plan(plan: Plan) -> dict[str, dict[str, Any]]:
         tracker.study(plan.manifest)
-        results = run_study(plan, store, jobs, tracker.log)
+        results = run_study(plan, store, how, tracker.log)
         tracker.finish([])
         return results
 
@@ -184,7 +210,13 @@ def run(
     paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
     print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
-    if any(record["status"] == "failed" for record in results.values()):
+    failed = [planned for planned in plan.cells if results[planned.cell.id]["status"] == "failed"]
+    for planned in failed:
+        reason = results[planned.cell.id]["reason"]
+        print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
+    if failed:
+        again = f"cyclebench run {study} --retry failed"
+        print(f"{len(failed)} of {len(plan.cells)} cells failed; to run those again: {again}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -211,10 +243,10 @@ def power(
 
     manifest, results = _stored(study, preset, runs)
     rows = power_rows(manifest, results, effect, power)
-    table = _table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
+    table = new_table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
     for row in rows:
         table.add_row(*row.values())
-    _console().print(table)
+    screen().print(table)
     if effect is None:
         print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
@@ -222,12 +254,9 @@ def power(
 def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Manifest and records of a study's last run. Raises UserError if it has not been run."""
     from bench.store import Store
-    from bench.study import load_study
 
-    store, name = Store(runs), load_study(study, preset=preset).name
-    manifest = store.manifest(name)
-    if manifest is None:
-        raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
+    store = Store(runs)
+    manifest = manifest_of(study, preset, store)
     return manifest, store.results(cell["id"] for cell in manifest["cells"])
 
 
@@ -236,7 +265,7 @@ def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], 
     import reports
 
     paths = reports.write(manifest, results, out)
-    _console().print(reports.summary_table(manifest, results))
+    screen().print(reports.summary_table(manifest, results))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in (
             path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")
@@ -249,19 +278,6 @@ def _command_line() -> str:
     return shlex.join(["cyclebench", *sys.argv[1:]])
 
 
-def _console() -> Console:
-    """Standard output, at a width that holds the tables where there is no terminal to tell one."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=180)
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    return Table(*columns, title=title, title_justify="left")
-
-
 def _first_line(kind: type) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
@@ -270,6 +286,10 @@ def _options(kind: Any) -> str:
     """The fields of an options model as ``name=default``, one a line."""
     fields: Iterable[tuple[str, Any]] = kind.model_fields.items()
     return "\n".join(f"{name}={'(required)' if field.is_required() else field.get_default()}" for name, field in fields)
+
+
+for command in (status, sync, verify):
+    app.command()(command)
 
 
 def main() -> None:
@@ -282,7 +302,11 @@ def main() -> None:
     except typer.TyperException as error:
         print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         status = 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file'}", file=sys.stderr)
+        status = 2
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # typer makes Ctrl-C this status by itself
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
-        status = 130
     sys.exit(status)
