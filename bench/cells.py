@@ -136,7 +136,7 @@ def work(job: Job, tell: Tell) -> dict[str, Any] | None:
         lease = Lease.take(store.folder(cell.id), job.lease, job.beat)
         if lease is None:
             return None
-        with lease, _log(store.folder(cell.id)):
+        with lease, cell_log(store.folder(cell.id)):
             tell("start", (job.label, cell.train.steps))
             found = store.record(cell.id)
             if found is not None and (found["status"] == "done" or found.get("at") != job.failed):
@@ -221,7 +221,7 @@ def failure(cell: Cell, reason: str, kind: str, trace: str | None = None) -> dic
 
 
 @contextmanager
-def _log(folder: Path) -> Iterator[None]:
+def cell_log(folder: Path) -> Iterator[None]:
     """What happens to a cell, and every warning of a library meanwhile, goes to its ``log.txt``."""
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

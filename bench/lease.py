@@ -53,12 +53,23 @@ def _born(pid: int) -> float | None:
         return None
 
 
-def _gone(owner: Any) -> bool:
+def _gone(owner: dict[str, Any]) -> bool:
     """Whether the holder is known to be dead."""
-    if not isinstance(owner, dict) or owner.get("machine") != _machine():
+    if owner["machine"] != _machine():
         return False
-    born, then = _born(int(owner["pid"])), owner["born"]
-    return born is None or (then is not None and abs(born - then) > 1.0)
+    born, then = _born(owner["pid"]), owner["born"]
+    return born is None or (isinstance(then, float) and abs(born - then) > 1.0)
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """What a lease says, None if it is being written or damaged."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        value = json.loads(content)
+        owner = value["owner"]
+        if isinstance(owner["pid"], int) and 0 < owner["pid"] < 1 << 31 and "born" in owner and "host" in owner:
+            float(value["since"])
+            return {**value, "released": value["released"] is True, "owner": {"machine": None, **owner}}
+    return None
 
 
 def _latest(folder: Path) -> tuple[int, Path] | None:
@@ -69,10 +80,10 @@ def _latest(folder: Path) -> tuple[int, Path] | None:
 def read(folder: Path) -> dict[str, Any] | None:
     """What the holder of a cell says of itself and its progress; None if nobody that may be alive holds it."""
     latest = _latest(folder)
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(latest[1].read_bytes()) if latest else {}
-        if value.get("owner") and not value["released"] and not _gone(value["owner"]):
-            return {**value, "renewed": latest[1].stat().st_mtime} if latest else None
+    with contextlib.suppress(OSError):
+        value = _parse(latest[1].read_bytes()) if latest else None
+        if latest and value and not value["released"] and not _gone(value["owner"]):
+            return {**value, "renewed": latest[1].stat().st_mtime}
     return None
 
 
@@ -91,14 +102,10 @@ class Watch:
         number, path = latest
         try:
             stamp = path.stat().st_mtime_ns
-            value = json.loads(path.read_bytes())
+            value = _parse(path.read_bytes())
         except FileNotFoundError:  # given back this moment
             return None
-        except ValueError:  # being written, or damaged: it is waited for like any other
-            value = {}
-        if not isinstance(value, dict):
-            value = {}
-        if value.get("released") or _gone(value.get("owner")):
+        if value is not None and (value["released"] or _gone(value["owner"])):
             return number + 1
         known, now = self._seen.get(path), time.monotonic()
         if known is None or known[0] != stamp:

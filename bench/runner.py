@@ -72,7 +72,7 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> di
 def _wanted(record: dict[str, Any] | None, retry: bool) -> bool:
     if record is None:
         return True
-    return record["status"] == "failed" and (retry or record["kind"] == "environment")
+    return record["status"] == "failed" and (retry or record.get("kind") == "environment")
 
 
 def _executor(how: Running, todo: list[Planned]) -> Executor:
@@ -104,7 +104,7 @@ class _Study:
         records: dict[str, dict[str, Any]],
     ) -> None:
         self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
-        self.failed = {id: record["at"] for id, record in records.items() if record["status"] == "failed"}
+        self.failed = {id: record.get("at") for id, record in records.items() if record["status"] == "failed"}
         self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
         self.running: set[str] = set()
         self.elsewhere: set[str] = set()

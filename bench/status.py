@@ -78,7 +78,7 @@ def _planned_flops(manifest: dict[str, Any]) -> dict[Any, float]:
             group, cell = (planned.variant, planned.task), planned.cell
             if group not in found:
                 data = task_data(cell.task, cell.task_options)
-                cost = costs(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.length, max_length=data.max_length)
+                cost = costs(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.length)
                 found[group] = _tokens(cell.train, data.length) * cost.train_flops_per_token
     except (UserError, ValueError, OSError):
         return {}

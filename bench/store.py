@@ -68,7 +68,13 @@ class Store:
 
     def record(self, id: str) -> dict[str, Any] | None:
         """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted."""
-        return self._load(self.folder(id) / "result.json") or self._load(self.folder(id) / "failure.json")
+        for name, status, needed in (("result.json", "done", "metrics"), ("failure.json", "failed", "reason")):
+            value = self._load(self.folder(id) / name)
+            if value is not None and value.get("status") == status and needed in value:
+                return value
+            if value is not None:  # JSON, but none of ours
+                self._set_aside(self.folder(id) / name)
+        return None
 
     def results(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The records of the given cells, those without one left out."""
@@ -97,7 +103,8 @@ class Store:
     def usage(self, id: str) -> list[dict[str, float]]:
         """What the cell took of the machine; empty if that is not known."""
         value = self._load(self.folder(id) / "usage.json")
-        return value["samples"] if value else []
+        samples = value.get("samples") if value else None
+        return samples if isinstance(samples, list) else []
 
     def write_manifest(self, study: str, manifest: dict[str, Any]) -> None:
         """Store which cells a study consists of."""

@@ -19,6 +19,7 @@ from test_runner import RAW, numbers, plan
 from bench import cells
 from bench.cells import Job, work
 from bench.checkpoint import Every
+from bench.cli import runs as commands
 from bench.executors.local import LocalExecutor
 from bench.runner import DEATHS, Running, run_study
 from bench.store import Store
@@ -140,20 +141,19 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
     assert again["status"] == "done"
 
 
-def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path) -> None:
+def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
     command = [sys.executable, "-m", "bench", "run", "tiny.yaml", "--jobs", "1", "--checkpoint-every", "5"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not list(tmp_path.glob("runs/*/checkpoints/0*")) and process.poll() is None:
         time.sleep(0.05)
-    shown = subprocess.run(
-        [sys.executable, "-m", "bench", "status", "tiny.yaml"], cwd=tmp_path, capture_output=True, text=True
-    )
+    commands.status(str(tmp_path / "tiny.yaml"), runs=tmp_path / "runs")
+    shown = capsys.readouterr().out
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130 and "interrupted: finished cells are kept" in told and "Traceback" not in told
-    assert "tiny: 0 of 6 cells done, 1 running, 0 failed, 5 waiting" in shown.stdout, shown.stderr
-    assert "training FLOPs" in shown.stdout
+    assert "tiny: 0 of 6 cells done, 1 running, 0 failed, 5 waiting" in shown
+    assert "training FLOPs" in shown
     leases = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/lease.*")]
     assert len(leases) == 1 and leases[0]["released"]
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from bench.executors.local import worker_context
+from bench.executors import local
 from bench.lease import Lease, LeaseLostError, Watch, me, read
+from bench.plan import make_plan
+from bench.runner import Running, run_study
 from bench.store import Store
+from bench.study import study_from
 
 N_CELLS = int(os.environ.get("CYCLEBENCH_LEASE_CELLS", "6"))
 N_WORKERS = int(os.environ.get("CYCLEBENCH_LEASE_WORKERS", "4"))  # of two studies together
@@ -50,7 +55,7 @@ def _die_holding(folder: Path) -> None:
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
-    process = worker_context().Process(target=_die_holding, args=(tmp_path,))
+    process = local.worker_context().Process(target=_die_holding, args=(tmp_path,))
     process.start()
     process.join()
     assert (tmp_path / "lease.1").exists()
@@ -122,25 +127,19 @@ STUDY = {
     "variants": ["vanilla"],
     "seeds": N_CELLS,
 }
-RUNNER = """
-import json, sys
-from pathlib import Path
-from bench.plan import make_plan
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.study import study_from
-plan = make_plan(study_from(json.loads(sys.argv[1]), [], "many"), "", None)
-run_study(plan, Store(Path(sys.argv[2])), Running(jobs=int(sys.argv[3]), beat=0.5, expiry=5.0), lambda *_: None)
-"""
 
 
-def _workers(process: subprocess.Popen[bytes]) -> list[int]:
-    """The processes below a study's that run cells."""
-    import psutil
+def _study(root: Path) -> None:
+    """A study in a process of its own; its workers are forks, as this process has only imported torch."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
+    local.worker_context = lambda: multiprocessing.get_context("fork")
+    made = make_plan(study_from(STUDY, [], "many"), "", None)
+    run_study(made, Store(root), Running(jobs=N_WORKERS // 2, beat=0.5, expiry=5.0), lambda *_: None)
 
+
+def _workers(study: BaseProcess) -> list[int]:
     try:
-        found = psutil.Process(process.pid).children(recursive=True)
-        return [child.pid for child in found if not child.children() and child.parent() is not None]
+        return [child.pid for child in psutil.Process(study.pid).children()]
     except psutil.Error:
         return []
 
@@ -149,17 +148,18 @@ def test_processes_share_a_study_while_workers_and_studies_are_killed(tmp_path: 
     """Two studies at once on one store; workers and whole studies are killed at random. The default is small; the full
     test is ``CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8``.
     """
-    command = [sys.executable, "-c", RUNNER, json.dumps(STUDY), str(tmp_path), str(N_WORKERS // 2)]
 
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    def start() -> BaseProcess:
+        study = local.worker_context().Process(target=_study, args=(tmp_path,))
+        study.start()
+        return study
 
     store, chance, kills = Store(tmp_path), random.Random(0), 0
     studies = [start() for _ in range(2)]
     finished = lambda: len(list(tmp_path.glob("*/result.json")))  # noqa: E731
     try:
         seen = 0
-        while any(study.poll() is None for study in studies):
+        while any(study.is_alive() for study in studies):
             time.sleep(0.05)
             if finished() < seen + max(2, N_CELLS // 16) or kills >= 12:
                 continue
@@ -168,14 +168,14 @@ def test_processes_share_a_study_while_workers_and_studies_are_killed(tmp_path: 
             workers = _workers(studies[number])
             if kills % 4 == 3 or not workers:
                 studies[number].kill()
-                studies[number].wait()
+                studies[number].join()
                 studies[number] = start()
             else:
                 os.kill(chance.choice(workers), signal.SIGKILL)
     finally:
         for study in studies:
             study.kill()
-            study.wait()
+            study.join()
     assert kills >= 2
     folders = [path.parent for path in tmp_path.glob("*/log.txt")]
     assert len(folders) == N_CELLS == finished()

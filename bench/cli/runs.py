@@ -52,7 +52,7 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
     if found.failed:
         table = new_table("Failed", "cell", "of", "reason")
         for record in found.failed:
-            table.add_row(record["name"], record["kind"], record["reason"])
+            table.add_row(record["name"], str(record.get("kind")), str(record["reason"]))
         console.print(table)
         print(f"Those that failed of the environment are run again by `cyclebench run {study}`, ", end="")
         print(f"all of them by `cyclebench run {study} --retry failed`.")
