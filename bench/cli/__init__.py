@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli import explore
 from bench.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TRACKING,
@@ -20,6 +19,7 @@ from bench.cli.options import (
     Runs,
     StudyName,
     Tracking,
+    command_line,
     new_table,
     screen,
 )
@@ -40,113 +40,17 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
+class Retry(StrEnum):
+    """What ``run --retry`` may be."""
+
+    failed = "failed"
+
+
 class Where(StrEnum):
     """What ``run --executor`` may be."""
 
     local = "local"
     ray = "ray"
-
-
-@app.command("list")
-def list_() -> None:
-    """Show variants with their options, tasks, and the studies that come with the suite."""
-    from bench.data import task_class, task_names
-    from bench.study import load_study, study_names
-    from bench.variant import variant_class, variant_names
-
-    console = screen()
-    for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
-        table = new_table(title, "name", "what it is", "options = default")
-        for name in names:
-            kind: Any = kind_of(name)
-            table.add_row(name, _first_line(kind), _options(kind.Options))
-        console.print(table)
-    studies = new_table("Studies", "name", "question")
-    for name in study_names():
-        studies.add_row(name, load_study(name).question)
-    console.print(studies)
-
-
-@app.command()
-def profile(
-    variants: Annotated[list[str], typer.Argument(help="Variants to put side by side.")],
-    overrides: Overrides = None,
-    length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
-    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
-) -> None:
-    """Parameters, FLOPs and memory of variants side by side, with what the zero token and the gate add.
-
-    For example: cyclebench profile htc ztt --set model.d_model=256 --set variants.ztt.options.gating=none
-    """
-    from dataclasses import asdict
-
-    from bench.costs import costs
-    from bench.plan import shape_of
-    from bench.study import study_from
-    from bench.variant import get_variant
-    from reports.units import human
-
-    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
-    study = study_from(raw, overrides or (), "profile")
-    columns = []
-    for entry in study.variants:
-        variant = get_variant(entry.name, entry.options)
-        model, chosen = shape_of(study, entry, study.tasks[0], vocab_size, length)
-        found = asdict(costs(variant, model, vocab_size, length))
-        schedule = variant.schedule(model)
-        rows = {
-            "schedule (block of each step)": str(schedule),
-            "width, heads, MLP width": f"{model.d_model}, {model.n_heads}, {model.ff}",
-            "parameter depth / effective depth": f"{found['n_blocks']} / {found['depth']}",
-            "parameters": human(found["params"]),
-            "  without embeddings": human(found["params_non_embedding"]),
-            "forward FLOPs/token": human(found["forward_flops_per_token"]),
-            "training FLOPs/token": human(found["train_flops_per_token"]),
-            "KV cache, bytes/token": human(found["kv_bytes_per_token"]),
-            "activations, bytes/sequence": human(found["activation_bytes"]),
-        }
-        for label, addition in found["additions"].items():
-            rows[f"  of which {label}: parameters"] = human(addition["params"])
-            rows[f"  of which {label}: FLOPs/token"] = human(addition["flops_per_token"])
-        if chosen:
-            rows[f"matched in {entry.match}"] = chosen
-        columns.append((entry.label, rows))
-    table = new_table(
-        f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
-    )
-    for key in dict.fromkeys(key for _, rows in columns for key in rows):
-        table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
-    screen().print(table)
-
-
-@app.command("costs")
-def costs_(
-    study: StudyName,
-    overrides: Overrides = None,
-    preset: Preset = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of timed training steps for each variant.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences in a timed step.")] = 4,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the table.")] = DEFAULT_RUNS / "reports" / "costs",
-) -> None:
-    """What each variant of a study adds to its reference: parameters, FLOPs, memory, and step time as measured.
-
-    For example: cyclebench costs additions
-    """
-    from bench.perf.additions import cost_rows, shown, write
-    from bench.plan import make_plan
-    from bench.environment import environment
-    from bench.study import load_study
-
-    chosen = load_study(study, overrides or (), preset)
-    place = environment(make_plan(chosen, _command_line(), None).cells[0].cell)
-    rows = cost_rows(chosen, rounds, batch)
-    tables = [shown(row) for row in rows]
-    table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
-    for row in tables:
-        table.add_row(*row.values())
-    screen().print(table)
-    for path in write(chosen, rows, batch, _command_line(), place, out):
-        print(path)
 
 
 @app.command()
@@ -202,7 +106,7 @@ def run(
         tracker.finish([])
         return results
 
-    plan = tuned_plan(load_study(study, overrides or (), preset), run_plan, _command_line(), git_revision())
+    plan = tuned_plan(load_study(study, overrides or (), preset), run_plan, command_line(), git_revision())
     for entry in plan.manifest["variants"]:
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
@@ -274,21 +178,9 @@ def _write_report(manifest: dict[str, Any], results: dict[str, dict[str, Any]], 
     return paths
 
 
-def _command_line() -> str:
-    return shlex.join(["cyclebench", *sys.argv[1:]])
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
-
-
-def _options(kind: Any) -> str:
-    """The fields of an options model as ``name=default``, one a line."""
-    fields: Iterable[tuple[str, Any]] = kind.model_fields.items()
-    return "\n".join(f"{name}={'(required)' if field.is_required() else field.get_default()}" for name, field in fields)
-
-
-for command in (status, sync, verify):
+app.command("list")(explore.list_)
+app.command("costs")(explore.costs_)
+for command in (explore.profile, status, sync, verify):
     app.command()(command)
 
 

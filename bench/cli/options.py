@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,3 +47,8 @@ def new_table(title: str, *columns: str) -> Table:
     from rich.table import Table
 
     return Table(*columns, title=title, title_justify="left")
+
+
+def command_line() -> str:
+    """The command as it was given, for the record."""
+    return shlex.join(["cyclebench", *sys.argv[1:]])

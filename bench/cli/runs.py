@@ -65,7 +65,9 @@ def _duration(seconds: float | None) -> str:
     return "unknown time" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def sync(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING) -> None:
+def sync(
+    study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING
+) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
     from bench.config import Cell
     from bench.plan import Planned

@@ -75,9 +75,7 @@ def main() -> None:
     seconds = overhead(arguments.steps, max(3, arguments.rounds // 5), Every(10.0))
     share = seconds[:, 1] / seconds[:, 0] - 1
     low, middle, high = np.quantile(share, (0.25, 0.5, 0.75))
-    console.print(
-        "harness (lease, log, checkpoints every 10 s, progress, MLflow) as a share of training, quick study:"
-    )
+    console.print("harness (lease, log, checkpoints every 10 s, progress, MLflow) as a share of training, quick study:")
     console.print(f"{100 * middle:.2f} % [{100 * low:.2f}, {100 * high:.2f}] of {np.median(seconds[:, 0]):.1f} s")
     console.print(f"5,000 finished cells seen and skipped in {skipping(5000):.2f} s")
 

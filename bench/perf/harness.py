@@ -28,7 +28,10 @@ from bench.variant import get_variant
 
 
 def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Seconds [rounds, 2] of the training of the quick study's ZTT cell: alone, and as a worker does it."""
+    """Processor seconds [rounds, 2] of the training of the quick study's ZTT cell: alone, and as a worker does it.
+
+    Processor time, as the wall clock of a shared machine tells more of the neighbours.
+    """
     planned = _quick(steps)
     cell, found = planned.cell, np.zeros((rounds, 2))
     data = task_data(cell.task, cell.task_options)
@@ -42,7 +45,7 @@ def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[
             for side in (0, 1) if turn % 2 else (1, 0):
                 lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
                 lm.reset_parameters(cell.seed)
-                start = time.perf_counter()
+                start = time.process_time()
                 with repeatable(cell.seed, cell.train.threads):
                     if side:
                         _managed(lm, data, planned, Path(folder) / str(turn), every)
@@ -50,7 +53,7 @@ def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[
                         tracker.log(record, planned)
                     else:
                         train(lm, data, cell.train, cell.seed)
-                found[turn, side] = time.perf_counter() - start
+                found[turn, side] = time.process_time() - start
     return found
 
 
