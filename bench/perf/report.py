@@ -1,0 +1,88 @@
+"""``python -m bench.perf.report STUDY``: how long the report of thousands of stored cells takes, reading included.
+
+The cells are those of a study that has been run, stored again under more seeds, each with noise of its own on its
+scores, so that no interval and no bootstrap has less to do than with cells that were trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import reports
+from bench.store import Store
+
+NOISE = 0.01
+
+
+def multiplied(store: Store, study: str, cells: int, root: Path) -> None:
+    """Write the study into the folder ``root`` with at least ``cells`` cells, all done, by giving it more seeds."""
+    manifest = store.manifest(study)
+    if manifest is None:
+        raise SystemExit(f"study {study!r} has not been run: nothing to multiply")
+    results = store.results(cell["id"] for cell in manifest["cells"])
+    templates = [cell for cell in manifest["cells"] if results.get(cell["id"], {}).get("status") == "done"]
+    kinds = {(cell["variant"], cell["task"]): cell for cell in templates}
+    seeds = range(-(-cells // len(kinds)))
+    rng = np.random.default_rng(0)
+    written = []
+    for seed in seeds:
+        for number, template in enumerate(kinds.values()):
+            cell = {**template, "seed": seed, "id": f"{seed:032x}{number:032x}"}
+            record = _noisy(results[template["id"]], float(rng.normal(0, NOISE)))
+            folder = root / cell["id"]
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps({**record, "id": cell["id"]}))
+            written.append(cell)
+    Store(root).write_manifest(study, {**manifest, "seeds": list(seeds), "cells": written})
+
+
+def _noisy(value: Any, shift: float, name: str = "") -> Any:
+    """The record with every score moved by the same share."""
+    if isinstance(value, dict):
+        return {key: _noisy(part, shift, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_noisy(part, shift, name) for part in value]
+    scores = ("loss", "accuracy", "bits_per_byte", "area", "gain", "mean", "threshold", "signal")
+    if isinstance(value, float) and any(score in name for score in scores):
+        return value * (1 + shift)
+    return value
+
+
+def main() -> None:
+    """Print the seconds of reading and of writing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", help="a study that has been run")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the results")
+    parser.add_argument("--cells", type=int, default=5000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        multiplied(Store(arguments.runs), arguments.study, arguments.cells, Path(folder))
+        start, busy = time.perf_counter(), time.process_time()
+        store = Store(Path(folder))
+        manifest = store.manifest(arguments.study) or {}
+        results = store.results(cell["id"] for cell in manifest["cells"])
+        read, read_busy = time.perf_counter() - start, time.process_time() - busy
+        paths = reports.write(manifest, results, Path(folder) / "report")
+        whole, whole_busy = time.perf_counter() - start, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    shape = f"{len(manifest['tasks'])} tasks x {len(manifest['variants'])} variants x {len(manifest['seeds'])} seeds"
+    print(f"{len(results):,} cells ({shape}), {len(paths)} files, peak {peak:.1f} GiB")
+    print(f"{'':<10}{'seconds':>10}{'CPU':>10}")
+    for name, *numbers in (
+        ("reading", read, read_busy),
+        ("writing", whole - read, whole_busy - read_busy),
+        ("whole", whole, whole_busy),
+    ):
+        print(f"{name:<10}" + "".join(f"{number:>10.1f}" for number in numbers))
+
+
+if __name__ == "__main__":
+    main()
