@@ -273,6 +273,7 @@ def power(
 
 def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Manifest and records of a study's last run. Raises UserError if it has not been run."""
+    import reports
     from bench.store import Store
     from bench.study import load_study
 
@@ -280,7 +281,7 @@ def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any],
     manifest = store.manifest(name)
     if manifest is None:
         raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
-    return manifest, store.results(cell["id"] for cell in manifest["cells"])
+    return manifest, reports.read(store, manifest)
 
 
 @app.command()

@@ -126,15 +126,20 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
 def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
     """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
     figure, [[axes]] = new(3.2)
+    measured = dict(_with_exits(manifest, results, task))
     most = 0.0
     for index, variant in enumerate(manifest["variants"]):
-        records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
+        records = measured.get(variant["label"], [])
         rules = [rule for record in records for rule in record["exits"]["rules"].values()]
-        for number, bins in enumerate(rule["calibration"] for rule in rules if "calibration" in rule):
-            look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
-            text = variant["label"] if not number else None
-            axes.plot(bins["signal"], bins["accuracy"], lw=0.9, alpha=0.85, label=text, **look)
-            most = max(most, *bins["signal"], *bins["accuracy"])
+        found = [rule["calibration"] for rule in rules if "calibration" in rule]
+        if not found:
+            continue
+        look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
+        signal, accuracy = ([x for bins in found for x in (*bins[k], math.nan)] for k in ("signal", "accuracy"))
+        axes.plot(
+            signal, accuracy, lw=0.9, alpha=0.85, label=variant["label"], **look
+        )  # one line, broken between seeds
+        most = max(most, np.nanmax(signal), np.nanmax(accuracy))
     if not most:
         return None
     axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
@@ -216,8 +221,9 @@ def _dots(
 ) -> Figure | None:
     """A number of every rule, with its interval over seeds, the variants side by side; the best rule on top."""
     found: dict[str, dict[int, Interval]] = {}
+    measured = dict(_with_exits(manifest, results, task))
     for index, variant in enumerate(manifest["variants"]):
-        records = dict(_with_exits(manifest, results, task)).get(variant["label"], [])
+        records = measured.get(variant["label"], [])
         for key in _common_rules(records) if records else []:
             values = [value(record["exits"]["rules"][key]) for record in records]
             known = [v for v in values if v is not None]

@@ -60,7 +60,11 @@ def with_units(axes: Axes, ticks: int = 4) -> None:
     """Ticks of the cost axis at round numbers with unit prefixes, on a linear or a logarithmic scale."""
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, _: int) -> str:  # by name, so that a figure can go to another process
+    return human(value)
 
 
 def orient(axes: Axes, task: dict[str, Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import inspect
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
@@ -18,7 +18,8 @@ from reports.execution import executions
 from reports.exit_figures import rule_rows
 from reports.figures import FIGURES
 from reports.latex import latex
-from reports.look import DPI, STYLE
+from reports.look import STYLE
+from reports.render import KINDS, render_all
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, done, summary
 from reports.tuning import tuning
 from reports.units import metric_name
@@ -35,15 +36,24 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     repository shows: PNG, Markdown and CSV.
     """
     paths, sections = [], []
+    drawn = list(_drawn(manifest, results))
+    files = iter(render_all((figure for *_, figure in drawn), ("png",) if published else KINDS))
     for task in manifest["tasks"]:
         figures = []
-        for name, title, about, kind, data in _figures(manifest, results, task, ("png",) if published else KINDS):
-            paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
-            atomic_write(paths[-1], data)
-            if kind == "png":
-                image = base64.b64encode(data).decode()
-                which = _cells(manifest, results, task, NEEDS.get(name.split("_")[0]))
-                figures.append({"title": title, "about": about, "image": image, "file": paths[-1].name, "cells": which})
+        for name in (name for label, name, _ in drawn if label == task["label"]):
+            found, (draw, title) = next(files), FIGURES[name]
+            for kind, data in found.items():
+                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
+                atomic_write(paths[-1], data)
+            figures.append(
+                {
+                    "title": title,
+                    "about": " ".join((inspect.getdoc(draw) or "").split()),
+                    "image": base64.b64encode(found["png"]).decode(),
+                    "file": f"{name}_{_file_name(task['label'])}.png",
+                    "cells": _cells(manifest, results, task, NEEDS.get(name.split("_")[0])),
+                }
+            )
         ids = {
             v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
             for v in manifest["variants"]
@@ -97,30 +107,15 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
     return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
 
 
-KINDS = ("png", "svg", "pdf")
-UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
-    "png": {"Software": None},
-    "svg": {"Date": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-
-
-def _figures(
-    manifest: Manifest, results: dict[str, Record], task: dict[str, Any], kinds: tuple[str, ...]
-) -> Iterator[tuple[str, str, str, str, bytes]]:
-    """Name, title, description, kind and content of the files of a task's figures."""
-    for name, (draw, title) in FIGURES.items():
-        with mpl.rc_context(STYLE):
-            figure = draw(manifest, results, task)
-            if figure is None:
-                continue
-            figure.dpi = DPI
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not again for every kind
-            for kind in kinds:
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
-                yield name, title, " ".join((inspect.getdoc(draw) or "").split()), kind, buffer.getvalue()
+def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[tuple[str, str, Figure]]:
+    """Task, name and figure of every figure that has something to show."""
+    for task in manifest["tasks"]:
+        mine = {**manifest, "cells": [cell for cell in manifest["cells"] if cell["task"] == task["label"]]}
+        for name, (draw, _) in FIGURES.items():
+            with mpl.rc_context(STYLE):
+                figure = draw(mine, results, task)
+            if figure is not None:
+                yield task["label"], name, figure
 
 
 def _cells(manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: str | None) -> str:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
-from records import FAILED, ONE_TASK, RESULTS
+from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
 import reports
+from bench.store import Store
+from reports import render
+from reports.figures import accuracy_vs_flops, zero_attention
+from reports.look import STYLE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 LATEX = shutil.which("pdflatex")
@@ -118,3 +124,27 @@ def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
     assert sorted(pictures) == sorted(path.name for path in paths if path.suffix == ".png")
     for part in ("cyclebench run sample", "torch 2", "a CPU", FAILED[:12], "From 3 of 4 cells.", "cells of ztt."):
         assert part in text, part
+
+
+def test_figures_are_the_same_from_other_processes(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = ONE_TASK["tasks"][0]
+    with mpl.rc_context(STYLE):
+        figures = [figure for draw in (accuracy_vs_flops, zero_attention) if (figure := draw(ONE_TASK, RESULTS, task))]
+    monkeypatch.setattr(render, "WORTH", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    found = render.render_all(figures, render.KINDS)
+    for name, files in zip(("accuracy_vs_flops", "zero_attention"), found, strict=True):
+        for kind in render.KINDS:
+            assert files[kind] == (written / f"{name}_p_hop.{kind}").read_bytes(), (name, kind)
+
+
+def test_what_is_read_from_the_store_makes_the_same_report(written: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    for id, record in RESULTS.items():
+        (store.write_failure if record["status"] == "failed" else store.write_result)(id, record)
+    results = reports.read(store, MANIFEST)
+    assert results.keys() == RESULTS.keys()
+    assert len(json.dumps(results, default=list)) < len(json.dumps(RESULTS))
+    for path in reports.write(ONE_TASK, results, tmp_path / "report", published=True):
+        if path.suffix == ".png" or path.name == "results.csv":
+            assert path.read_bytes() == (written / path.name).read_bytes(), path.name

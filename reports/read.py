@@ -1,0 +1,36 @@
+"""Records as the report needs them: of thousands of cells, only what is shown stays in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.store import Store
+from reports.exit_figures import BOUNDS, BUDGET
+from reports.table import Manifest, Record
+
+SCORES = ("flops_per_token", "loss", "accuracy", "bits_per_byte")  # the columns of a curve that are shown
+
+
+def read(store: Store, manifest: Manifest) -> dict[str, Record]:
+    """The records of a study's cells by id, those without one left out."""
+    records = ((cell["id"], store.record(cell["id"])) for cell in manifest["cells"])
+    return {id: _shown(record) for id, record in records if record is not None}
+
+
+def _shown(record: Record) -> Record:
+    """The record without what its exits tell beyond tables and figures: nine tenths of it."""
+    exits = record.get("exits")
+    if not exits:
+        return record
+    return {**record, "exits": {**exits, "rules": {key: _rule(key, rule) for key, rule in exits["rules"].items()}}}
+
+
+def _rule(key: str, rule: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in rule.items() if name != "curve"}
+    if "tuned" in rule:
+        found["tuned"] = [point for point in rule["tuned"] if point["budget"] == BUDGET]
+    if "." not in key or key in BOUNDS:  # other aggregates than a rule's usual one have no curve in any figure
+        found["curve"] = {name: np.array(column) for name, column in rule["curve"].items() if name in SCORES}
+    return found
