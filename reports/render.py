@@ -21,7 +21,7 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 KINDS = tuple(UNDATED)
-WORTH = 16  # figures: for fewer, new processes take longer to start than they save
+WORTH = 40  # figures: for fewer, new processes take longer to start than they save
 WORKERS = 8
 
 

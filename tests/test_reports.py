@@ -23,6 +23,7 @@ from reports.units import human
 from reports.verdicts import differences
 
 DONE = MANIFEST["cells"][0]["id"]
+TABLES = ("P(dominates reference)", "interquartile mean")
 
 
 @pytest.fixture(scope="module")
