@@ -30,7 +30,8 @@ def render(figure: Figure, kinds: tuple[str, ...]) -> dict[str, bytes]:
     files = {}
     with mpl.rc_context(STYLE):
         figure.dpi = DPI
-        figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
         figure.set_layout_engine("none")
         for kind in kinds:
             buffer = io.BytesIO()
