@@ -19,12 +19,13 @@ from reports.exit_figures import rule_rows
 from reports.figures import FIGURES
 from reports.latex import latex
 from reports.look import STYLE
-from reports.render import KINDS, render_all
+from reports.render import KINDS, rendering
 from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, done, summary
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
+MANY = 500  # cells: from here on, figures are rendered in processes of their own, while the tables are made
 NEEDS = {"zero": "zero_attention", "exit": "exits"}  # what a record must have to be in a figure, by its first word
 
 
@@ -35,48 +36,27 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
     repository shows: PNG, Markdown and CSV.
     """
-    paths, sections = [], []
     drawn = list(_drawn(manifest, results))
-    files = iter(render_all((figure for *_, figure in drawn), ("png",) if published else KINDS))
-    for task in manifest["tasks"]:
-        figures = []
-        for name in (name for label, name, _ in drawn if label == task["label"]):
-            found, (draw, title) = next(files), FIGURES[name]
-            for kind, data in found.items():
-                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
-                atomic_write(paths[-1], data)
-            figures.append(
-                {
-                    "title": title,
-                    "about": " ".join((inspect.getdoc(draw) or "").split()),
-                    "image": base64.b64encode(found["png"]).decode(),
-                    "file": f"{name}_{_file_name(task['label'])}.png",
-                    "cells": _cells(manifest, results, task, NEEDS.get(name.split("_")[0])),
-                }
-            )
-        ids = {
-            v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
-            for v in manifest["variants"]
+    kinds = ("png",) if published else KINDS
+    with rendering((figure for *_, figure in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
+        context: dict[str, Any] = {
+            "manifest": manifest,
+            "summary": [columns(row) for row in summary(manifest, results)],
+            "verdicts": verdicts(manifest, results),
+            "differences": differences(manifest, results),
+            "fronts": fronts(manifest, results),
+            "aggregates": aggregates(manifest, results),
+            "tuning": tuning(manifest),
+            "costs": costs(manifest, results),
+            "rules": rule_rows(manifest, results),
+            "executions": executions(manifest, results),
+            "environment": _environments(results),
+            "failures": [r for r in results.values() if r["status"] == "failed"],
         }
-        sections.append({**task, "figures": figures, "ids": ids, "best": best(manifest, results, task)})
+        paths, context["sections"] = _sections(manifest, results, drawn, files, out)
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
-    context = {
-        "manifest": manifest,
-        "sections": sections,
-        "summary": [columns(row) for row in summary(manifest, results)],
-        "verdicts": verdicts(manifest, results),
-        "differences": differences(manifest, results),
-        "fronts": fronts(manifest, results),
-        "aggregates": aggregates(manifest, results),
-        "tuning": tuning(manifest),
-        "costs": costs(manifest, results),
-        "rules": rule_rows(manifest, results),
-        "executions": executions(manifest, results),
-        "environment": _environments(results),
-        "failures": [r for r in results.values() if r["status"] == "failed"],
-    }
     environment = Environment(
         loader=PackageLoader("reports", "templates"),
         undefined=StrictUndefined,
@@ -105,6 +85,39 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
     levels = "".join(f"; {name} is {level:.3f}" for name, level in task["levels"].items())
     n = f"{top['done']} seed{'s' if top['done'] > 1 else ''}"
     return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
+
+
+def _sections(
+    manifest: Manifest,
+    results: dict[str, Record],
+    drawn: list[tuple[str, str, Figure]],
+    files: Iterator[dict[str, bytes]],
+    out: Path,
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Write the figures' files; their paths, and what the templates say of each task."""
+    paths, sections = [], []
+    for task in manifest["tasks"]:
+        figures = []
+        for name in (name for label, name, _ in drawn if label == task["label"]):
+            found, (draw, title) = next(files), FIGURES[name]
+            for kind, data in found.items():
+                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
+                atomic_write(paths[-1], data)
+            figures.append(
+                {
+                    "title": title,
+                    "about": " ".join((inspect.getdoc(draw) or "").split()),
+                    "image": base64.b64encode(found["png"]).decode(),
+                    "file": f"{name}_{_file_name(task['label'])}.png",
+                    "cells": _cells(manifest, results, task, NEEDS.get(name.split("_")[0])),
+                }
+            )
+        ids = {
+            v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
+            for v in manifest["variants"]
+        }
+        sections.append({**task, "figures": figures, "ids": ids, "best": best(manifest, results, task)})
+    return paths, sections
 
 
 def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[tuple[str, str, Figure]]:

@@ -1,11 +1,12 @@
-"""Figures as files, on several cores: that is what a report spends its time on."""
+"""Figures as files: that is what a report spends its time on."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -21,7 +22,6 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 KINDS = tuple(UNDATED)
-WORTH = 40  # figures: for fewer, new processes take longer to start than they save
 WORKERS = 8
 
 
@@ -40,11 +40,16 @@ def render(figure: Figure, kinds: tuple[str, ...]) -> dict[str, bytes]:
     return files
 
 
-def render_all(figures: Iterable[Figure], kinds: tuple[str, ...]) -> list[dict[str, bytes]]:
-    """``render`` of each, in their order."""
-    drawn, one = list(figures), partial(render, kinds=kinds)
+@contextmanager
+def rendering(figures: Iterable[Figure], kinds: tuple[str, ...], apart: bool) -> Iterator[Iterator[dict[str, bytes]]]:
+    """``render`` of each, in their order. apart: in processes of their own, while the caller does something else.
+
+    New processes take seconds to start: that is worth it where there are many figures or much else to do.
+    """
+    one = partial(render, kinds=kinds)
+    if not apart:
+        yield map(one, figures)
+        return
     workers = min(len(os.sched_getaffinity(0)), WORKERS)
-    if workers == 1 or len(drawn) < WORTH:
-        return [one(figure) for figure in drawn]
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork would copy a process that has threads
-        return list(pool.map(one, drawn))
+        yield pool.map(one, figures)

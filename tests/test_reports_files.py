@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,9 +16,9 @@ from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
 import reports
 from bench.store import Store
-from reports import render
 from reports.figures import accuracy_vs_flops, zero_attention
 from reports.look import STYLE
+from reports.render import KINDS, rendering
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 LATEX = shutil.which("pdflatex")
@@ -126,15 +125,14 @@ def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
         assert part in text, part
 
 
-def test_figures_are_the_same_from_other_processes(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_the_same_from_other_processes(written: Path) -> None:
     task = ONE_TASK["tasks"][0]
     with mpl.rc_context(STYLE):
         figures = [figure for draw in (accuracy_vs_flops, zero_attention) if (figure := draw(ONE_TASK, RESULTS, task))]
-    monkeypatch.setattr(render, "WORTH", 2)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    found = render.render_all(figures, render.KINDS)
-    for name, files in zip(("accuracy_vs_flops", "zero_attention"), found, strict=True):
-        for kind in render.KINDS:
+    with rendering(figures, KINDS, apart=True) as found:
+        rendered = dict(zip(("accuracy_vs_flops", "zero_attention"), found, strict=True))
+    for name, files in rendered.items():
+        for kind in KINDS:
             assert files[kind] == (written / f"{name}_p_hop.{kind}").read_bytes(), (name, kind)
 
 
