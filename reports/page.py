@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 from collections.abc import Iterator
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
     repository shows: PNG, Markdown and CSV.
     """
-    drawn = list(_drawn(manifest, results))
+    drawn, named = tee(_drawn(manifest, results))
     kinds = ("png",) if published else KINDS
     with rendering((figure for *_, figure in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
         context: dict[str, Any] = {
@@ -53,7 +54,8 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "environment": _environments(results),
             "failures": [r for r in results.values() if r["status"] == "failed"],
         }
-        paths, context["sections"] = _sections(manifest, results, drawn, files, out)
+        rendered = [(task, name, found) for (task, name, _), found in zip(named, files, strict=True)]
+    paths, context["sections"] = _sections(manifest, results, rendered, out)
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
@@ -90,16 +92,15 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
 def _sections(
     manifest: Manifest,
     results: dict[str, Record],
-    drawn: list[tuple[str, str, Figure]],
-    files: Iterator[dict[str, bytes]],
+    rendered: list[tuple[str, str, dict[str, bytes]]],
     out: Path,
 ) -> tuple[list[Path], list[dict[str, Any]]]:
     """Write the figures' files; their paths, and what the templates say of each task."""
     paths, sections = [], []
     for task in manifest["tasks"]:
         figures = []
-        for name in (name for label, name, _ in drawn if label == task["label"]):
-            found, (draw, title) = next(files), FIGURES[name]
+        for name, found in ((name, found) for label, name, found in rendered if label == task["label"]):
+            draw, title = FIGURES[name]
             for kind, data in found.items():
                 paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
                 atomic_write(paths[-1], data)
