@@ -287,7 +287,7 @@ def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[n
 def _rank(rule: dict[str, Any]) -> float | None:
     """The mean rank correlation over the exit points that have one."""
     known = [value for value in rule.get("rank", []) if value is not None]
-    return float(np.mean(known)) if known else None
+    return sum(known) / len(known) if known else None
 
 
 def _used(record: Record, point: dict[str, Any]) -> float:
