@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from bench.errors import UserError
 
 
@@ -95,7 +97,7 @@ class Store:
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:
-            value = json.loads(path.read_bytes())
+            value = from_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
