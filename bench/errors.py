@@ -11,6 +11,10 @@ from pydantic import ValidationError
 class UserError(Exception):
     """Bad input. The message is one line: the field, the value, what is allowed. The CLI exits with status 2."""
 
+    def __init__(self, message: str) -> None:
+        """message: made one line, whatever the input that it quotes contains."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 class CellError(Exception):
     """A cell cannot go on (for example: its loss is not finite). Recorded with its reason; the study continues."""

@@ -11,6 +11,7 @@ from typing import Any
 from bench.config import CELL, Cell, Init, ModelConfig, TrainConfig
 from bench.costs import meta_model, training_flops
 from bench.data import TaskData, get_task
+from bench.environment import lock
 from bench.errors import UserError
 from bench.freezing import freeze
 from bench.hypotheses import resolve
@@ -180,6 +181,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],
         "command": command,
         "git": revision,
+        "lock": lock(),
         "config": study.model_dump(mode="json"),
     }
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)

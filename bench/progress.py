@@ -75,15 +75,25 @@ class Progress:
             label, steps = self._labels[key]
             self._say(f"{label}: step {step}/{steps}, {text}")
 
+    def drop(self, key: str, text: str) -> None:
+        """A cell stopped without an outcome and is tried again; text: why."""
+        if key in self._labels:
+            self._say(f"{self._remove(key)}: {text}")
+
     def finish(self, key: str, text: str, failed: bool = False) -> None:
-        """A cell ended; text: what came out of it."""
+        """A cell ended, here or in another process; text: what came out of it."""
         self.done += 1
         self.failed += failed
-        label, _ = self._labels.pop(key)
+        label = self._remove(key)
         if self._bars is not None:
-            self._bars.remove_task(self._rows.pop(key))
             self._bars.update(self._study, completed=self.done, text=f"{self.failed} failed" if self.failed else "")
         self._say(f"[{self.done}/{self.total}] {label}: {text}")
+
+    def _remove(self, key: str) -> str:
+        """Take a cell off the screen; its label, or its id if it has not begun here."""
+        if self._bars is not None and key in self._rows:
+            self._bars.remove_task(self._rows.pop(key))
+        return self._labels.pop(key, (key[:12], 0))[0]
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()

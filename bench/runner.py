@@ -1,300 +1,189 @@
-"""Cells to results: run one cell, and run a study's cells in worker processes."""
+"""A study's cells to results: what is to be run, given out to an executor, and what comes back."""
 
 from __future__ import annotations
 
-import math
-import multiprocessing
 import os
-import platform
-import shutil
-import signal
-import subprocess
-import threading
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from bench.config import RESULTS_SCHEMA, Cell
-from bench.errors import CellError, UserError
+from bench.cells import Job, failure
+from bench.checkpoint import Every
+from bench.config import CELL
+from bench.executors import Event, Executor
+from bench.executors.local import LocalExecutor
+from bench.lease import BEAT, EXPIRY, Watch
 from bench.plan import Plan, Planned, stages
 from bench.progress import Progress
-from bench.store import Store, atomic_write
+from bench.store import Store
 
-Notify = Callable[..., None]
+DEATHS = 3  # a cell whose worker has died so often has failed
+LOOK = 1.0  # seconds between looks at a cell that another process holds
+
+OnRecord = Callable[[dict[str, Any], Planned], None]
 
 
-def run_cell(
-    cell: Cell,
-    store: Store,
-    report: Callable[[int, float, float], None] | None = None,
-    watch: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
-    """Train and test one cell, store its model, trace and result, and return the result.
+@dataclass(frozen=True)
+class Running:
+    """How cells are run; nothing here may change a number.
 
-    watch: called with every entry of the history; what it raises ends the cell without a result.
-    Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
+    jobs: cells at a time, None for as many as there is room for; retry: run failed cells again, whatever they failed
+    of; every: how often checkpoints are written; address: of a Ray cluster, None starts one here; beat, expiry: of
+    leases, in seconds.
     """
-    import torch
 
-    from bench.costs import costs
-    from bench.exits.record import examine
-    from bench.freezing import freeze
-    from bench.plan import task_data
-    from bench.pretrained.share import save_checkpoint
-    from bench.pretrained.start import initial_model
-    from bench.slices import further_scores
-    from bench.train import autocast, pick_device, repeatable, train
-    from bench.variant import get_variant
-
-    started = time.time()
-    data = task_data(cell.task, cell.task_options)
-    if data.fingerprint != cell.fingerprint:
-        raise CellError(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
-    variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
-    with repeatable(cell.seed, cell.train.threads):
-        lm = initial_model(cell, data, store)
-        vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
-        cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
-        freeze(lm, trained)
-        lm.to(device)  # type: ignore[arg-type]
-        torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
-        history = train(lm, data, cell.train, cell.seed, report, watch)
-        with autocast(cell.train, device):
-            found = examine(lm, data, cell.evaluation)
-            further, slices = further_scores(lm, data, found.test)
-    trace = found.test
-    scores = trace.leaving(trace.n_cycles)
-    tokens = cell.train.steps * cell.train.batch_size * data.length
-    train_seconds = history[-1]["seconds"]
-    record: dict[str, Any] = {
-        "schema": RESULTS_SCHEMA,
-        "status": "done",
-        "id": cell.id,
-        "cell": cell.model_dump(mode="json"),
-        "schedule": str(lm.schedule),
-        "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
-        "slices": slices,
-        "costs": {
-            **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
-            "train_flops": history[-1]["flops"],  # executed
-        },
-        "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
-        "history": history,
-        "exits": found.exits,
-        "cycles": found.cycles,
-        "zero_attention": [
-            {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
-            for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
-            if not math.isnan(mean)
-        ]
-        or None,
-        "timing": {
-            "started": started,
-            "train_seconds": train_seconds,
-            "seconds": time.time() - started,
-            "tokens_per_second": tokens / train_seconds,
-        },
-        "environment": environment(cell),
-    }
-    folder = store.folder(cell.id)
-    with _whole_folder(folder / "model") as target:
-        save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
-    atomic_write(folder / "trace.npz", trace.to_bytes())
-    atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
-    store.write_cell(cell.id, record["cell"])
-    store.write_result(cell.id, record)  # last: its presence says that everything else is there
-    return record
+    jobs: int | None = None
+    retry: bool = False
+    every: Every = field(default_factory=Every)
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+    beat: float = BEAT
+    expiry: float = EXPIRY
 
 
-def _lineage(cell: Cell) -> dict[str, Any]:
-    """Where a cell's model comes from, for its card."""
-    init, train = cell.init, cell.train
-    return {
-        "starts from": "random weights" if init is None else init.source,
-        **({"digest of the source": init.digest} if init is not None and init.digest else {}),
-        **({"sharing of its blocks": init.sharing} if init is not None and init.sharing else {}),
-        "trained on": f"{cell.task} {cell.task_options} (fingerprint {cell.fingerprint[:12]})",
-        "training": f"{train.steps} steps of {train.batch_size} sequences, {train.trained}, seed {cell.seed}",
-        "cell": cell.id,
-    }
+def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> dict[str, dict[str, Any]]:
+    """Run the cells that are not done yet and return the records of all of the study's cells.
 
-
-def _scores(cell: Cell, record: dict[str, Any]) -> list[dict[str, Any]]:
-    cost = record["costs"]["forward_flops_per_token"]
-    metrics = {name.removeprefix("test_"): value for name, value in record["metrics"].items()}
-    return [
-        {"task": cell.task, "metric": name, "value": value, "cycles": cell.model.n_cycles, "flops_per_token": cost}
-        for name, value in metrics.items()
-    ]
-
-
-def run_study(
-    plan: Plan, store: Store, jobs: int | None, on_record: Callable[[dict[str, Any], Planned], None]
-) -> dict[str, dict[str, Any]]:
-    """Run the cells that are not done yet, ``jobs`` at a time, and return the records of all of the study's cells.
-
-    jobs: None takes as many processes as the cells' threads leave room for on the CPU, one on a GPU. on_record is
-    called in this process for every cell of the study that has a record, as soon as there is one.
+    Several processes may do this at once on the same store: each cell is run by one of them, and each of them returns
+    all records. A cell that failed of itself is run again only with ``how.retry``; one that failed of its environment
+    (memory, disk, a killed process), always. on_record is called for every record that was there or is made by this
+    process, as soon as there is one; not for those that another process makes meanwhile and calls its own for.
     """
     store.write_manifest(plan.study.name, plan.manifest)
     unique = {planned.cell.id: planned for planned in plan.cells}
-    todo = [planned for id, planned in unique.items() if not store.done(id)]
+    records = store.results(unique)
+    todo = _wanted(unique, records, how.retry)
     with Progress(len(unique)) as progress:
         progress.skip(len(unique) - len(todo))
-        for id in set(unique) - {planned.cell.id for planned in todo}:
-            record = store.record(id)
-            if record is not None:
-                on_record(record, unique[id])
-        for stage in stages(todo):
-            _run_in_processes(stage, store, jobs or default_jobs(stage), progress, on_record)
-    return store.results(unique)
+        for id in set(records) - {planned.cell.id for planned in todo}:
+            on_record(records[id], unique[id])
+        if todo:
+            with _executor(how, todo) as executor:
+                for stage in stages(todo):
+                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, records)
+                    for record in study.run():
+                        records[record["id"]] = record
+                        if record["id"] not in study.elsewhere:
+                            on_record(record, unique[record["id"]])
+    return records
 
 
-def default_jobs(todo: list[Planned]) -> int:
-    """Worker processes for these cells: the cores divided by a cell's threads, at least one."""
+def _wanted(unique: dict[str, Planned], records: dict[str, dict[str, Any]], retry: bool) -> list[Planned]:
+    """The cells to run: those without a result that may get one, now or because what they start from may."""
+
+    def open_(id: str) -> bool:
+        record = records.get(id)
+        if record is None:
+            return True
+        return record["status"] == "failed" and (retry or record.get("kind") == "environment")
+
+    sources = {f"{CELL}{id}" for id in unique if open_(id)}
+    return [
+        planned
+        for id, planned in unique.items()
+        if open_(id)
+        or (records[id]["status"] == "failed" and planned.cell.init is not None and planned.cell.init.source in sources)
+    ]
+
+
+def _executor(how: Running, todo: list[Planned]) -> Executor:
+    if how.executor == "ray":
+        from bench.executors.ray import RayExecutor
+
+        return RayExecutor(how.jobs or len(todo), how.address)
     import torch
 
-    if torch.cuda.is_available() and any(planned.cell.train.device != "cpu" for planned in todo):
-        return 1
-    return max(1, min(len(todo), (os.cpu_count() or 1) // max(planned.cell.train.threads for planned in todo)))
+    gpus = torch.cuda.device_count() if any(planned.cell.train.device != "cpu" for planned in todo) else 0
+    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus)
 
 
-def _run_in_processes(
-    todo: list[Planned],
-    store: Store,
-    jobs: int,
-    progress: Progress,
-    on_record: Callable[[dict[str, Any], Planned], None],
-) -> None:
-    context = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
-    with context.Manager() as manager:
-        events = manager.Queue()
-        listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
-        listener.start()
-        pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
-        try:
-            futures: dict[Future[dict[str, Any]], Planned] = {
-                pool.submit(
-                    _work,
-                    planned.cell,
-                    store.root,
-                    events,
-                    f"{planned.variant} {planned.task} seed {planned.cell.seed}",
-                ): planned
-                for planned in todo
-            }
-            for future in as_completed(futures):
-                on_record(future.result(), futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
-        else:
-            pool.shutdown()
-        finally:
-            events.put(None)
-            listener.join(timeout=5)
+def default_jobs(todo: list[Planned], gpus: int) -> int:
+    """Worker processes for these cells: one a GPU, else the cores divided by a cell's threads; at least one."""
+    return gpus or max(1, (os.cpu_count() or 1) // max(planned.cell.train.threads for planned in todo))
 
 
-def _listen(events: Any, progress: Progress) -> None:
-    while (event := events.get()) is not None:
-        name, arguments = event
-        getattr(progress, name)(*arguments)
+class _Study:
+    """Cells on their way: waiting (for a worker, or for another process that holds them) or running."""
+
+    def __init__(
+        self,
+        store: Store,
+        how: Running,
+        progress: Progress,
+        executor: Executor,
+        todo: dict[str, Planned],
+        records: dict[str, dict[str, Any]],
+    ) -> None:
+        self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
+        self.failed = {id: record.get("at") for id, record in records.items() if record["status"] == "failed"}
+        self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
+        self.running: set[str] = set()
+        self.elsewhere: set[str] = set()
+        self.deaths: Counter[str] = Counter()
+        self.watch = Watch(how.expiry)
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Yield every cell's record."""
+        while self.waiting or self.running:
+            self._give_out()
+            if not self.running:
+                time.sleep(LOOK / 4)
+            for event in self.executor.poll():
+                yield from self._take_in(event)
+
+    def _give_out(self) -> None:
+        now = time.monotonic()
+        for id, look in list(self.waiting.items()):
+            if len(self.running) >= self.executor.slots:
+                return
+            if look > now:
+                continue
+            number = self.watch.free(self.store.folder(id))
+            if number is None:
+                self.waiting[id] = now + LOOK
+                continue
+            planned, how = self.todo[id], self.how
+            label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
+            del self.waiting[id]
+            self.running.add(id)
+            self.executor.submit(
+                Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
+            )
+
+    def _take_in(self, event: Event) -> Iterator[dict[str, Any]]:
+        id, kind, arguments = event
+        if kind in ("start", "update"):
+            getattr(self.progress, kind)(id, *arguments)
+            return
+        if kind == "found":
+            self.elsewhere.add(id)
+            return
+        self.running.discard(id)
+        record = arguments[0] if kind == "end" else self._died(id, arguments[0])
+        if record is None:
+            self.waiting[id] = time.monotonic() + LOOK
+            return
+        self.progress.finish(id, *_told(record))
+        yield record
+
+    def _died(self, id: str, reason: str) -> dict[str, Any] | None:
+        """A failure if the cell's workers have died too often, None if it is worth another try."""
+        self.deaths[id] += 1
+        self.progress.drop(id, f"{reason}, after {self.deaths[id]} of {DEATHS} tries")
+        if self.deaths[id] < DEATHS:
+            return None
+        record = failure(self.todo[id].cell, f"{reason}, {DEATHS} times", "environment")
+        with suppress(OSError):
+            self.store.write_failure(id, record)
+        return record
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and the terminal to the progress bars."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def _work(cell: Cell, root: Path, events: Any, label: str) -> dict[str, Any]:
-    """Run one cell in a worker process; whatever goes wrong becomes the cell's failure record."""
-    store = Store(root)
-    events.put(("start", (cell.id, label, cell.train.steps)))
-    try:
-        record = run_cell(cell, store, lambda step, loss, speed: events.put(("update", (cell.id, step, loss, speed))))
-    except (CellError, UserError) as error:
-        record = _failure(cell, str(error), None)
-    except Exception as error:
-        record = _failure(cell, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
+def _told(record: dict[str, Any]) -> tuple[str, bool]:
     if record["status"] == "failed":
-        store.write_failure(cell.id, record)
-        events.put(("finish", (cell.id, f"failed: {record['reason']}", True)))
-    else:
-        scores = record["metrics"]
-        name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
-        text = f"{name.replace('_', ' ')} {scores[f'test_{name}']:.3f}, {record['timing']['seconds']:.1f} s"
-        events.put(("finish", (cell.id, text, False)))
-    return record
-
-
-def _failure(cell: Cell, reason: str, trace: str | None) -> dict[str, Any]:
-    return {
-        "schema": RESULTS_SCHEMA,
-        "status": "failed",
-        "id": cell.id,
-        "cell": cell.model_dump(mode="json"),
-        "reason": reason,
-        "traceback": trace,
-        "environment": environment(cell),
-    }
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when it is complete."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-
-
-def environment(cell: Cell) -> dict[str, Any]:
-    """Where a cell ran: what may explain a difference between two machines."""
-    import torch
-    import transformers
-
-    from bench.train import pick_device
-
-    device = pick_device(cell.train)
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": cell.train.threads,
-        "git": git_revision(),
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-@lru_cache(maxsize=1)
-def git_revision() -> str | None:
-    """The commit the engine runs from, with ``-dirty`` if it was changed since; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return f"failed: {record['reason']}", True
+    scores = record["metrics"]
+    name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
+    return f"{name.replace('_', ' ')} {scores[f'test_{name}']:.3f}, {record['timing']['seconds']:.1f} s", False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ from pydantic_core import from_json
 from bench.errors import UserError
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process or the machine dies."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to. It becomes ``path`` when all is on the disk, and vanishes if anything goes wrong."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with partial.open("r+b") as file:
             os.fsync(file.fileno())
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process or the machine dies."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 class Store:
@@ -46,18 +55,31 @@ class Store:
         return self.root / id
 
     def done(self, id: str) -> bool:
-        """Whether the cell has a result."""
-        return self._load(self.folder(id) / "result.json") is not None
+        """Whether the cell has a result, judged by its ends alone: it was written whole, but a disk may have cut it."""
+        path = self.folder(id) / "result.json"
+        try:
+            with path.open("rb") as file:
+                first, size = file.read(1), file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                whole = size > 1 and first + file.read(1) == b"{}"
+        except FileNotFoundError:
+            return False
+        if not whole:
+            self._set_aside(path)
+        return whole
 
     def record(self, id: str) -> dict[str, Any] | None:
         """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted.
-        ``execution`` in it, where there is any, is what has been measured of executed exits, by rule.
+        ``execution`` in a result is what has been measured of executed exits, by rule, if anything has.
         """
-        result = self._load(self.folder(id) / "result.json")
-        if result is not None:
-            execution = self._load(self.folder(id) / "execution.json")
-            return result if execution is None else {**result, "execution": execution}
-        return self._load(self.folder(id) / "failure.json")
+        for name, status, needed in (("result.json", "done", "metrics"), ("failure.json", "failed", "reason")):
+            value = self._load(self.folder(id) / name)
+            if value is not None and value.get("status") == status and needed in value:
+                execution = self._load(self.folder(id) / "execution.json") if status == "done" else None
+                return value if execution is None else {**value, "execution": execution}
+            if value is not None:  # JSON, but none of ours
+                self._set_aside(self.folder(id) / name)
+        return None
 
     def results(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The records of the given cells, those without one left out."""
@@ -84,6 +106,16 @@ class Store:
         path = self.folder(id) / "execution.json"
         self._dump(path, {**(self._load(path) or {}), rule: rows})
 
+    def write_usage(self, id: str, samples: list[dict[str, float]]) -> None:
+        """Store what the cell took of the machine (see ``bench.usage``)."""
+        self._dump(self.folder(id) / "usage.json", {"samples": samples})
+
+    def usage(self, id: str) -> list[dict[str, float]]:
+        """What the cell took of the machine; empty if that is not known."""
+        value = self._load(self.folder(id) / "usage.json")
+        samples = value.get("samples") if value else None
+        return samples if isinstance(samples, list) else []
+
     def write_manifest(self, study: str, manifest: dict[str, Any]) -> None:
         """Store which cells a study consists of."""
         self._dump(self.root / "studies" / f"{study}.json", manifest)
@@ -103,6 +135,10 @@ class Store:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            os.replace(path, path.with_name(f"{path.name}.corrupt"))
+            self._set_aside(path)
             return None
         return value
+
+    def _set_aside(self, path: Path) -> None:
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, path.with_name(f"{path.name}.corrupt"))

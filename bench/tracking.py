@@ -17,6 +17,7 @@ from bench.store import Store
 
 EXPERIMENT = "cyclebench"
 CELL = "cyclebench.cell"
+ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
 SEARCH = "cyclebench.search"
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
@@ -67,33 +68,36 @@ class Tracker:
             run = self.client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest["study"])
             self.parent = run.info.run_id
         self.client.log_dict(self.parent, manifest, "study.json")
-        self.known = set(self._finished())
+        self.known = set(self._logged())
 
-    def _finished(self) -> Iterator[str]:
+    def _logged(self) -> Iterator[tuple[str, str]]:
+        """Cell and attempt of every child run that is complete."""
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment],
-                f"tags.`mlflow.parentRunId` = '{self.parent}' AND status = 'FINISHED'",
-                page_token=token,
+                [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", page_token=token
             )
-            yield from (run.data.tags.get(CELL, "") for run in page)
+            for run in page:
+                if run.info.status in ("FINISHED", "FAILED"):
+                    yield run.data.tags.get(CELL, ""), run.data.tags.get(ATTEMPT, "")
             token = page.token
             if not token:
                 return
 
     @_contained
     def log(self, record: dict[str, Any], planned: Planned) -> None:
-        """Log a cell's record as a child run, once: a cell that the study's run holds already is left alone."""
+        """Log a cell's record as a child run, once: what the study's run holds already is left alone."""
         from mlflow.entities import Metric, Param
 
-        if record["id"] in self.known:
-            return
         cell, done = record["cell"], record["status"] == "done"
-        began = int(1000 * (record["timing"]["started"] if done else time.time()))
+        attempt = "" if done else str(record["at"])  # a cell has one result, but may fail several times
+        if (record["id"], attempt) in self.known:
+            return
+        began = int(1000 * (record["timing"]["started"] if done else record["at"]))
         tags = {
             "mlflow.parentRunId": self.parent,
             CELL: record["id"],
+            ATTEMPT: attempt,
             "variant": planned.variant,
             "task": planned.task,
             "status": record["status"],
@@ -104,19 +108,20 @@ class Tracker:
         run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
         for params in _batches([Param(key, str(value)) for key, value in _flat(cell)], PARAMS_A_BATCH):
             self.client.log_batch(run, params=params)
+        rows = [*_system(self.store.usage(record["id"]), began), *(_metrics(record, began) if done else ())]
+        for metrics in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
+            self.client.log_batch(run, metrics=metrics)
         if done:
-            for metrics in _batches([Metric(*row) for row in _metrics(record, began)], METRICS_A_BATCH):
-                self.client.log_batch(run, metrics=metrics)
-            for file in ("result.json", "trace.npz", "trace_valid.npz"):
-                path = self.store.folder(record["id"]) / file
-                if path.exists():
-                    self.client.log_artifact(run, str(path))
+            files = ["result.json", "trace.npz", "trace_valid.npz", "log.txt"]
         else:
             self.client.set_tag(run, "reason", record["reason"])
+            files = ["failure.json", "log.txt"]
+        for path in (self.store.folder(record["id"]) / file for file in files):
+            if path.exists():
+                self.client.log_artifact(run, str(path))
         ended = began + int(1000 * record["timing"]["seconds"]) if done else None
         self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
-        if done:
-            self.known.add(record["id"])
+        self.known.add((record["id"], attempt))
 
     @_contained
     def search(self, row: dict[str, Any]) -> None:
@@ -212,6 +217,13 @@ def _metrics(record: dict[str, Any], began: int) -> Iterator[tuple[str, float, i
         for name, value in record[group].items():
             name = name.replace("@", " at ")  # MLflow's names know no @
             yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
+
+
+def _system(samples: list[dict[str, float]], began: int) -> Iterator[tuple[str, float, int, int]]:
+    """What the cell took of the machine, under the prefix that MLflow shows as system metrics."""
+    for step, sample in enumerate(samples):
+        at = began + int(1000 * sample["seconds"])
+        yield from ((f"system/{name}", value, at, step) for name, value in sample.items() if name != "seconds")
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from bench.checkpoint import Checkpoints, Position
 from bench.config import TrainConfig
 from bench.costs import training_flops
 from bench.data import TaskData
@@ -24,6 +25,7 @@ from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
+DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
 
 Report = Callable[[int, float, float], None]
@@ -95,12 +97,14 @@ def train(
     config: TrainConfig,
     seed: int,
     report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
     watch: WatchHistory | None = None,
 ) -> list[dict[str, float]]:
     """Train in place on the model's device and return the history, one entry for each validation.
 
-    Raises CellError if the loss stops being finite, UserError if gradients are cut where the prelude needs them or if
-    halting and its loss do not go together.
+    checkpoints: where to go on from and what to leave behind; watch: called for the entries made before a checkpoint
+    too. Raises CellError if the loss stops being finite or diverges, UserError if gradients are cut where the prelude
+    needs them or if halting and its loss do not go together.
     """
     device = lm.device
     config.check_halting(lm.model_shape)
@@ -118,41 +122,47 @@ def train(
     run = torch.compile(lm) if config.compile else lm
     tokens_per_step = config.batch_size * data.length
     due = _evaluations(config, flops)
-    history: list[dict[str, float]] = []
-    pending: list[torch.Tensor] = []
+    at = checkpoints.load(lm, optimizer) if checkpoints is not None else Position()
+    if watch is not None:
+        for entry in at.history:
+            watch(entry)
     lm.train()
-    seconds, since, last = 0.0, time.perf_counter(), 0.0
-    losses: list[float] = []
-    for step in range(1, config.steps + 1):
+    since, last = time.perf_counter(), at.seconds
+    for step in range(at.step + 1, config.steps + 1):
         rate = learning_rate(step - 1, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         ids, targets = batches.batch(step - 1)
-        pending.append(_step(run, lm, optimizer, ids, targets, config, cycles[step - 1]))
+        at.pending.append(_step(run, lm, optimizer, ids, targets, config, cycles[step - 1]))
         if step % LOG_EVERY == 0 or step in due or step == config.steps:
-            loss = float(torch.stack(pending).mean())
+            loss, first = float(torch.stack(at.pending).mean()), step - len(at.pending) + 1
             if not math.isfinite(loss):
-                raise CellError(f"loss is {loss} within steps {step - len(pending) + 1}-{step}")
-            losses.append(loss)
-            now = seconds + time.perf_counter() - since
+                raise CellError(f"loss is {loss} within steps {first}-{step}")
+            if loss > DIVERGED * math.log(lm.config.vocab_size):
+                raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
+            at.losses.append(loss)
+            now = at.seconds + time.perf_counter() - since
             if report is not None:
-                report(step, loss, len(pending) * tokens_per_step / max(now - last, 1e-9))
-            last, pending = now, []
+                report(step, loss, len(at.pending) * tokens_per_step / max(now - last, 1e-9))
+            last, at.pending = now, []
         if step in due:
-            seconds += time.perf_counter() - since
+            at.seconds += time.perf_counter() - since
             with autocast(config, device):
                 scores = evaluate(lm, valid_ids, valid_targets).leaving(1)
             scores = with_bits(scores, data.bytes_of("valid"))
-            tokens = step * tokens_per_step
-            entry = {"step": step, "tokens": tokens, "flops": float(flops[step - 1]), "seconds": seconds, "lr": rate}
-            valid_scores = {f"valid_{name}": value for name, value in scores.items()}
-            history.append({**entry, "train_loss": float(np.mean(losses)), **valid_scores})
+            entry = {"step": step, "tokens": step * tokens_per_step, "flops": float(flops[step - 1])}
+            entry |= {"seconds": at.seconds, "lr": rate, "train_loss": float(np.mean(at.losses))}
+            at.history.append({**entry, **{f"valid_{name}": value for name, value in scores.items()}})
             if not math.isfinite(scores["loss"]):
                 raise CellError(f"validation loss is {scores['loss']} at step {step}")
             if watch is not None:
-                watch(history[-1])
-            losses, since, last = [], time.perf_counter(), seconds
-    return history
+                watch(at.history[-1])
+            at.losses, since, last = [], time.perf_counter(), at.seconds
+        if checkpoints is not None and checkpoints.due(step):
+            at.step, at.seconds = step, at.seconds + time.perf_counter() - since
+            checkpoints.save(at, lm, optimizer)
+            since = time.perf_counter()
+    return at.history
 
 
 def _step(

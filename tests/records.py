@@ -72,7 +72,8 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
     environment |= {"threads": 1, "git": None}  # type: ignore[dict-item]
     common = {"schema": 1, "id": cell["id"], "cell": config, "environment": environment}
     if cell["id"] == FAILED:
-        return {**common, "status": "failed", "reason": "loss is nan within steps 11-20", "traceback": None}
+        why = {"reason": "loss is nan within steps 11-20", "kind": "cell", "at": 1.7e9, "traceback": None}
+        return {**common, "status": "failed", **why}
     shift, is_ztt = 0.01 * cell["seed"], cell["variant"] == "ztt"
     text = cell["task"] == "kjv"
 

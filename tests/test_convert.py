@@ -13,6 +13,7 @@ import torch
 from checkpoints import BLOCKS, VOCAB, gpt2, llama
 from transformers import AutoModelForCausalLM
 
+from bench.cells import run_cell
 from bench.config import ModelConfig
 from bench.costs import build_model, count, measured_flops, pass_flops, training_flops
 from bench.errors import UserError
@@ -23,7 +24,6 @@ from bench.pretrained.command import convert_to
 from bench.pretrained.convert import convert
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import load, outline
-from bench.runner import run_cell
 from bench.schedule import cycle, middle_cycle
 from bench.store import Store
 from bench.study import study_from

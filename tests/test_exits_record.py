@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.cells import run_cell
 from bench.errors import UserError
 from bench.exits.record import BUDGETS, POINTS, exits_record
 from bench.exits.trace import Trace
 from bench.plan import make_plan, task_data
-from bench.runner import run_cell
 from bench.store import Store
 from bench.study import study_from
 

@@ -11,13 +11,13 @@ from settings import make
 from transformers import AutoTokenizer
 
 import reports
+from bench.cells import run_cell
 from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.errors import UserError
 from bench.exits.clock import execute_study
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
 from bench.plan import make_plan
-from bench.runner import run_cell
 from bench.store import Store
 
 TEXT = ["In the beginning God created the heaven and the earth.\n", "Größe, naïve 日本 \N{ROCKET}  two  spaces\t"] * 4

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from bench.cells import run_cell
 from bench.exits.trace import Trace
 from bench.model import CycleForCausalLM
 from bench.plan import Planned, make_plan
-from bench.runner import run_cell, run_study
+from bench.runner import Running, run_study
 from bench.store import Store
 from bench.study import study_from
 
@@ -51,7 +52,7 @@ def run(store: Store, made: Any, jobs: int = 2) -> tuple[dict[str, Any], list[st
     def note(record: dict[str, Any], planned: Planned) -> None:
         seen.append(record["id"])
 
-    return run_study(made, store, jobs, note), seen
+    return run_study(made, store, Running(jobs), note), seen
 
 
 def test_a_study_is_run_stored_and_not_run_again(tmp_path: Path) -> None:

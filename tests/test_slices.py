@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from bench.cells import run_cell
 from bench.config import Cell
 from bench.costs import count
 from bench.data.batches import arrays
 from bench.model import CycleForCausalLM
 from bench.plan import make_plan, task_data
-from bench.runner import run_cell
 from bench.store import Store
 from bench.study import study_from
 

@@ -10,7 +10,7 @@ import pytest
 from bench.errors import UserError
 from bench.store import Store, atomic_write
 
-RECORD = {"status": "done", "id": "a", "value": [1.5, None]}
+RECORD = {"status": "done", "id": "a", "metrics": {}, "value": [1.5, None]}
 
 
 def test_round_trip_and_results_win_over_failures(tmp_path: Path) -> None:

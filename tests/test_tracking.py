@@ -75,9 +75,12 @@ def test_failed_cells_are_failed_runs(sqlite: str) -> None:
 
 
 def test_logging_again_adds_nothing_but_another_try_of_what_failed(sqlite: str, tmp_path: Path) -> None:
-    before = {run.info.run_id for run in children(MlflowClient(sqlite)) if run.info.status == "FINISHED"}
-    track(sqlite, tmp_path)
-    assert {run.info.run_id for run in children(MlflowClient(sqlite)) if run.info.status == "FINISHED"} == before
+    before = {run.info.run_id for run in children(MlflowClient(sqlite))}
+    tracker = track(sqlite, tmp_path)
+    assert {run.info.run_id for run in children(MlflowClient(sqlite))} == before
+    failed = next(cell for cell in MANIFEST["cells"] if record(cell)["status"] == "failed")
+    tracker.log({**record(failed), "at": 1.8e9}, planned(failed))
+    assert len({run.info.run_id for run in children(MlflowClient(sqlite))} - before) == 1
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from pydantic import Field
 
 import bench.variant
+from bench.cells import run_cell
 from bench.config import Strict
 from bench.errors import UserError
 from bench.plan import Plan, make_plan
-from bench.runner import run_cell
 from bench.store import Store
 from bench.study import Study, study_from
 from bench.tune import tuned_plan

@@ -1,5 +1,5 @@
 """``python -m bench.perf``: training throughput against transformers' GPT-2, what the zero token costs a
-step, what judging exit rules costs, and what early exits save in generation.
+step, what judging exit rules costs, what early exits save in generation, and what the harness costs.
 
 Every comparison is paired: the two sides take turns in one process, and the median of the ratios is printed with its
 quartiles, so that a machine whose speed drifts does not decide the outcome.
@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from bench.checkpoint import Every
 from bench.config import ModelConfig
 from bench.costs import build_model
 from bench.perf import exits
+from bench.perf.harness import overhead, skipping
 from bench.perf.timing import Step, paired, training_step
 from bench.perf.traces import trace_table
 from bench.variant import get_variant
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30, help="pairs of timed steps for each comparison")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=700, help="of the cell that the harness's own cost is measured on")
     arguments = parser.parse_args()
     shape = {"batch": arguments.batch, "length": arguments.length}
     console = Console()
@@ -71,6 +74,12 @@ def main() -> None:
     console.print(table)
     console.print(trace_table(sequences=1000, length=128))
     console.print(exits.table(4 * arguments.rounds))
+    seconds = overhead(arguments.steps, max(3, arguments.rounds // 5), Every(10.0))
+    share = seconds[:, 1] / seconds[:, 0] - 1
+    low, middle, high = np.quantile(share, (0.25, 0.5, 0.75))
+    console.print("harness (lease, log, checkpoints every 10 s, progress, MLflow) as a share of training, quick study:")
+    console.print(f"{100 * middle:.2f} % [{100 * low:.2f}, {100 * high:.2f}] of {np.median(seconds[:, 0]):.1f} s")
+    console.print(f"5,000 finished cells seen and skipped in {skipping(5000):.2f} s")
 
 
 def _steps(sides: tuple[Any, Any], shape: dict[str, int]) -> tuple[Step, Step]:

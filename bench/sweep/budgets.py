@@ -25,11 +25,12 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial, TrialState, create_trial
 
+from bench.cells import run_cell
 from bench.costs import costs
 from bench.errors import CellError, UserError
 from bench.exits.trace import Trace
+from bench.lease import LeaseLostError, hold
 from bench.plan import Planned, make_plan, task_data
-from bench.runner import run_cell
 from bench.store import Store
 from bench.study import Study, VariantEntry
 from bench.sweep.spec import BudgetSweep, Range
@@ -158,18 +159,21 @@ def _trained(
             raise _PrunedError
 
     def report(step: int, loss: float, speed: float) -> None:
+        lease.check()
         tell("update", (cell.id, step, loss, speed))
 
     tell("start", (cell.id, f"{planned.variant} {planned.task} trial {trial.number}", steps))
     try:
         if not store.done(cell.id):
-            run_cell(cell, store, report, watch=watch)
+            with hold(store.folder(cell.id)) as lease:
+                if not store.done(cell.id):  # by another process that held it
+                    run_cell(cell, store, report, watch=watch)
     except _PrunedError:
         text = f"pruned at {curve[-1][0]:.0%} of the training"
         tell("finish", (cell.id, text, False))
         trial.set_user_attr("curve", curve)
         raise StoppedError(text, pruned=True) from None
-    except CellError as error:
+    except (CellError, LeaseLostError) as error:
         tell("finish", (cell.id, f"failed: {error}", True))
         raise StoppedError(str(error), pruned=False) from None
     score = valid_score(store, cell.id)[job.metric]

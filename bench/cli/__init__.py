@@ -1,0 +1,261 @@
+"""The command line. Heavy libraries are imported inside the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli import explore, models
+from bench.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TRACKING,
+    Out,
+    Overrides,
+    Preset,
+    Runs,
+    StudyName,
+    Tracking,
+    command_line,
+    new_table,
+    screen,
+)
+from bench.cli.runs import manifest_of, status, sync, verify
+from bench.errors import UserError
+from bench.exits import commands as exits
+
+if TYPE_CHECKING:
+    from bench.plan import Plan
+
+app = typer.Typer(
+    help="Does reusing a transformer's parameters buy accuracy for the compute it costs?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+INTERRUPTED = 130
+
+
+class Retry(StrEnum):
+    """What ``run --retry`` may be."""
+
+    failed = "failed"
+
+
+class Where(StrEnum):
+    """What ``run --executor`` may be."""
+
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def run(
+    study: StudyName,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
+    ] = None,
+    executor: Annotated[Where, typer.Option(help="Processes on this machine, or tasks of Ray.")] = Where.local,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster, e.g. auto or HOST:6379. Default: one is started here."),
+    ] = None,
+    retry: Annotated[
+        Retry | None,
+        typer.Option(
+            help="Run failed cells again. Without it only those that failed of their environment (memory, disk, a "
+            "killed process) are."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str, typer.Option(metavar="TIME", help="Seconds (90s), minutes (10m) or optimizer steps (500).")
+    ] = "60s",
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    tracking_uri: Tracking = DEFAULT_TRACKING,
+) -> None:
+    """Run a study's cells, track them in MLflow and write the report.
+
+    Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
+    several processes, on several machines that share the results' folder, divides the cells between them.
+    """
+    from bench.checkpoint import Every
+    from bench.environment import git_revision
+    from bench.runner import Running, run_study
+    from bench.store import Store
+    from bench.study import load_study
+    from bench.tracking import Tracker
+    from bench.tune import tuned_plan
+
+    if address is not None and executor is not Where.ray:
+        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
+    every = Every.parse(checkpoint_every)
+    how = Running(jobs, retry is not None, every, executor.value, address)
+    store = Store(runs)
+    tracker = Tracker(tracking_uri, store)
+
+    def run_plan(plan: Plan) -> dict[str, dict[str, Any]]:
+        tracker.study(plan.manifest)
+        results = run_study(plan, store, how, tracker.log)
+        tracker.finish([])
+        return results
+
+    plan = tuned_plan(load_study(study, overrides or (), preset), run_plan, command_line(), git_revision())
+    for entry in plan.manifest["variants"]:
+        if entry["chosen"]:
+            print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
+    results = run_plan(plan)
+    paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
+    tracker.finish(paths)
+    print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
+    failed = [planned for planned in plan.cells if results[planned.cell.id]["status"] == "failed"]
+    for planned in failed:
+        reason = results[planned.cell.id]["reason"]
+        print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
+    if failed:
+        again = f"cyclebench run {study} --retry failed"
+        print(f"{len(failed)} of {len(plan.cells)} cells failed; to run those again: {again}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def sweep(
+    study: StudyName,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    max_flops: Annotated[
+        float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
+    ] = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    tracking_uri: Tracking = DEFAULT_TRACKING,
+) -> None:
+    """Search exit thresholds (from stored traces) and training budgets with Optuna, as the study's ``sweep`` says.
+
+    The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
+    """
+    from bench.environment import git_revision
+    from bench.store import Store
+    from bench.study import load_study
+    from bench.sweep.run import run_sweep
+    from bench.sweep.storage import default_url
+    from bench.tracking import Tracker
+    from reports.sweeps import budget_rows, threshold_rows, write
+
+    limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
+    chosen, store = load_study(study, [*(overrides or ()), *limit], preset), Store(runs)
+    url = storage or default_url(runs)
+    result = run_sweep(chosen, store, url, jobs, Tracker(tracking_uri, store), command_line(), git_revision())
+    for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
+        if rows:
+            table = new_table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])
+            for row in rows:
+                table.add_row(*row.values())
+            screen().print(table)
+    for path in write(result, out or runs / "reports" / chosen.name):
+        print(path)
+
+
+@app.command()
+def report(
+    study: StudyName,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+    out: Out = None,
+    publish: Annotated[
+        bool,
+        typer.Option("--publish", help="Only tables and PNG plots, into reports/published/STUDY: to be committed."),
+    ] = False,
+) -> None:
+    """Write the report of a study's last run again, from the stored results alone."""
+    manifest, results = _stored(study, preset, runs)
+    folder = Path("reports", "published") if publish else runs / "reports"
+    _write_report(manifest, results, out or folder / manifest["study"], publish)
+
+
+@app.command()
+def power(
+    study: StudyName,
+    effect: Annotated[
+        float | None,
+        typer.Option(help="Effect to show, in the metric's unit, beyond a hypothesis's margin. Default: the one seen."),
+    ] = None,
+    power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far."""
+    from reports.power import power_rows
+
+    manifest, results = _stored(study, preset, runs)
+    rows = power_rows(manifest, results, effect, power)
+    table = new_table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    screen().print(table)
+    if effect is None:
+        print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
+
+
+def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Manifest and records of a study's last run. Raises UserError if it has not been run."""
+    import reports
+    from bench.store import Store
+
+    store = Store(runs)
+    manifest = manifest_of(study, preset, store)
+    return manifest, reports.read(store, manifest)
+
+
+def _write_report(
+    manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path, published: bool = False
+) -> list[Path]:
+    """Write the report's files, print the summary table and where to look, and return the files."""
+    import reports
+
+    paths = reports.write(manifest, results, out, published)
+    screen().print(reports.summary_table(manifest, results))
+    for label, suffix in (("plot", ".png"), ("report", ".html")):
+        for path in (
+            path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")
+        ):
+            print(f"{label + ':':<10} {path}")
+    return paths
+
+
+app.command("list")(explore.list_)
+app.command("costs")(explore.costs_)
+app.command("eval")(models.eval_)
+for command in (explore.profile, status, sync, verify, models.convert, exits.generate, exits.execute):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: every error a user can cause is one line and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except typer.TyperException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file'}", file=sys.stderr)
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # typer makes Ctrl-C this status by itself
+        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+    sys.exit(status)

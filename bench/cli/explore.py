@@ -1,0 +1,119 @@
+"""Commands that show what there is and what it costs, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, command_line, new_table, screen
+
+
+def list_() -> None:
+    """Show variants with their options, tasks, and the studies that come with the suite."""
+    from bench.data import task_class, task_names
+    from bench.study import load_study, study_names
+    from bench.variant import variant_class, variant_names
+
+    console = screen()
+    for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
+        table = new_table(title, "name", "what it is", "options = default")
+        for name in names:
+            kind: Any = kind_of(name)
+            table.add_row(name, _first_line(kind), _options(kind.Options))
+        console.print(table)
+    studies = new_table("Studies", "name", "question")
+    for name in study_names():
+        studies.add_row(name, load_study(name).question)
+    console.print(studies)
+
+
+def profile(
+    variants: Annotated[list[str], typer.Argument(help="Variants to put side by side.")],
+    overrides: Overrides = None,
+    length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
+    vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
+) -> None:
+    """Parameters, FLOPs and memory of variants side by side, with what the zero token and the gate add.
+
+    For example: cyclebench profile htc ztt --set model.d_model=256 --set variants.ztt.options.gating=none
+    """
+    from dataclasses import asdict
+
+    from bench.costs import costs
+    from bench.plan import shape_of
+    from bench.study import study_from
+    from reports.units import human
+
+    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
+    study = study_from(raw, overrides or (), "profile")
+    columns = []
+    for entry in study.variants:
+        variant = study.variant(entry)
+        model, chosen = shape_of(study, entry, study.tasks[0], vocab_size, length)
+        found = asdict(costs(variant, model, vocab_size, length))
+        schedule = variant.schedule(model)
+        rows = {
+            "schedule (block of each step)": str(schedule),
+            "width, heads, MLP width": f"{model.d_model}, {model.n_heads}, {model.ff}",
+            "parameter depth / effective depth": f"{found['n_blocks']} / {found['depth']}",
+            "parameters": human(found["params"]),
+            "  without embeddings": human(found["params_non_embedding"]),
+            "forward FLOPs/token": human(found["forward_flops_per_token"]),
+            "training FLOPs/token": human(found["train_flops_per_token"]),
+            "KV cache, bytes/token": human(found["kv_bytes_per_token"]),
+            "activations, bytes/sequence": human(found["activation_bytes"]),
+        }
+        for label, addition in found["additions"].items():
+            rows[f"  of which {label}: parameters"] = human(addition["params"])
+            rows[f"  of which {label}: FLOPs/token"] = human(addition["flops_per_token"])
+        if chosen:
+            rows[f"matched in {entry.match}"] = chosen
+        columns.append((entry.label, rows))
+    table = new_table(
+        f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
+    )
+    for key in dict.fromkeys(key for _, rows in columns for key in rows):
+        table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
+    screen().print(table)
+
+
+def costs_(
+    study: StudyName,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of timed training steps for each variant.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a timed step.")] = 4,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the table.")] = DEFAULT_RUNS / "reports" / "costs",
+) -> None:
+    """What each variant of a study adds to its reference: parameters, FLOPs, memory, and step time as measured.
+
+    For example: cyclebench costs additions
+    """
+    from bench.environment import environment
+    from bench.perf.additions import cost_rows, shown, write
+    from bench.plan import make_plan
+    from bench.study import load_study
+
+    chosen = load_study(study, overrides or (), preset)
+    place = environment(make_plan(chosen, command_line(), None).cells[0].cell)
+    rows = cost_rows(chosen, rounds, batch)
+    tables = [shown(row) for row in rows]
+    table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
+    for row in tables:
+        table.add_row(*row.values())
+    screen().print(table)
+    for path in write(chosen, rows, batch, command_line(), place, out):
+        print(path)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _options(kind: Any) -> str:
+    """The fields of an options model as ``name=default``, one a line."""
+    fields: Iterable[tuple[str, Any]] = kind.model_fields.items()
+    return "\n".join(f"{name}={'(required)' if field.is_required() else field.get_default()}" for name, field in fields)

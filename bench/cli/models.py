@@ -1,0 +1,73 @@
+"""Commands about single models: made from a pretrained one, and scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import DEFAULT_TRACKING, Tracking, new_table, screen
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A hub id, a folder, a .gguf file, or smollm2.")],
+    variant: Annotated[str, typer.Option(help="The variant to make of it.")],
+    out: Annotated[Path, typer.Option(help="Folder of the converted model; must not exist or be empty.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="model.n_cycles, model.n_blocks, sharing, options.NAME of the variant. Repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of whatever the variant adds.")] = 0,
+) -> None:
+    """Turn a pretrained GPT-2 or Llama into a variant.
+
+    For example: cyclebench convert smollm2 --variant htc --set model.n_cycles=2 --out models/smollm2-htc
+    """
+    from bench.pretrained.command import convert_to
+
+    rows = convert_to(source, variant, overrides or (), seed, out)
+    table = new_table(f"{source} -> {out}", "", variant)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    screen().print(table)
+
+
+def eval_(
+    checkpoints: Annotated[list[str], typer.Argument(help="Folders, or anything `convert` takes.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of this suite or of lm-evaluation-harness, with commas between.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TASK.OPTION=VALUE", help="Options of this suite's tasks. Repeatable."),
+    ] = None,
+    cycles: Annotated[
+        list[int] | None, typer.Option(min=1, help="Cycles to run at; by default as made. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task; all by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder of the tasks, results and plots.")] = Path("evaluations"),
+    tracking_uri: Tracking = DEFAULT_TRACKING,
+) -> None:
+    """Score checkpoints with lm-evaluation-harness, and plot the scores against the FLOPs executed.
+
+    For example: cyclebench eval models/smollm2-htc --tasks kjv --cycles 1 --cycles 2 --set kjv.length=256
+    """
+    from bench.downstream.command import evaluate_all
+
+    rows, paths = evaluate_all(
+        checkpoints, tasks.split(","), overrides or (), cycles or (), limit, batch_size, out, tracking_uri
+    )
+    table = new_table(
+        "lm-evaluation-harness", "checkpoint", "task", "metric", "value", "stderr", "cycles", "FLOPs/token"
+    )
+    for row in rows:
+        error = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        value, flops = f"{row['value']:.4f}", f"{row['flops_per_token']:.4g}"
+        table.add_row(row["checkpoint"], row["task"], row["metric"], value, error, str(row["cycles"]), flops)
+    screen().print(table)
+    for path in paths:
+        print(f"{'plot:' if path.suffix == '.png' else 'results:':<10} {path}")

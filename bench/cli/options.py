@@ -1,0 +1,54 @@
+"""What several commands share: their options, and how they write to the screen."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override anything in the study, e.g. train.steps=100. Repeatable."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="One of the study's presets, e.g. gpu. Default: small, if it has it."
+    ),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
+Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keeps its records.")]
+DEFAULT_RUNS = Path("runs")
+DEFAULT_TRACKING = "sqlite:///mlflow.db"
+
+
+def screen() -> Console:
+    """Standard output, at a width that holds the tables where there is no terminal to tell one."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """A table with a title and these columns."""
+    from rich.table import Table
+
+    return Table(*columns, title=title, title_justify="left")
+
+
+def command_line() -> str:
+    """The command as it was given, for the record."""
+    return shlex.join(["cyclebench", *sys.argv[1:]])

@@ -1,0 +1,116 @@
+"""Commands about what has run: where it stands, whether it is right, and MLflow's copy of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.cli.options import DEFAULT_RUNS, DEFAULT_TRACKING, Preset, Runs, StudyName, Tracking, new_table, screen
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.store import Store
+
+
+def manifest_of(study: str, preset: str | None, store: Store) -> dict[str, Any]:
+    """What a study's last run consists of. Raises UserError if it has not been run."""
+    from bench.study import load_study
+
+    name = load_study(study, preset=preset).name
+    manifest = store.manifest(name)
+    if manifest is None:
+        raise UserError(
+            f"study {name!r} has not been run: {store.root} holds no record of it (run: cyclebench run {study})"
+        )
+    return manifest
+
+
+def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -> None:
+    """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours."""
+    from bench.status import status as status_of
+    from bench.store import Store
+    from reports.units import human
+
+    store = Store(runs)
+    manifest = manifest_of(study, preset, store)
+    found, console = status_of(store, manifest), screen()
+    n, at_work, failed = len(manifest["cells"]), len(found.running), len(found.failed)
+    print(f"{manifest['study']}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
+    print(f"{found.waiting} waiting")
+    if found.running:
+        table = new_table("Running", "cell", "where", "since", "step", "tokens/s", "left")
+        for held in sorted(found.running, key=lambda held: str(held["name"])):
+            owner = f"{held['owner']['host']}, process {held['owner']['pid']}"
+            since = f"{datetime.fromtimestamp(held['since']):%Y-%m-%d %H:%M:%S}"
+            step = f"{held.get('step', 0)}/{held.get('steps', '?')}"
+            speed = held.get("tokens_per_second")
+            speed = "-" if speed is None else f"{speed:,.0f}"
+            table.add_row(held["name"], owner, since, step, speed, _duration(held.get("seconds_left")))
+        console.print(table)
+    if found.failed:
+        table = new_table("Failed", "cell", "of", "reason")
+        for record in found.failed:
+            table.add_row(record["name"], str(record.get("kind")), str(record["reason"]))
+        console.print(table)
+        print(f"Those that failed of the environment are run again by `cyclebench run {study}`, ", end="")
+        print(f"all of them by `cyclebench run {study} --retry failed`.")
+    if found.done < n:
+        flops = "unknown" if found.left_flops is None else f"{human(found.left_flops)} training FLOPs"
+        print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
+
+
+def _duration(seconds: float | None) -> str:
+    return "unknown time" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def sync(
+    study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING
+) -> None:
+    """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
+    from bench.config import Cell
+    from bench.plan import Planned
+    from bench.store import Store
+    from bench.tracking import Tracker
+
+    store = Store(runs)
+    manifest = manifest_of(study, preset, store)
+    tracker = Tracker(tracking_uri, store)
+    tracker.study(manifest)
+    before = len(getattr(tracker, "known", ()))
+    for cell in manifest["cells"]:
+        record = store.record(cell["id"])
+        if record is not None:
+            tracker.log(record, Planned(cell["variant"], cell["task"], Cell.model_validate(record["cell"])))
+    tracker.finish(sorted(path for path in (runs / "reports" / manifest["study"]).glob("*") if path.is_file()))
+    if tracker.broken:
+        raise typer.Exit(1)
+    print(f"{len(tracker.known) - before} cells added, {before} were there already: {tracking_uri}")
+
+
+def verify(
+    study: StudyName,
+    preset: Preset = None,
+    sample: Annotated[int, typer.Option(min=0, help="Finished cells to run again.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Picks the sample.")] = 0,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
+    from bench.store import Store
+    from bench.verify import check_stored, rerun
+
+    store = Store(runs)
+    cells = manifest_of(study, preset, store)["cells"]
+    stored = check_stored(store, cells)
+    again = rerun(store, cells, sample, seed)
+    for finding in [*(f for f in stored if f.problem), *again]:
+        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or 'the same numbers'}")
+        if finding.note:
+            print(f"  the environment differs: {finding.note}")
+    sound = sum(not finding.problem for finding in stored)
+    same = sum(not finding.problem for finding in again)
+    print(f"{sound} of {len(stored)} stored results are sound; {same} of {len(again)} cells run again gave", end="")
+    print(" the same numbers to the last digit")
+    if sound < len(stored) or same < len(again) or not stored:
+        raise typer.Exit(1)

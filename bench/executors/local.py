@@ -1,0 +1,138 @@
+"""Worker processes on this machine. One that dies takes its own cell with it and no other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from bench.cells import Job, work
+from bench.executors import POLL, Event
+
+GRACE = 10.0  # seconds a worker has to give its lease back when the study is interrupted
+
+
+class LocalExecutor:
+    """``slots`` processes, started when they are needed; with several GPUs each process sees one of them."""
+
+    def __init__(self, slots: int, gpus: int = 0) -> None:
+        self.slots, self.gpus = slots, gpus
+        self._context = worker_context()
+        self._workers: list[tuple[BaseProcess, Connection, int]] = []  # the last: its slot
+        self._busy: dict[Connection, str] = {}
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for process, connection, _ in self._workers:
+            connection.close()  # an idle worker ends by itself
+            if error is not None:
+                process.terminate()
+        for process, *_ in self._workers:
+            process.join(GRACE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def submit(self, job: Job) -> None:
+        connection = next((c for _, c, _ in self._workers if c not in self._busy), None) or self._start()
+        self._busy[connection] = job.cell.id
+        with suppress(OSError):  # if it died idle, poll will see it
+            connection.send(job)
+
+    def _start(self) -> Connection:
+        slot = min(set(range(self.slots)) - {slot for *_, slot in self._workers})
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, slot % self.gpus if self.gpus > 1 else None))
+        process.start()
+        theirs.close()  # so that the worker's death is the end of the connection
+        self._workers.append((process, ours, slot))
+        return ours
+
+    def poll(self) -> list[Event]:
+        events = []
+        for connection in wait([c for _, c, _ in self._workers], POLL):
+            assert isinstance(connection, Connection)
+            try:
+                event = Event(*connection.recv())
+            except (EOFError, OSError):
+                events += self._bury(connection)
+                continue
+            if event.kind == "end":
+                del self._busy[connection]
+            events.append(event)
+        return events
+
+    def _bury(self, connection: Connection) -> list[Event]:
+        worker = next(worker for worker in self._workers if worker[1] is connection)
+        self._workers.remove(worker)
+        connection.close()
+        worker[0].join()
+        id = self._busy.pop(connection, None)
+        return [] if id is None else [Event(id, "died", (_cause(worker[0].exitcode or 0),))]
+
+
+def worker_context() -> Any:
+    """Processes that start from a clean one which has imported torch once; never a fork of this one, as torch's threads
+    do not survive a fork.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.cells", "bench.costs", "bench.train", "bench.plan"])
+    return context
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"its process ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def _serve(connection: Connection, gpu: int | None) -> None:
+    """A worker: leaves Ctrl-C to the parent and the terminal to the progress bars, and does not outlive the parent."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: the lease is given back on its way out
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    quiet()
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        tell = partial(_send, connection, job.cell.id)
+        tell("end", (work(job, tell),))
+
+
+def quiet() -> None:
+    """Keep libraries from writing bars and remarks to a screen that is not a worker's."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _send(connection: Connection, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
+    """Tell the parent. If it is gone there is nobody to work for, and the lease of a dead process is free."""
+    try:
+        connection.send((id, kind, arguments))
+    except OSError:
+        os._exit(1)
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

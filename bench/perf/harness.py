@@ -1,0 +1,95 @@
+"""What the harness costs: everything around the training as a share of it, and skipping finished cells."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.cells import Job, cell_log, work
+from bench.checkpoint import Checkpoints, Every
+from bench.costs import build_model
+from bench.data import TaskData
+from bench.lease import Lease
+from bench.plan import Plan, Planned, make_plan, task_data
+from bench.progress import Progress
+from bench.runner import Running, run_study
+from bench.store import Store
+from bench.study import load_study
+from bench.tracking import Tracker
+from bench.train import repeatable, train
+from bench.usage import Usage
+from bench.variant import get_variant
+
+
+def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Processor seconds [rounds, 2] of the training of the quick study's ZTT cell: alone, and as a worker does it.
+
+    Processor time, as the wall clock of a shared machine tells more of the neighbours.
+    """
+    planned = _quick(steps)
+    cell, found = planned.cell, np.zeros((rounds, 2))
+    data = task_data(cell.task, cell.task_options)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "runs")
+        record = work(Job(cell, "perf", store.root, every, 1), lambda *_: None)
+        assert record is not None and record["status"] == "done", record
+        tracker = Tracker(f"sqlite:///{folder}/mlflow.db", store)
+        tracker.study({"study": "perf", "question": "", "git": None})
+        for turn in range(rounds):
+            for side in (0, 1) if turn % 2 else (1, 0):
+                lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
+                lm.reset_parameters(cell.seed)
+                start = time.process_time()
+                with repeatable(cell.seed, cell.train.threads):
+                    if side:
+                        _managed(lm, data, planned, Path(folder) / str(turn), every)
+                        tracker.known.clear()
+                        tracker.log(record, planned)
+                    else:
+                        train(lm, data, cell.train, cell.seed)
+                found[turn, side] = time.process_time() - start
+    return found
+
+
+def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Every) -> None:
+    """Training under a lease, with a log, usage samples, progress and checkpoints."""
+    cell, lease = planned.cell, Lease.take(folder, 1)
+    assert lease is not None
+    with lease, cell_log(folder), Usage(), Progress(1) as progress:
+        progress.start(cell.id, "perf", cell.train.steps)
+
+        def report(step: int, loss: float, speed: float) -> None:
+            lease.check()
+            lease.note(step=step, tokens_per_second=speed)
+            progress.update(cell.id, step, loss, speed)
+
+        train(lm, data, cell.train, cell.seed, report, Checkpoints(folder / "checkpoints", cell.id, every))
+
+
+def _quick(steps: int) -> Planned:
+    made = make_plan(load_study("quick", [f"tasks.p_hop.train.steps={steps}", "seeds=1"]), "", None)
+    return next(planned for planned in made.cells if (planned.variant, planned.task) == ("ztt", "p_hop"))
+
+
+def skipping(cells: int) -> float:
+    """Seconds to see that so many finished cells, of the size the quick study leaves, need nothing."""
+    planned = _quick(10)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        record = work(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)
+        many = [planned.cell.model_copy(update={"seed": seed}) for seed in range(1, cells + 1)]
+        for cell in many:
+            store.folder(cell.id).mkdir()
+            copied = {**copy.copy(record or {}), "id": cell.id}
+            (store.folder(cell.id) / "result.json").write_text(json.dumps(copied, indent=1))
+        study = load_study("quick")
+        plan = Plan(study, tuple(Planned("ztt", "p_hop", cell) for cell in many), {"study": study.name})
+        start = time.perf_counter()
+        run_study(plan, store, Running(), lambda *_: None)
+        return time.perf_counter() - start

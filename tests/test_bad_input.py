@@ -1,0 +1,166 @@
+"""Broken studies, overrides, checkpoints and stores: one clear line, or a damaged file set aside; never anything else.
+
+``CYCLEBENCH_FUZZ=2000`` sets the number of examples of each kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_runner import RAW
+
+from bench.checkpoint import Checkpoints, Every, Position
+from bench.data import get_task
+from bench.errors import UserError
+from bench.lease import Watch, read
+from bench.status import status
+from bench.store import Store
+from bench.study import Study, load_study, study_from
+from bench.variant import get_variant
+
+EXAMPLES = int(os.environ.get("CYCLEBENCH_FUZZ", "60"))
+many = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.dates(),
+    st.sampled_from(["../x", "/etc/passwd", "htc", "ztt", "p_hop", "a/b", "", "nan", "1e400", "~", "x" * 300]),
+)  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+)
+
+
+def paths(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [here, *(path for key, item in inner for path in paths(item, (*here, key)))]
+
+
+PATHS = [path for path in paths(RAW) if path]
+
+
+@st.composite
+def broken(draw: Any) -> Any:
+    """The tiny study with one to three places put in, changed or taken out."""
+    raw = copy.deepcopy(RAW)
+    for _ in range(draw(st.integers(1, 3))):
+        *parents, last = draw(st.sampled_from(PATHS))
+        here: Any = raw
+        try:
+            for part in parents:
+                here = here[part]
+            match draw(st.sampled_from(["change", "add", "remove"])):
+                case "change":
+                    here[last] = draw(values)
+                case "add" if isinstance(here, dict):
+                    here[draw(st.one_of(st.text(max_size=8), st.integers()))] = draw(values)
+                case _:
+                    del here[last]
+        except (KeyError, IndexError, TypeError):
+            pass
+    return raw
+
+
+def outcome(make: Any) -> Study | None:
+    """A study whose parts are valid too, or a complaint of one line."""
+    try:
+        study: Study = make()
+        for entry in study.variants:
+            get_variant(entry.name, entry.options)
+        for task in study.tasks:
+            get_task(task.name, task.options)
+        return study
+    except UserError as error:
+        assert str(error) and "\n" not in str(error) and "\r" not in str(error)
+        return None
+
+
+@many
+@given(broken())
+def test_broken_studies(raw: Any) -> None:
+    study = outcome(lambda: study_from(raw, [], "fuzz"))
+    assert study is None or (Path("/runs/studies") / study.name).resolve().parent == Path("/runs/studies")
+
+
+@many
+@given(
+    st.one_of(
+        st.binary(max_size=200), broken().map(lambda raw: yaml.dump(raw).encode()[:-7]), st.text().map(str.encode)
+    )
+)
+def test_broken_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    outcome(lambda: load_study(str(tmp_path / "x.yaml")))
+
+
+@many
+@given(st.lists(st.one_of(
+    st.text(max_size=30),
+    st.tuples(st.sampled_from(PATHS), scalars).map(lambda pair: f"{'.'.join(map(str, pair[0]))}={pair[1]}"),
+    st.tuples(st.sampled_from(["name", "variants.ztt", "variants.ztt.options.gating", "tasks.p_hop.options.hops"]),
+              st.text(max_size=9)).map("=".join),
+), max_size=3))  # fmt: skip
+def test_broken_overrides(overrides: list[str]) -> None:
+    outcome(lambda: study_from(copy.deepcopy(RAW), overrides, "fuzz"))
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['true']", "a: &a [*a]", "? {a: b}\n: c", "- [" * 3000]
+)
+def test_yaml_is_data_and_nothing_else(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert outcome(lambda: load_study(str(tmp_path / "x.yaml"))) is None
+
+
+@many
+@given(st.data())
+def test_broken_checkpoints(tmp_path: Path, data: Any) -> None:
+    import torch
+
+    for path in tmp_path.iterdir():
+        path.unlink()
+    lm = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(lm.parameters())
+    Checkpoints(tmp_path, "a", Every()).save(Position(3, 1.0, [{"loss": 1.0}], [1.0]), lm, optimizer)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "random"])):
+        case "flip":
+            content[position] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            content = content[:position]
+        case _:
+            content = bytearray(data.draw(st.binary(max_size=100)))
+    path.write_bytes(content)
+    before = [parameter.clone() for parameter in lm.parameters()]
+    at = Checkpoints(tmp_path, "a", Every()).load(lm, optimizer)
+    assert at == Position() or (at.step, at.history, at.losses) == (3, [{"loss": 1.0}], [1.0])
+    assert all(torch.equal(one, two) for one, two in zip(before, lm.parameters(), strict=True))
+
+
+@many
+@given(st.one_of(st.binary(max_size=60), values.map(lambda value: json.dumps(value, default=str).encode())))
+def test_broken_stores(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    cell = {"variant": "htc", "task": "p_hop", "seed": 0, "id": "a" * 64}
+    folder = store.folder(cell["id"])
+    folder.mkdir(exist_ok=True)
+    for name in ("result.json", "failure.json", "lease.1", "usage.json"):
+        (folder / name).write_bytes(content)
+    record = store.record(cell["id"])
+    assert record is None or record["status"] in ("done", "failed")
+    store.usage(cell["id"])
+    assert read(folder) is None or isinstance(read(folder), dict)
+    assert Watch().free(folder) in (None, 2)
+    status(store, {"cells": [cell], "config": {}})

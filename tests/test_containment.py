@@ -1,0 +1,177 @@
+"""What goes wrong in one cell, or around it, stays there, is told, and can be tried again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_runner import RAW, numbers, plan
+
+from bench import cells
+from bench.cells import Job, work
+from bench.checkpoint import Every
+from bench.cli import runs as commands
+from bench.executors.local import LocalExecutor
+from bench.runner import DEATHS, Running, run_study
+from bench.store import Store
+from bench.usage import Usage
+
+ONE = plan(variants=["htc"], seeds=[0], reference=None)
+
+
+def nothing(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (MemoryError(), "environment", "out of memory: MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "environment", "out of memory: OutOfMemoryError: CUDA"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "environment", "out of memory: RuntimeError"),
+        (OSError(28, "No space left on device"), "environment", "the disk refuses to be written: OSError"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "environment", "the disk refuses"),
+        (ZeroDivisionError("a bug"), "cell", "ZeroDivisionError: a bug"),
+        (FileNotFoundError(2, "No such file"), "cell", "FileNotFoundError"),
+    ],
+)
+def test_failures_are_told_apart(
+    error: Exception, kind: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(cells, "run_cell", fail)
+    store, cell = Store(tmp_path), ONE.cells[0].cell
+    record = work(Job(cell, "htc", tmp_path, Every(), 1), nothing)
+    assert record is not None and record == store.record(cell.id)
+    assert record["kind"] == kind and record["reason"].startswith(reason) and "\n" not in record["reason"]
+    assert "Traceback" in record["traceback"]
+    assert f"failed: {record['reason']}" in (store.folder(cell.id) / "log.txt").read_text()
+
+
+def test_what_failed_of_itself_is_run_again_only_when_asked_and_the_rest_always(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), plan(variants=["htc"], reference=None)
+    own, around = (planned.cell for planned in made.cells)
+    store.write_failure(own.id, cells.failure(own, "loss is nan", "cell"))
+    store.write_failure(around.id, cells.failure(around, "killed", "environment"))
+    first = run_study(made, store, Running(1), nothing)
+    assert first[own.id]["reason"] == "loss is nan" and first[around.id]["status"] == "done"
+    second = run_study(made, store, Running(1, retry=True), nothing)
+    assert {record["status"] for record in second.values()} == {"done"}
+    assert second[around.id] == first[around.id]
+
+
+class Deadly(LocalExecutor):
+    """Kills the worker of one cell whenever it has begun."""
+
+    victim, deaths = "", 0
+
+    def poll(self) -> Any:
+        events = super().poll()
+        for event in events:
+            if event.id == self.victim and event.kind == "start":
+                connection = next(c for c, id in self._busy.items() if id == self.victim)
+                process = next(p for p, c, _ in self._workers if c is connection)
+                os.kill(process.pid or 0, signal.SIGKILL)
+                Deadly.deaths += 1
+        return events
+
+
+def test_a_worker_that_is_killed_again_and_again_fails_its_cell_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(variants=["htc"], reference=None, train={**RAW["train"], "steps": 300})
+    victim, other = (planned.cell.id for planned in made.cells)
+    monkeypatch.setattr(Deadly, "victim", victim)
+    monkeypatch.setattr("bench.runner.LocalExecutor", Deadly)
+    results = run_study(made, Store(tmp_path), Running(2), nothing)
+    assert Deadly.deaths == DEATHS and results[other]["status"] == "done"
+    assert results[victim]["kind"] == "environment"
+    assert results[victim]["reason"] == f"its process was killed by SIGKILL (out of memory?), {DEATHS} times"
+
+
+FULL = """
+set -e
+mount -t tmpfs -o size=4m none "$1"
+cd "$1"
+"$2" -c "$3" "$4"
+"""
+
+
+def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
+    """A real one: a small file system in a name space of its own."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a file system of his own (unshare -rm)")
+    cell = ONE.cells[0].cell
+    code = (
+        "import json, sys; from pathlib import Path; from bench.cells import Job, work\n"
+        "from bench.checkpoint import Every; from bench.config import Cell\n"
+        "cell = Cell.model_validate_json(sys.argv[1])\n"
+        "def fill(kind, arguments):\n"
+        "    if kind == 'start':\n"
+        "        with open('filler', 'wb', buffering=0) as file:\n"
+        "            try:\n"
+        "                while True: file.write(bytes(4096))\n"
+        "            except OSError: pass\n"
+        "job = Job(cell, 'htc', Path('runs'), Every(None, 2), 1)\n"
+        "full = work(job, fill)\n"
+        "Path('filler').unlink()\n"
+        "again = work(Job(cell, 'htc', Path('runs'), Every(None, 2), 2, full['at']), lambda *_: None)\n"
+        "print(json.dumps([full, again]))"
+    )
+    found = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", FULL, "full", str(tmp_path), sys.executable, code, cell.model_dump_json()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert found.returncode == 0, found.stderr
+    full, again = json.loads(found.stdout.splitlines()[-1])
+    assert full["kind"] == "environment" and "No space left on device" in full["reason"]
+    assert again["status"] == "done"
+
+
+def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
+    command = [sys.executable, "-m", "bench", "run", "tiny.yaml", "--jobs", "1", "--checkpoint-every", "5"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not list(tmp_path.glob("runs/*/checkpoints/0*")) and process.poll() is None:
+        time.sleep(0.05)
+    commands.status(str(tmp_path / "tiny.yaml"), runs=tmp_path / "runs")
+    shown = capsys.readouterr().out
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted: finished cells are kept" in told and "Traceback" not in told
+    assert "tiny: 0 of 6 cells done, 1 running, 0 failed, 5 waiting" in shown
+    assert "training FLOPs" in shown
+    leases = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/lease.*")]
+    assert len(leases) == 1 and leases[0]["released"]
+
+
+def test_usage_is_sampled_and_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.usage.MOST", 8)
+    with Usage(0.002) as usage:
+        until = time.monotonic() + 30
+        while usage.interval < 0.005 and time.monotonic() < until:
+            time.sleep(0.005)
+    assert usage.interval > 0.002 and 1 <= len(usage.samples) <= 9
+    assert usage.samples[-1]["resident_bytes"] > 1e7
+    times = [sample["seconds"] for sample in usage.samples]
+    assert times == sorted(times) and not [t for t in threading.enumerate() if t.name == "usage"]
+
+
+def test_the_numbers_of_a_cell_do_not_depend_on_how_it_is_run(tmp_path: Path) -> None:
+    first = run_study(ONE, Store(tmp_path / "a"), Running(1, every=Every(None, 1)), nothing)
+    second = run_study(ONE, Store(tmp_path / "b"), Running(1, every=Every(1e9)), nothing)
+    (a,), (b,) = first.values(), second.values()
+    assert numbers(a) == numbers(b)

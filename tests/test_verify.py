@@ -1,0 +1,164 @@
+"""Status, verify and sync on a study that was really run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from mlflow import MlflowClient
+from test_runner import RAW, plan
+
+from bench import lease
+from bench.cells import failure
+from bench.cli import runs as commands
+from bench.lease import Lease
+from bench.plan import Plan
+from bench.runner import Running, run_study
+from bench.status import status
+from bench.store import Store
+from bench.tracking import CELL, Tracker
+from bench.verify import check_stored, difference, rerun
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    root = tmp_path_factory.mktemp("ran")
+    made = plan(variants=["htc", "ztt"], seeds=[0])
+    run_study(made, Store(root / "runs"), Running(1), lambda *_: None)
+    return made, root
+
+
+@pytest.fixture
+def copy(ran: tuple[Plan, Path], tmp_path: Path) -> tuple[Plan, Store]:
+    shutil.copytree(ran[1] / "runs", tmp_path / "runs")
+    (tmp_path / "tiny.yaml").write_text(json.dumps(RAW))
+    return ran[0], Store(tmp_path / "runs")
+
+
+def test_sound_results_are_found_sound_and_give_the_same_numbers_again(copy: tuple[Plan, Store]) -> None:
+    made, store = copy
+    assert [finding.problem for finding in check_stored(store, made.manifest["cells"])] == ["", ""]
+    again = rerun(store, made.manifest["cells"], 1)
+    assert [(finding.check, finding.problem, finding.note) for finding in again] == [("run again", "", "")]
+
+
+def _edit(store: Store, id: str, change: Any) -> None:
+    path = store.folder(id) / "result.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_what_was_changed_is_found(copy: tuple[Plan, Store], capsys: pytest.CaptureFixture[str]) -> None:
+    made, store = copy
+    first, second = made.manifest["cells"]
+    _edit(store, first["id"], lambda record: record["metrics"].update(test_loss=record["metrics"]["test_loss"] + 1e-12))
+    _edit(store, second["id"], lambda record: record["cell"].update(seed=5))
+    problems = [finding.problem for finding in check_stored(store, made.manifest["cells"])]
+    assert "its trace gives a test loss" in problems[0] and "its configuration has the id" in problems[1]
+    (store.folder(first["id"]) / "trace.npz").write_bytes(b"not an archive")
+    assert check_stored(store, [first])[0].problem
+    _edit(store, first["id"], lambda record: record["history"][-1].update(train_loss=9.0))
+    found = rerun(store, [first], 5)
+    assert "history" in found[0].problem and "relative difference" in found[0].problem
+    with pytest.raises(typer.Exit):
+        commands.verify(str(store.root.parent / "tiny.yaml"), sample=0, runs=store.root)
+    assert "0 of 2 stored results are sound" in capsys.readouterr().out
+
+
+def test_times_may_differ_and_nothing_else(copy: tuple[Plan, Store]) -> None:
+    record = copy[1].record(copy[0].cells[0].cell.id)
+    other = json.loads(json.dumps(record))
+    other["history"][0]["seconds"] += 1
+    assert record is not None and difference(record, other) == ""
+    other["history"][0]["lr"] *= 1 + 1e-15
+    assert "history[0].lr" in difference(record, other)
+
+
+def test_status_tells_done_running_failed_and_waiting(
+    copy: tuple[Plan, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, store = copy
+    made = plan(variants=["htc", "ztt"], seeds=2)
+    store.write_manifest("tiny", made.manifest)
+    htc, ztt = (planned.cell for planned in made.cells if planned.cell.seed == 1)
+    each = [store.record(planned.cell.id) for planned in made.cells if planned.cell.seed == 0]
+    costs = [record["costs"]["train_flops"] for record in each if record is not None]
+    found = status(store, made.manifest)
+    assert (found.done, found.waiting, found.running, found.failed) == (2, 2, [], [])
+    assert found.left_flops == sum(costs) and found.left_seconds is not None and found.left_seconds > 0
+    store.write_failure(ztt.id, failure(ztt, "loss is nan", "cell"))
+    held = Lease.take(store.folder(htc.id), 1)
+    assert held is not None
+    with held:
+        held.note(step=3, steps=6, tokens_per_second=1234.5, seconds_left=3661.0)
+        held._write()
+        found = status(store, made.manifest)
+        assert (found.done, found.waiting, len(found.running), len(found.failed)) == (2, 0, 1, 1)
+        assert found.left_flops == costs[0] / 2 + costs[1]
+        commands.status(str(tmp_path / "tiny.yaml"), runs=store.root)
+    shown = capsys.readouterr().out
+    for text in ("2 of 4 cells done, 1 running, 1 failed, 0 waiting", "1,234", "3/6", "1:01:01", "loss is nan"):
+        assert text in shown
+    assert lease.read(store.folder(htc.id)) is None
+
+
+def test_status_before_anything_is_done_knows_the_cost_from_the_study(copy: tuple[Plan, Store], tmp_path: Path) -> None:
+    made, store = copy
+    whole = status(Store(tmp_path / "empty"), made.manifest)
+    done = [store.record(planned.cell.id) for planned in made.cells]
+    assert whole.waiting == 2 and whole.left_seconds is None
+    assert whole.left_flops == sum(record["costs"]["train_flops"] for record in done if record is not None)
+
+
+def _logged(uri: str) -> dict[str, Any]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("cyclebench")
+    assert experiment is not None
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if CELL in run.data.tags]
+    names = {key for run in runs for key in run.data.metrics}
+    return {
+        run.data.tags[CELL]: {
+            "metrics": {
+                name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names
+            },
+            "params": run.data.params,
+            "status": run.info.status,
+            "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+        }
+        for run in runs
+    }
+
+
+def test_mlflow_is_rebuilt_from_the_store(
+    copy: tuple[Plan, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = copy
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, store)
+    tracker.study(made.manifest)
+    for planned in made.cells:
+        record = store.record(planned.cell.id)
+        assert record is not None
+        tracker.log(record, planned)
+    tracker.finish([])
+    before = _logged(uri)
+    assert len(before) == 2 and any(name.startswith("system/") for name in next(iter(before.values()))["metrics"])
+    commands.sync(str(tmp_path / "tiny.yaml"), runs=store.root, tracking_uri=uri)
+    assert "0 cells added, 2 were there already" in capsys.readouterr().out and _logged(uri) == before
+    new = f"sqlite:///{tmp_path}/new.db"
+    commands.sync(str(tmp_path / "tiny.yaml"), runs=store.root, tracking_uri=new)
+    assert "2 cells added" in capsys.readouterr().out and _logged(new) == before
+
+
+def test_the_environment_is_locked_with_the_study(copy: tuple[Plan, Store]) -> None:
+    import torch
+
+    manifest = copy[1].manifest("tiny")
+    assert manifest is not None
+    assert f"torch=={torch.__version__}" in manifest["lock"] and len(manifest["lock"]) > 50
