@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from bench.cells import Job, work
 from bench.errors import UserError
 from bench.executors import POLL, Event
+
+KNOCK = 10.0  # seconds a cluster has to answer
 
 
 class RayExecutor:
@@ -37,8 +40,9 @@ class RayExecutor:
         if self._ours:
             local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             try:
+                _knock(address)
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"--address: {address!r} does not answer: {str(error).splitlines()[0]}") from None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -80,6 +84,13 @@ class RayExecutor:
 
     def _told(self) -> list[Event]:
         return [Event(*event) for event in self._events.get_nowait_batch(self._events.qsize())]
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError if nobody listens at a HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
 
 
 def _task(job: Job, root: str, events: Any) -> dict[str, Any] | None:
