@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quick test lint bench clean
+.PHONY: quick test torture lint bench clean
 
 quick: .venv/installed
 	$(BIN)/cyclebench run quick
 
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+
+# The tests whose size is small by default, at their full one: kills, shared stores, broken input.
+torture: .venv/installed
+	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 HF_HUB_OFFLINE=1 \
+	    $(BIN)/pytest -q tests/test_kill.py tests/test_lease.py tests/test_bad_input.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

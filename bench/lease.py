@@ -53,8 +53,8 @@ def _born(pid: int) -> float | None:
         return None
 
 
-def _gone(owner: dict[str, Any]) -> bool:
-    """Whether the holder is known to be dead."""
+def gone(owner: dict[str, Any]) -> bool:
+    """Whether a process (as ``me`` told of it) is known to be dead."""
     if owner["machine"] != _machine():
         return False
     born, then = _born(owner["pid"]), owner["born"]
@@ -82,7 +82,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     latest = _latest(folder)
     with contextlib.suppress(OSError):
         value = _parse(latest[1].read_bytes()) if latest else None
-        if latest and value and not value["released"] and not _gone(value["owner"]):
+        if latest and value and not value["released"] and not gone(value["owner"]):
             return {**value, "renewed": latest[1].stat().st_mtime}
     return None
 
@@ -105,7 +105,7 @@ class Watch:
             value = _parse(path.read_bytes())
         except FileNotFoundError:  # given back this moment
             return None
-        if value is not None and (value["released"] or _gone(value["owner"])):
+        if value is not None and (value["released"] or gone(value["owner"])):
             return number + 1
         known, now = self._seen.get(path), time.monotonic()
         if known is None or known[0] != stamp:

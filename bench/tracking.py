@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bench.lease import gone, me
 from bench.plan import Planned
 from bench.store import Store
 
@@ -19,6 +21,7 @@ EXPERIMENT = "cyclebench"
 CELL = "cyclebench.cell"
 ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
+OWNER = "cyclebench.owner"  # the process that writes a child run, until it is complete
 SEARCH = "cyclebench.search"
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
@@ -71,7 +74,7 @@ class Tracker:
         self.known = set(self._logged())
 
     def _logged(self) -> Iterator[tuple[str, str]]:
-        """Cell and attempt of every child run that is complete."""
+        """Cell and attempt of every child run that is complete; what a killed process left half written is deleted."""
         token = None
         while True:
             page = self.client.search_runs(
@@ -80,6 +83,8 @@ class Tracker:
             for run in page:
                 if run.info.status in ("FINISHED", "FAILED"):
                     yield run.data.tags.get(CELL, ""), run.data.tags.get(ATTEMPT, "")
+                elif OWNER in run.data.tags and gone(json.loads(run.data.tags[OWNER])):
+                    self.client.delete_run(run.info.run_id)
             token = page.token
             if not token:
                 return
@@ -98,6 +103,7 @@ class Tracker:
             "mlflow.parentRunId": self.parent,
             CELL: record["id"],
             ATTEMPT: attempt,
+            OWNER: json.dumps(me()),
             "variant": planned.variant,
             "task": planned.task,
             "status": record["status"],

@@ -114,7 +114,7 @@ def run(
     results = run_plan(plan)
     paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
-    print(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
+    print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
     failed = [planned for planned in plan.cells if results[planned.cell.id]["status"] == "failed"]
     for planned in failed:
         reason = results[planned.cell.id]["reason"]
