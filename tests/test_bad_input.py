@@ -8,19 +8,22 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from checkpoints import gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_runner import RAW
 
 from bench.checkpoint import Checkpoints, Every, Position
-from bench.data import get_task
+from bench.data import TaskData, get_task
 from bench.errors import UserError
 from bench.lease import Watch, read
+from bench.pretrained.command import convert_to
 from bench.status import status
 from bench.store import Store
 from bench.study import Study, load_study, study_from
@@ -114,6 +117,43 @@ def test_broken_overrides(overrides: list[str]) -> None:
     outcome(lambda: study_from(copy.deepcopy(RAW), overrides, "fuzz"))
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(gpt2(tmp_path_factory.mktemp("source"), n_layer=1))
+
+
+@settings(parent=many, max_examples=max(9, EXAMPLES // 4))
+@given(st.data())
+def test_broken_pretrained_models(tmp_path: Path, source: Path, data: Any) -> None:
+    """A field of the configuration changed or taken out, or bytes of a file flipped, cut or replaced."""
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    match data.draw(st.sampled_from(["change", "remove", "bytes", "none"])):
+        case "change":
+            config[data.draw(st.sampled_from(sorted(config)))] = data.draw(values)
+            (folder / "config.json").write_text(json.dumps(config, default=str))
+        case "remove":
+            del config[data.draw(st.sampled_from(sorted(config)))]
+            (folder / "config.json").write_text(json.dumps(config))
+        case "bytes":
+            path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+            content = bytearray(path.read_bytes())
+            position = data.draw(st.integers(0, len(content) - 1))
+            if data.draw(st.booleans()):
+                content[position] ^= data.draw(st.integers(1, 255))
+            else:
+                content = content[:position]
+            path.write_bytes(content)
+    out = folder / "out"
+    try:
+        convert_to(str(folder), "htc", ["options.n_prelude=0", "options.n_coda=0"], 0, out)
+    except UserError as error:
+        assert str(error) and "\n" not in str(error) and not out.exists()
+    else:
+        assert (out / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "text", ["!!python/object/apply:os.system ['true']", "a: &a [*a]", "? {a: b}\n: c", "- [" * 3000]
 )
@@ -164,3 +204,53 @@ def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     assert read(folder) is None or isinstance(read(folder), dict)
     assert Watch().free(folder) in (None, 2)
     status(store, {"cells": [cell], "config": {}})
+
+
+def built(name: str, options: dict[str, Any]) -> TaskData | None:
+    """A task's data, or a complaint of one line."""
+    try:
+        return get_task(name, options).build()
+    except UserError as error:
+        assert str(error) and "\n" not in str(error) and "\r" not in str(error)
+        return None
+
+
+lines = st.lists(st.text(max_size=60), max_size=12).map(lambda texts: "\n".join(texts).encode(errors="replace"))
+
+
+@many
+@given(
+    content=st.one_of(st.binary(max_size=300), lines),
+    name=st.one_of(st.just("a.txt"), st.text(max_size=8), st.sampled_from(["*", "[", "**", ".", "a.txt/b", "x\0y"])),
+    options=st.fixed_dictionaries({}, optional={
+        "length": st.integers(-1, 40), "tokenizer": st.sampled_from(["bytes", "bpe", "pretrained:/nowhere", ""]),
+        "n_test": st.integers(0, 4), "bpe_vocab_size": st.integers(250, 300),
+    }),
+)  # fmt: skip
+def test_broken_texts(tmp_path: Path, content: bytes, name: str, options: dict[str, Any]) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    data = built("text", {"files": [f"{tmp_path}/{name}"], **options})
+    assert data is None or (len(data.train) and len(data.valid) and len(data.test))
+
+
+@settings(parent=many, max_examples=max(3, EXAMPLES // 20))  # datasets takes a tenth of a second for each
+@given(
+    kind=st.sampled_from(["jsonl", "csv", "txt", "parquet", "arrow", ""]),
+    content=st.one_of(
+        st.binary(max_size=200),
+        lines,
+        st.lists(st.dictionaries(st.sampled_from(["text", "b"]), scalars, max_size=2), max_size=9).map(
+            lambda rows: "\n".join(json.dumps(row, default=str) for row in rows).encode()
+        ),
+    ),
+)
+def test_broken_local_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, content: bytes) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / f"train.{kind}".rstrip(".")).write_bytes(content)
+    built("hub", {"dataset": str(folder), "length": 4})
