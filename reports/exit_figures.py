@@ -19,6 +19,7 @@ from reports.table import Manifest, Record, done
 from reports.units import metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
+ZERO_ATTENTION = "zero_attention"
 BOUNDS = ("fixed", "random", "oracle", "oracle.loss")
 # A colour for each kind of signal and a dash for each rule of the kind: eight colours are all that the colour-blind
 # can tell apart.
@@ -210,6 +211,34 @@ def rule_rows(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, 
                     }
                 )
     return rows
+
+
+def findings(manifest: Manifest, results: dict[str, Record]) -> list[str]:
+    """One plain sentence for each task and variant with exits: which rule is worth most, and whether the attention to
+    the zero tokens, where there is any, is worth as much as the best of the others.
+    """
+    found = []
+    for task in manifest["tasks"]:
+        for label, records in _with_exits(manifest, results, task):
+            areas = {key: [r["exits"]["rules"][key]["area"] for r in records] for key in _common_rules(records)}
+            order = sorted((key for key in areas if key not in BOUNDS), key=lambda key: -np.mean(areas[key]))
+            if not order:
+                continue
+            text = f"{task['label']}, {label}: of {len(order)} rules the one worth most against leaving at random is "
+            text += f"{order[0]} with {_told(mean_interval(areas[order[0]]))}"
+            if "fixed" in areas:
+                text += f"; leaving all after the same number of cycles is worth {_told(mean_interval(areas['fixed']))}"
+            others = [key for key in order if not key.startswith(ZERO_ATTENTION)]
+            if ZERO_ATTENTION in areas and others:
+                mine, best = np.array(areas[ZERO_ATTENTION]), np.array(areas[others[0]])
+                apart = mean_interval(mine - best)
+                reading = "worse" if apart.high < 0 else "better" if apart.low > 0 else "no difference shown"
+                text += (
+                    f"; zero attention is number {order.index(ZERO_ATTENTION) + 1} with {_told(mean_interval(mine))}, "
+                )
+                text += f"a difference of {_told(apart)} to {others[0]}, paired by seed ({reading})"
+            found.append(f"{text} ({len(records)} seed{'s' if len(records) > 1 else ''}).")
+    return found
 
 
 def _dots(

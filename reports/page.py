@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
 from reports.execution import executions
-from reports.exit_figures import rule_rows
+from reports.exit_figures import findings, rule_rows
 from reports.figures import FIGURES
 from reports.latex import latex
 from reports.look import STYLE
@@ -50,6 +50,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "tuning": tuning(manifest),
             "costs": costs(manifest, results),
             "rules": rule_rows(manifest, results),
+            "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
             "environment": _environments(results),
             "failures": [r for r in results.values() if r["status"] == "failed"],

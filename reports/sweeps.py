@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -73,8 +74,48 @@ def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def findings(result: dict[str, Any]) -> list[str]:
+    """Plain sentences: the best rule of every variant at the shown budget, what a threshold for each exit point gains
+    over one for all, and the best trial of every variant; chosen on validation data, told on test data.
+    """
+    found, ways = [], {task["label"]: 1.0 if task["higher_is_better"] else -1.0 for task in result["tasks"]}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for search in result["thresholds"]:
+        groups.setdefault((search["task"], search["variant"]), []).append(search)
+    for (task, variant), searches in groups.items():
+        name, way = searches[0]["metric"], ways[task]
+        points = [(s["rule"], point) for s in searches for point in s["tuned"]]
+        shown = [pair for pair in points if abs(pair[1]["share_of_full"] - SHOWN) < 0.01] or points[-1:]
+        if shown:
+            rule, point = max(shown, key=lambda pair: way * pair[1]["valid"][name])
+            found.append(
+                f"{task}, {variant}: at most {point['share_of_full']:.0%} of the FLOPs at full depth, {rule} is the "
+                f"best of {len(shown)} rules on validation data, with a test {metric_name(name)} of "
+                f"{point['test'][name]:.4f}."
+            )
+        gains = [way * (point["test"][name] - point["single"][name]) for _, point in points if point["single"]]
+        if gains:
+            found.append(
+                f"{task}, {variant}: the thresholds found by trials are better than one exact threshold for all exit "
+                f"points in {sum(gain > 0 for gain in gains)} of {len(gains)} cases (rules and budgets), by "
+                f"{np.mean(gains):+.4f} in the mean."
+            )
+    for search in result["budgets"]:
+        if chosen := search["chosen"]:
+            setting = ", ".join(f"{key}={_number(value)}" for key, value in chosen["params"].items())
+            limit = "" if result["max_flops"] is None else f" within {human(result['max_flops'])} FLOPs/token"
+            found.append(
+                f"{search['task']}, {search['variant']}: the best of {search['trials']} trials{limit} on validation "
+                f"data is {setting}, with a test {metric_name(search['metric'])} of {chosen['test']:.4f} at "
+                f"{human(chosen['flops_per_token'])} FLOPs/token."
+            )
+    return found
+
+
 def write(result: dict[str, Any], out: Path) -> list[Path]:
-    """Write the tables (CSV) and, for every task, a figure (PNG, SVG) of the sweep into ``out``; their paths."""
+    """Write the tables (CSV), for every task a figure (PNG, SVG), and what was found (``sweep.md``) into ``out``; their
+    paths.
+    """
     paths = []
     for name, rows in (("thresholds", threshold_rows(result, every_budget=True)), ("budgets", budget_rows(result))):
         if rows:
@@ -97,6 +138,11 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
                     label = "".join(c if c.isalnum() or c in "-_" else "_" for c in task["label"])
                     paths.append(out / f"sweep_{kind}_{label}.{suffix}")
                     atomic_write(paths[-1], buffer.getvalue())
+    told = [f"# Sweep of {result['study']}", "", *(f"- {line}" for line in findings(result)), ""]
+    told += [f"![{path.stem}]({path.name})\n" for path in paths if path.suffix == ".png"]
+    told += [f"- {key}: `{result[key]}`" for key in ("command", "git")]
+    paths.append(out / "sweep.md")
+    atomic_write(paths[-1], "\n".join([*told, ""]).encode())
     return paths
 
 

@@ -15,9 +15,19 @@ from scipy.stats import spearmanr
 from bench.data.task import Metric
 from bench.exits.record import calibration, exits_record, rank
 from bench.exits.trace import Trace
-from reports.exit_figures import cycles_at_test, exit_area, exit_calibration, exit_curves, exit_depth, rule_rows
+from reports.exit_figures import (
+    BOUNDS,
+    cycles_at_test,
+    exit_area,
+    exit_calibration,
+    exit_curves,
+    exit_depth,
+    findings,
+    rule_rows,
+)
 from reports.figures import FIGURES
 from reports.sweeps import budget_rows, threshold_rows, write
+from reports.sweeps import findings as sweep_findings
 
 P_HOP, KJV = MANIFEST["tasks"]
 
@@ -112,6 +122,26 @@ def test_the_table_has_intervals_and_every_rule() -> None:
     assert found["p_hop", "ztt", "zero_attention"]["area against random"] == "0.0100", "one seed has no interval"
 
 
+def test_what_was_found_is_said_plainly() -> None:
+    results: dict[str, Any] = copy.deepcopy(RESULTS)
+    ids = [c["id"] for c in MANIFEST["cells"] if (c["variant"], c["task"]) == ("htc", "p_hop")]
+    for seed, id in enumerate(ids):
+        rules = results[id]["exits"]["rules"]
+        for key in set(rules) - {"confidence", *BOUNDS}:
+            del rules[key]
+        rules["zero_attention"] = {**rules["confidence"], "area": 0.1 + 0.0099 * seed}
+        rules["confidence"]["area"] = 0.3 + 0.01 * seed
+    (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
+    assert "of 2 rules the one worth most against leaving at random is confidence with 0.3050 [" in text
+    assert "zero attention is number 2 with 0.1050 [" in text and "(worse) (2 seeds)." in text
+    for id in ids:
+        results[id]["exits"]["rules"]["zero_attention"]["area"] = 0.9
+    (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
+    assert (
+        "most against leaving at random is zero_attention" in text and "to confidence, paired by seed (better)" in text
+    )
+
+
 def test_without_exits_there_is_nothing_to_show() -> None:
     results: dict[str, Any] = copy.deepcopy(RESULTS)
     for record in results.values():
@@ -120,7 +150,7 @@ def test_without_exits_there_is_nothing_to_show() -> None:
     for name in ("exit_curves", "exit_area", "exit_signal", "exit_depth", "exit_calibration", "cycles"):
         assert FIGURES[name][0](MANIFEST, results, P_HOP) is None
     assert exit_calibration(MANIFEST, RESULTS, P_HOP) is not None
-    assert rule_rows(MANIFEST, results) == []
+    assert rule_rows(MANIFEST, results) == [] == findings(MANIFEST, results)
 
 
 def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
@@ -134,6 +164,7 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     trial = {"trial": 3, "params": params, "flops_per_token": 8.0, "train_flops": 1e9, "valid": 0.8, "test": 0.6}
     found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial}
     result = {"max_flops": None, "tasks": MANIFEST["tasks"], "thresholds": searches, "budgets": [found]}
+    result |= {"study": "sample", "command": "cyclebench sweep sample", "git": None}
     (row,) = threshold_rows(result)
     assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
     assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows({**result, "max_flops": 10.0})) == 2
@@ -142,7 +173,12 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
     names = {path.name for path in write(result, tmp_path)}
     pictures = {f"sweep_{kind}_p_hop.{end}" for kind in ("thresholds", "budgets") for end in ("png", "svg")}
-    assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", *pictures}
+    assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", "sweep.md", *pictures}
+    text = (tmp_path / "sweep.md").read_text()
+    assert "zero_attention is the best of 1 rules on validation data, with a test accuracy of 0.7000." in text
+    assert "the best of 7 trials on validation data is model.d_model=32, train.lr=0.00123, with a test accuracy" in text
+    point["single"] = {**scores, "accuracy": 0.65}
+    assert "in 1 of 1 cases (rules and budgets), by +0.0500 in the mean" in " ".join(sweep_findings(result))
 
 
 def _records(variant: str, task: str) -> list[dict[str, Any]]:

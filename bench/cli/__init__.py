@@ -114,7 +114,9 @@ def run(
     results = run_plan(plan)
     paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
-    print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)")
+    print(
+        f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"
+    )
     failed = [planned for planned in plan.cells if results[planned.cell.id]["status"] == "failed"]
     for planned in failed:
         reason = results[planned.cell.id]["reason"]
@@ -151,7 +153,7 @@ def sweep(
     from bench.sweep.run import run_sweep
     from bench.sweep.storage import default_url
     from bench.tracking import Tracker
-    from reports.sweeps import budget_rows, threshold_rows, write
+    from reports.sweeps import budget_rows, findings, threshold_rows, write
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
     chosen, store = load_study(study, [*(overrides or ()), *limit], preset), Store(runs)
@@ -163,6 +165,8 @@ def sweep(
             for row in rows:
                 table.add_row(*row.values())
             screen().print(table)
+    for finding in findings(result):
+        print(finding)
     for path in write(result, out or runs / "reports" / chosen.name):
         print(path)
 

@@ -49,6 +49,14 @@ def new_table(title: str, *columns: str) -> Table:
     return Table(*columns, title=title, title_justify="left")
 
 
+PLACES = ("--runs", "--out", "--tracking-uri", "--storage", "--address")
+
+
 def command_line() -> str:
-    """The command as it was given, for the record."""
-    return shlex.join(["cyclebench", *sys.argv[1:]])
+    """The command as it was given, for the record, without the options that only say where things lie."""
+    kept, skip = ["cyclebench"], False
+    for argument in sys.argv[1:]:
+        if not skip and argument not in PLACES and not argument.startswith(tuple(f"{name}=" for name in PLACES)):
+            kept.append(argument)
+        skip = argument in PLACES
+    return shlex.join(kept)
