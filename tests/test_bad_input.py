@@ -154,6 +154,20 @@ def test_broken_pretrained_models(tmp_path: Path, source: Path, data: Any) -> No
         assert (out / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("what", ["missing", "unexpected"])
+def test_weights_are_neither_made_up_nor_dropped(tmp_path: Path, source: Path, what: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    weights = load_file(path)
+    weight = weights.pop("transformer.h.0.mlp.c_fc.weight")
+    save_file(weights if what == "missing" else {**weights, "a": weight}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{what} keys, .* the first of"):
+        convert_to(str(tmp_path / "source"), "bc", [], 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "text", ["!!python/object/apply:os.system ['true']", "a: &a [*a]", "? {a: b}\n: c", "- [" * 3000]
 )

@@ -134,7 +134,11 @@ def digest(source: str) -> str:
 @lru_cache(maxsize=16)
 def outline(source: str) -> Outline:
     """Shape, vocabulary and length of a source. Raises UserError if it cannot be read or represented."""
-    return _outline(_config(locate(source)), source)
+    where = locate(source)
+    try:
+        return _outline(_config(where), source)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:  # a configuration that makes no sense
+        raise _unreadable(where, error) from None
 
 
 def _config(where: Location) -> PreTrainedConfig:
@@ -147,11 +151,17 @@ def _config(where: Location) -> PreTrainedConfig:
 def _outline(config: PreTrainedConfig, source: str) -> Outline:
     shape = config.model if isinstance(config, CycleConfig) else shape_of(config, source)
     special = {key: _one(getattr(config, key, None)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return Outline(shape, config.vocab_size, config.max_position_embeddings, special)
+    sizes = (config.vocab_size, config.max_position_embeddings)
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"vocab_size and max_position_embeddings are {sizes}")
+    return Outline(shape, *sizes, special)
 
 
 def _one(token: int | list[int] | None) -> int | None:
-    return token[0] if isinstance(token, list) else token
+    one = token[0] if isinstance(token, list) else token
+    if one is not None and type(one) is not int:
+        raise ValueError(f"{one!r} is not the number of a token")
+    return one
 
 
 def load(source: str) -> Pretrained:
@@ -163,12 +173,18 @@ def load(source: str) -> Pretrained:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        lm: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype).eval()
+        lm: Any
+        lm, told = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise _unreadable(where, error) from None
     finally:
         if bars:
             logging.enable_progress_bar()
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):  # transformers would draw or drop them
+        if wrong := sorted(map(str, told[kind])):
+            what = kind.replace("_", " ")
+            raise UserError(f"source {source!r} cannot be read: {what}, {wrong[0]} the first of {len(wrong)}")
+    lm.eval()
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(found.vocab_size, (PROBE[0], min(PROBE[1], found.positions)), generator=generator)
     ours = isinstance(lm.config, CycleConfig)

@@ -13,6 +13,8 @@ from bench.study.designs import expand
 from bench.sweep.spec import Sweep
 from bench.variant import Variant, get_variant
 
+MOST_SEEDS = 10_000
+
 
 class Entry(Strict):
     """One row of ``tasks`` or ``variants``; a bare name stands for itself.
@@ -91,7 +93,7 @@ class Study(Strict):
     evaluation: EvalConfig = EvalConfig()
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1, max_length=MOST_SEEDS)
     hypotheses: tuple[Hypothesis, ...] = ()
     tune: Tune | None = None
     sweep: Sweep | None = None
@@ -105,15 +107,15 @@ class Study(Strict):
     @classmethod
     def _seeds(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError("must be at least 1, or a list of seeds")
+            if not 1 <= value <= MOST_SEEDS:
+                raise ValueError(f"must be from 1 to {MOST_SEEDS}, or a list of seeds")
             return tuple(range(value))
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds = {list(self.seeds)} must be different and not negative")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= 1 << 63:
+            raise ValueError(f"seeds = {list(self.seeds)} must be different, from 0 to 2^63 - 1")
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"
