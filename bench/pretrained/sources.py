@@ -173,13 +173,13 @@ def load(source: str) -> Pretrained:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        lm: Any
-        lm, told = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise _unreadable(where, error) from None
     finally:
         if bars:
             logging.enable_progress_bar()
+    lm, told = loaded
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):  # transformers would draw or drop them
         if wrong := sorted(map(str, told[kind])):
             what = kind.replace("_", " ")
@@ -191,7 +191,7 @@ def load(source: str) -> Pretrained:
     with torch.no_grad():
         logits = lm(probe, n_cycles=1).logits if ours else lm(probe).logits
     weights: State = dict(lm.state_dict())
-    del lm
+    del lm, loaded
     if ours:
         if found.shape.tie_embeddings:
             weights.pop("lm_head.weight")
