@@ -72,7 +72,7 @@ def test_overrides_reach_everything(tmp_path: Path) -> None:
         ("variants.gated=3", r"is an entry; set one of its fields"),
         ("train.steps", r"must be KEY=VALUE"),
         ("train.steps=[", r"not valid YAML"),
-        ("seeds=0", r"seeds: must be at least 1"),
+        ("seeds=0", r"seeds: must be from 1 to 10000"),
         ("seeds=[1, 1]", r"seeds = \[1, 1\] must be different"),
         ("seeds=[]", r"seeds"),
         ("model.n_heads=3", r"d_model = 128 must be a multiple of n_heads = 3"),
