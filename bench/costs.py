@@ -7,7 +7,7 @@ everything a variant adds; norms, activations and other element-wise work are le
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -106,18 +106,37 @@ def costs(
     )
 
 
-def step_flops(lm: CycleForCausalLM, steps: Iterable[Step], length: int, device: str, with_mass: bool = False) -> Flops:
-    """FLOPs of the given steps for one sequence. with_mass: zero attention is read at every step."""
-    total = Flops()
+def step_flops(
+    lm: CycleForCausalLM,
+    steps: Iterable[Step],
+    length: int,
+    device: str,
+    with_mass: bool = False,
+    inside: int | None = None,
+) -> Flops:
+    """FLOPs of the given steps for one sequence. with_mass: zero attention is read at every step; inside: the steps run
+    for so many of the tokens alone, the keys and values of the others being there.
+    """
+    total, run_on = Flops(), length if inside is None else inside
     gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
     for step in steps:
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
-        total += cast(Block, lm.blocks[step.block]).flops(length)
-        total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device)
+        total += cast(Block, lm.blocks[step.block]).flops(run_on)
+        total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device, inside)
         for part in _parts(lm):
-            total += part.flops(step, length)
+            total += part.flops(step, run_on)
+    return total
+
+
+def frozen_flops(lm: CycleForCausalLM, steps: Iterable[Step], tokens: int) -> Flops:
+    """FLOPs of the keys and values that so many tokens of one sequence, which have left, go on giving to the steps."""
+    total, model, adapter = Flops(), lm.model_shape, lm.adapter
+    for step in steps:
+        total += Flops(2 * tokens * model.d_model * 2 * model.kv_heads * model.head_dim)
+        if adapter is not None and "qkv" in adapter.linears:
+            total += adapter.delta_flops(step, "qkv", tokens)
     return total
 
 
@@ -127,14 +146,22 @@ def head_flops(lm: CycleForCausalLM, length: int) -> Flops:
 
 
 def cycle_flops(
-    lm: CycleForCausalLM, schedule: Schedule, cycle: int, length: int, device: str, with_mass: bool = False
+    lm: CycleForCausalLM,
+    schedule: Schedule,
+    cycle: int,
+    length: int,
+    device: str,
+    with_mass: bool = False,
+    inside: int | None = None,
+    frozen: int = 0,
 ) -> Flops:
-    """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence."""
-    if lm.recurrence is None:
-        total = step_flops(lm, schedule.cycles[cycle], length, device, with_mass)
-    else:
-        run_on = lm.recurrence.tokens(cycle, length)
-        total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass)
+    """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence. inside: tokens that have not left, None: all;
+    frozen: those that have, and stand before one that has not.
+    """
+    run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
+    total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
+    total += frozen_flops(lm, schedule.cycles[cycle], frozen)
+    if lm.recurrence is not None:
         total += lm.recurrence.cycle_flops(cycle, length)
     if lm.halting is not None and cycle + 1 < schedule.n_cycles:
         total += lm.halting.cycle_flops(length)
@@ -216,6 +243,33 @@ def exit_flops(
             done += output
         totals.append(done.forward / length)
     return tuple(totals)
+
+
+def token_exit_flops(
+    lm: CycleForCausalLM,
+    left: Sequence[int],
+    device: str,
+    reading: bool = False,
+    predicting: bool = False,
+    n_cycles: int | None = None,
+) -> int:
+    """Forward FLOPs of one sequence whose tokens leave after the cycles left [T], each 1, 2, ...: a token that has left
+    costs its keys and values at every step that a later token still takes; what happens between the cycles, the coda
+    and the LM head run for all tokens.
+
+    reading: the zero attention is read to decide; predicting: the coda runs for all tokens and the LM head for those
+    that have not left at every exit point, to decide, and once more at the end, when all states are known.
+    """
+    schedule, length = lm.schedule_at(n_cycles), len(left)
+    output = read_out_flops(lm, schedule, length, device)
+    total = step_flops(lm, schedule.prelude, length, device) + output
+    for cycle in range(max(left)):
+        inside = [place for place, number in enumerate(left) if number > cycle]
+        early, frozen = cycle + 1 < schedule.n_cycles, inside[-1] + 1 - len(inside)
+        total += cycle_flops(lm, schedule, cycle, length, device, reading and early, len(inside), frozen)
+        if predicting and early:
+            total += output - head_flops(lm, length - len(inside))
+    return total.forward
 
 
 def additions(lm: CycleForCausalLM, length: int, device: str) -> dict[str, Addition]:

@@ -102,7 +102,9 @@ class Store:
         self._dump(self.folder(id) / "failure.json", record)
 
     def write_execution(self, id: str, rule: str, rows: list[dict[str, Any]]) -> None:
-        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before."""
+        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before. rule:
+        its key, followed by `` by token`` where tokens leave on their own.
+        """
         path = self.folder(id) / "execution.json"
         self._dump(path, {**(self._load(path) or {}), rule: rows})
 

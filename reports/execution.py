@@ -13,6 +13,7 @@ def columns(label: str, row: dict[str, Any]) -> dict[str, str]:
     return {
         "cell": label,
         "rule": row["rule"],
+        "leaves": row.get("granularity", "sequence"),
         "threshold": f"{row['threshold']:.4g}",
         "mean cycles": f"{row['mean_cycles']:.2f}",
         "accuracy": plain(row["accuracy"]),

@@ -36,7 +36,7 @@ class LowRank(Adapter):
             "mlp_out": (model.ff, d),
         }
         self.rows = StepTable(steps)
-        self.flops_per_token = sum(2 * rank * (wide + out) for wide, out in sizes.values())
+        self.flops_per_token = {name: 2 * rank * (wide + out) for name, (wide, out) in sizes.items()}
         rows = len(self.rows)
         self.a = nn.ParameterDict({name: torch.empty(rows, rank, wide) for name, (wide, _) in sizes.items()})
         self.b = nn.ParameterDict({name: torch.empty(rows, out, rank) for name, (_, out) in sizes.items()})
@@ -53,8 +53,8 @@ class LowRank(Adapter):
         row = self.rows[step]
         return project(project(x, self.a[linear][row]), self.b[linear][row])
 
-    def flops(self, step: Step, length: int) -> Flops:
-        return Flops(length * self.flops_per_token) if step in self.rows else Flops()
+    def delta_flops(self, step: Step, linear: Linear, length: int) -> Flops:
+        return Flops(length * self.flops_per_token[linear]) if step in self.rows else Flops()
 
 
 @register("relaxed")

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from bench.data.batches import arrays
 from bench.errors import UserError
-from bench.evaluate import rule_flops
-from bench.exits.execute import execute
+from bench.exits.execute import Granularity, execute
 from bench.exits.rules import get_rule
 from bench.model import CycleForCausalLM
 from bench.store import Store
@@ -27,32 +26,31 @@ def measure(
     rule: str,
     threshold: float,
     rounds: int,
+    granularity: Granularity = "sequence",
 ) -> dict[str, Any]:
-    """Sequences [N, T] with exits and without, in turns, ``rounds`` times.
+    """Sequences [N, T] with exits and without, in turns, ``rounds`` times; granularity: what leaves.
 
-    ``flops_saved`` and ``time_saved`` are shares of what the full depth takes; the latter is the median over the pairs,
-    with its quartiles.
+    ``mean_cycles`` is that of the sequences or of the tokens. ``flops_saved`` and ``time_saved`` are shares of what the
+    full depth takes; the latter is the median over the pairs, with its quartiles.
     """
-    flops = rule_flops(lm, get_rule(rule), ids.shape[1])
-    full = rule_flops(lm, get_rule("fixed"), ids.shape[1])[-1]
-    execute(lm, ids[:1], targets[:1], rule, threshold)  # the first call pays for what later ones find ready
-    saved, done = [], None
+    execute(
+        lm, ids[:1], targets[:1], rule, threshold, granularity=granularity
+    )  # it pays for what later ones find ready
+    saved, found = [], {}
     for turn in range(rounds):
-        seconds = {}
         for key in (rule, None) if turn % 2 else (None, rule):
-            found = execute(lm, ids, targets, key, threshold)
-            seconds[key] = found.seconds
-            done = found if key is not None else done
-        saved.append(1 - seconds[rule] / seconds[None])
-    assert done is not None
+            found[key] = execute(lm, ids, targets, key, threshold, granularity=granularity)
+        saved.append(1 - found[rule].seconds / found[None].seconds)
+    done = found[rule]
     low, middle, high = np.quantile(saved, (0.25, 0.5, 0.75))
-    executed = float(flops[done.cycle - 1].mean())
+    executed, full = (float(found[key].flops.mean()) / ids.shape[1] for key in (rule, None))
     return {
         "rule": rule,
+        "granularity": granularity,
         "threshold": threshold,
         **done.scores,
         "flops_per_token": executed,
-        "flops_saved": 1 - executed / float(full),
+        "flops_saved": 1 - executed / full,
         "time_saved": float(middle),
         "time_saved_quartiles": [float(low), float(high)],
         "rounds": rounds,
@@ -60,12 +58,13 @@ def measure(
 
 
 def execute_study(
-    study: str, rule: str, thresholds: list[float] | None, rounds: int, runs: Path
+    study: str, rule: str, thresholds: list[float] | None, rounds: int, runs: Path, granularity: Granularity
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure the cells of a study's last run that have exits and the rule, and store what is found beside their
     results; a label and a row at a time.
 
-    thresholds: by default those tuned on the cell's validation data. Raises UserError if the study has not been run.
+    thresholds: by default those tuned on the cell's validation data, where whole sequences leave. Raises UserError if
+    the study has not been run.
     """
     from bench.config import Cell
     from bench.plan import task_data
@@ -89,6 +88,6 @@ def execute_study(
         with repeatable(cell.seed, cell.train.threads):
             lm = CycleForCausalLM.from_pretrained(store.folder(cell.id) / "model").eval()
             for threshold in thresholds or sorted(set(tuned)):
-                rows.append(measure(lm, *arrays(data.test), rule, threshold, rounds))
+                rows.append(measure(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield f"{planned['variant']}, {planned['task']}, seed {planned['seed']}", rows[-1]
-        store.write_execution(cell.id, rule, rows)
+        store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ Threshold = Annotated[
     list[float] | None,
     typer.Option(help="Where the rule leaves. Given several times: one for each exit point."),
 ]
+
+Granularity = Literal["sequence", "token"]
 
 
 def generate(
@@ -64,10 +66,14 @@ def execute(
     threshold: Annotated[
         list[float] | None, typer.Option(help="Repeatable. Default: those tuned on the validation data.")
     ] = None,
+    granularity: Annotated[Granularity, typer.Option(help="What leaves: a sequence, or a token.")] = "sequence",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of passes, with exits and without.")] = 5,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the results.")] = Path("runs"),
 ) -> None:
-    """Really leave early on the test data: saved FLOPs beside saved time, kept for the report."""
+    """Really leave early on the test data: saved FLOPs beside saved time, kept for the report.
+
+    With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
+    """
     from rich.console import Console
     from rich.table import Table
     from transformers.utils import logging
@@ -77,7 +83,7 @@ def execute(
 
     logging.disable_progress_bar()
     table = Table(title="executed exits", title_justify="left")
-    for label, measured in execute_study(study, rule, threshold or None, rounds, runs):
+    for label, measured in execute_study(study, rule, threshold or None, rounds, runs, granularity):
         row = columns(label, measured)
         if not table.columns:
             for name in row:

@@ -13,6 +13,7 @@ scaling by it gives the right output and the wrong gradient. Two exact forms are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from bench.model.parts import Flops
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
+Attend = Callable[[Tensor, Tensor, Tensor, Prefix | None, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
+"""What ``attend`` is."""
 
 MASS_COLUMNS = 8  # columns added to the heads to carry p0: one holds it, the others keep the kernels' alignment
 
@@ -53,9 +56,21 @@ def attend(
 
 
 def attention_flops(
-    n_heads: int, length: int, head_dim: int, n_prefix: int, with_mass: bool, trained_key: bool, device: str
+    n_heads: int,
+    length: int,
+    head_dim: int,
+    n_prefix: int,
+    with_mass: bool,
+    trained_key: bool,
+    device: str,
+    queries: int | None = None,
 ) -> Flops:
-    """FLOPs of ``attend`` on a full causal sequence as executed on the kind of device (``"cpu"`` or another)."""
+    """FLOPs of ``attend`` on a full causal sequence as executed on the kind of device (``"cpu"`` or another); queries:
+    by so many of its tokens alone, under a mask.
+    """
+    if queries is not None and queries < length:
+        wide = head_dim + (MASS_COLUMNS if with_mass and n_prefix else 0)
+        return Flops(attention=4 * n_heads * queries * (length + n_prefix) * wide)
     if not n_prefix or device == "cpu":
         scores = 2 * n_heads * length * head_dim * n_prefix
         kernel = 4 * n_heads * length * length * head_dim

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bench.config import ModelConfig
-from bench.model.attention import Prefix, attend, causal_mask
+from bench.model.attention import Attend, Prefix, attend, causal_mask
 from bench.model.parts import Adapter, Flops, Gate, Linear
 from bench.schedule import Step
 
@@ -29,7 +29,8 @@ class Context:
 
     length, total: T queries, the last of S keys; visible: [B, S], the keys that may be seen, None for all; n_prefix: M
     tokens in front; rotation: cosines and sines [B or 1, 1, T, d] (llama); cache: one slot a step; with_mass: whether
-    the attention on zero tokens is wanted by the caller; like: a tensor of the attention's type and device. From these
+    the attention on zero tokens is wanted by the caller; like: a tensor of the attention's type and device; attend:
+    how queries meet keys, in general by the function of that name. From these
     mask: additive, [.., T, S], None for plain causal; prefix_mask: the same with the prefix's columns in front.
     """
 
@@ -41,6 +42,7 @@ class Context:
     cache: Cache | None
     with_mass: bool
     like: Tensor
+    attend: Attend = attend
     mask: Tensor | None = field(init=False)
     prefix_mask: Tensor | None = field(init=False)
 
@@ -111,7 +113,7 @@ class Attention(nn.Module):
             key, value = context.cache.update(key, value, step.depth)
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
-        out, mass = attend(query, key, value, prefix, mask, with_mass, dropout)
+        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)
         factors = gate.heads(step, x) if gate is not None else None
         if factors is not None:
             out = out * factors.view(-1, 1, 1)

@@ -151,7 +151,7 @@ class Walk:
 
     def select(self, rows: Tensor) -> Walk:
         """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""
-        found = self._each(lambda tensor: tensor[rows])
+        found = self.each(lambda tensor: tensor[rows])
         context = self.context
         visible = None if context.visible is None else context.visible[rows]
         turn = (
@@ -173,16 +173,16 @@ class Walk:
             of = {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(found, name)}
             setattr(found, name, of)
         found.active = None
-        return found._each(lambda tensor: tensor[rows])
+        return found.each(lambda tensor: tensor[rows])
 
     def last(self) -> Walk:
         """The last token of every sequence alone, to look at: [B, 1, D]. It cannot be walked on."""
-        found = self._each(lambda tensor: tensor[:, -1:])
+        found = self.each(lambda tensor: tensor[:, -1:])
         found.zero_attention = {depth: p0[..., -1:] for depth, p0 in self.zero_attention.items()}
         return found
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Walk:
-        """A copy with the tensors [B, T, ...] changed."""
+    def each(self, change: Callable[[Tensor], Tensor]) -> Walk:
+        """A copy with the tensors [B, T, ...] changed, without the losses; the context and the positions stay."""
         found = copy.copy(self)
         found.hidden, found.embedded = change(self.hidden), change(self.embedded)
         found.memory = {name: change(tensor) for name, tensor in self.memory.items()}
@@ -196,6 +196,9 @@ class Walk:
         """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
         return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
+
+
+RunSteps = Callable[[Iterable[Step], Walk], Any]  # runs steps of the schedule on a state, in place
 
 
 class Exits(Protocol):
@@ -357,13 +360,13 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         if self.recurrence is not None:
             self.recurrence.begin(state)
 
-    def cycle(self, number: int, state: Walk) -> None:
-        """Run cycle 0, 1, ... on the state, in place."""
+    def cycle(self, number: int, state: Walk, walk: RunSteps | None = None) -> None:
+        """Run cycle 0, 1, ... on the state, in place. walk: how its steps are run, by default ``self.walk``."""
         whole = state.embedded, state.context
         state.before = state.hidden
         if self.recurrence is not None:
             self.recurrence.enter(number, state)
-        self.walk(state.schedule.cycles[number], state)
+        (walk or self.walk)(state.schedule.cycles[number], state)
         if self.recurrence is not None:
             self.recurrence.leave(number, state)
         if self.halting is not None:

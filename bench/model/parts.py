@@ -140,6 +140,13 @@ class Adapter(Part):
         """What is added to the output [B, T, out] of the block's linear layer for its input x [B, T, in], or None."""
         return None
 
+    def delta_flops(self, step: Step, linear: Linear, length: int) -> Flops:
+        """Forward FLOPs of ``delta`` for one sequence of ``length`` tokens."""
+        return Flops()
+
+    def flops(self, step: Step, length: int) -> Flops:
+        return sum((self.delta_flops(step, linear, length) for linear in self.linears), Flops())
+
 
 class Recurrence(Part):
     """What happens between the cycles: re-injected input, context from earlier cycles, a memory, halting.
