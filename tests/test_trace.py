@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from itertools import pairwise, product
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_the_curve_is_exact_at_every_threshold(trace: Trace) -> None:
         seen = np.unique(trace.signals[key][:, :-1])
         assert {tuple(by_hand(trace, key, t)) for t in seen} <= outcomes
         assert all(a < b for a, b in pairwise(curve["mean_cycles"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces, st.lists(st.floats(-0.5, 4.5), min_size=1, max_size=8))
+def test_any_threshold_is_looked_up_in_the_curve(trace: Trace, thresholds: list[float]) -> None:
+    """Between the signals and beyond them too, against the same threshold given for each exit point."""
+    for key in (*RULES, "fixed"):
+        beside = [float(np.nextafter(s, d)) for s in trace.signals[key][0] for d in (np.float32(-9), np.float32(9))]
+        for threshold in [*thresholds, *beside, *map(float, trace.signals[key][-1]), -math.inf, math.inf]:
+            assert trace.leave(key, threshold).tolist() == by_hand(trace, key, threshold)
+            each = np.full(max(1, trace.n_cycles - 1), threshold)[: trace.n_cycles - 1]
+            assert trace.score(key, threshold) == pytest.approx(trace.score(key, each), abs=1e-12)
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,14 +91,38 @@ class Trace:
             np.maximum.at(column, moves.row[done], moves.end[done])
             return column + 1
         leaves = np.ones(self.loss.shape, dtype=bool)  # the last cycle ends the recurrent part whatever the signal says
-        leaves[:, :-1] = get_rule(key).leaves(self._signal(key)[:, :-1], threshold)
+        signal = self._signal(key)[:, :-1]
+        # In the signals' own precision, as a model in it decides.
+        leaves[:, :-1] = get_rule(key).leaves(signal, np.asarray(threshold, signal.dtype))
         return leaves.argmax(1) + 1
 
     def score(self, key: str, threshold: float | Array) -> dict[str, float]:
-        """The curve's columns at one threshold, or at one for each exit point."""
+        """The curve's columns at one threshold, looked up there, or at one for each exit point."""
+        if np.ndim(threshold) == 0:
+            levels, curve = self._lookup(key)
+            at = bisect_left(levels, self._level(key, threshold))
+            return {name: column[at] for name, column in curve.items()}
         cycle = self.leave(key, threshold)
         flops = float(self._cost(key)[cycle - 1].mean())
         return {"flops_per_token": flops, "mean_cycles": float(cycle.mean()), **self.leaving(cycle)}
+
+    def _level(self, key: str, threshold: float) -> float:
+        """A threshold as the moves' levels are: at which at or above what it is a sequence moves."""
+        return threshold if key in ORACLES else float(self._signal(key).dtype.type(threshold)) * _sign(key)
+
+    def _lookup(self, key: str) -> tuple[list[float], dict[str, list[float]]]:
+        """The curve's levels, rising, and its other columns in that order."""
+        if key not in self._lookups:
+            curve = {name: column.tolist() for name, column in self.curve(key).items()}
+            levels = [_sign(key) * threshold for threshold in curve.pop("threshold")]
+            turned = key in ORACLES
+            found = {name: column[::-1] if turned else column for name, column in curve.items()}
+            self._lookups[key] = (levels[::-1] if turned else levels), found
+        return self._lookups[key]
+
+    @cached_property
+    def _lookups(self) -> dict[str, tuple[list[float], dict[str, list[float]]]]:
+        return {}
 
     def curve(self, key: str) -> Curve:
         """What every threshold gives, exactly: an entry for each at which a sequence changes its exit.
