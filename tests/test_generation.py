@@ -69,7 +69,7 @@ def test_recompute_is_generation_without_a_cache(name: str, options: dict[str, A
 @defaults
 def test_a_batch_decides_sequence_by_sequence(name: str, options: dict[str, Any]) -> None:
     lm, batch = model(name, options, "llama"), prompts()
-    for kv in ("recompute", "propagate"):
+    for kv in ("recompute", "propagate", "share_last", "share_first"):
         lm.exits = EarlyExit("latent_diff", middle_threshold(lm, "latent_diff"), kv)
         together = lm.generate(**batch, do_sample=False, **SETTINGS)
         for row in range(3):

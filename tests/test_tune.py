@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna
 import pytest
 from pydantic import Field
 
@@ -16,6 +17,7 @@ from bench.errors import UserError
 from bench.plan import Plan, make_plan
 from bench.store import Store
 from bench.study import Study, study_from
+from bench.sweep.storage import default_url as url
 from bench.tune import tuned_plan
 from bench.variant import register
 from reports.tuning import tuning
@@ -49,14 +51,14 @@ def values(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run() -> None:
+def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run(tmp_path: Path) -> None:
     plans: list[Plan] = []
 
     def run(plan: Plan) -> dict[str, dict[str, Any]]:
         plans.append(plan)
         return values(plan)
 
-    plan = tuned_plan(study(), run, "command", "revision")
+    plan = tuned_plan(study(), run, "command", "revision", url(tmp_path))
     rows = plan.manifest["tuning"]
     assert [(row["variant"], row["task"], len(row["trials"])) for row in rows] == [
         ("htc", "p_hop", 3),
@@ -86,7 +88,7 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
         return {id: {"id": id, "status": "done", "history": entries} for id, entries in history.items()}
 
     tasks = [{"name": "text", "options": {"files": [str(tmp_path / "a.txt")], "length": 8}}]
-    (row,) = tuned_plan(study(tasks=tasks, variants=["htc"]), run, "", None).manifest["tuning"]
+    (row,) = tuned_plan(study(tasks=tasks, variants=["htc"]), run, "", None, url(tmp_path)).manifest["tuning"]
     assert row["chosen"]["train.lr"] == min(trial["train.lr"] for trial in row["trials"])
 
 
@@ -104,15 +106,29 @@ def test_an_interrupted_tuning_goes_on_and_repeats_nothing(tmp_path: Path) -> No
         return store.results(planned.cell.id for planned in plan.cells)
 
     with pytest.raises(KeyboardInterrupt):
-        tuned_plan(study(), run, "", None)
+        tuned_plan(study(), run, "", None, url(tmp_path))
+    first = in_database(tmp_path)
+    assert sum(map(len, first.values())) == 2, "those of a round that was not over are asked for again"
     ran = -10
-    whole = tuned_plan(study(), run, "", None)
+    whole = tuned_plan(study(), run, "", None, url(tmp_path))
     assert ran == -10 + 3, "six trials, three of them stored before"
     ran = 3
-    assert tuned_plan(study(), run, "", None).manifest == whole.manifest
+    assert tuned_plan(study(), run, "", None, url(tmp_path)).manifest == whole.manifest
+    for row in whole.manifest["tuning"]:
+        rates = [trial["train.lr"] for trial in row["trials"]]
+        assert in_database(tmp_path)[row["variant"]] == rates and first[row["variant"]] == rates[:1]
+    (tmp_path / "optuna.db").unlink()
+    assert tuned_plan(study(), run, "", None, url(tmp_path)).manifest == whole.manifest, "the cells tell it again"
 
 
-def test_failed_trials_are_told_and_a_variant_without_any_is_an_error() -> None:
+def in_database(runs: Path) -> dict[str, list[float]]:
+    """The learning rates tried, by variant."""
+    studies = optuna.get_all_study_summaries(storage=url(runs))
+    found = {study.study_name: optuna.load_study(study_name=study.study_name, storage=url(runs)) for study in studies}
+    return {name.split(" / ")[1]: [t.params["train.lr"] for t in kept.trials] for name, kept in found.items()}
+
+
+def test_failed_trials_are_told_and_a_variant_without_any_is_an_error(tmp_path: Path) -> None:
     def run(plan: Plan) -> dict[str, dict[str, Any]]:
         records = values(plan)
         for planned in plan.cells:
@@ -120,13 +136,13 @@ def test_failed_trials_are_told_and_a_variant_without_any_is_an_error() -> None:
                 records[planned.cell.id] = {"id": planned.cell.id, "status": "failed", "reason": "loss is nan"}
         return records
 
-    (row,) = tuned_plan(study(variants=["htc"]), run, "", None).manifest["tuning"]
+    (row,) = tuned_plan(study(variants=["htc"]), run, "", None, url(tmp_path)).manifest["tuning"]
     assert [trial["value"] is None for trial in row["trials"]] == [True, False, False]
     with pytest.raises(UserError, match=r"all 3 trials of variants\.vanilla on p_hop failed, the last: loss is nan"):
-        tuned_plan(study(), run, "", None)
+        tuned_plan(study(), run, "", None, url(tmp_path))
 
 
-def test_a_variant_declares_what_else_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_declares_what_else_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.variant, "_registry", dict(bench.variant._registry))
 
     @register("leaky")
@@ -138,7 +154,7 @@ def test_a_variant_declares_what_else_is_tuned(monkeypatch: pytest.MonkeyPatch) 
         class Options(HeadTailCycling.Options):
             rate: float = Field(0.5, gt=0)
 
-    (row,) = tuned_plan(study(variants=["leaky"], reference=None), values, "", None).manifest["tuning"]
+    (row,) = tuned_plan(study(variants=["leaky"], reference=None), values, "", None, url(tmp_path)).manifest["tuning"]
     assert set(row["chosen"]) == {"train.lr", "options.rate"} and len(row["trials"]) == 3
     assert len({trial["options.rate"] for trial in row["trials"]}) == 3
     assert issubclass(Leaky.Options, Strict)
@@ -146,7 +162,7 @@ def test_a_variant_declares_what_else_is_tuned(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_a_tune_block_the_plan_is_the_plain_one() -> None:
     plain = study(tune=None)
-    assert tuned_plan(plain, values, "c", "r") == make_plan(plain, "c", "r")
+    assert tuned_plan(plain, values, "c", "r", "") == make_plan(plain, "c", "r")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bench.cli.options import (
     Overrides,
     Preset,
     Runs,
+    Storage,
     StudyName,
     Tracking,
     command_line,
@@ -77,6 +78,7 @@ def run(
     checkpoint_every: Annotated[
         str, typer.Option(metavar="TIME", help="Seconds (90s), minutes (10m) or optimizer steps (500).")
     ] = "60s",
+    storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,
@@ -91,6 +93,7 @@ def run(
     from bench.runner import Running, run_study
     from bench.store import Store
     from bench.study import load_study
+    from bench.sweep.storage import default_url
     from bench.tracking import Tracker
     from bench.tune import tuned_plan
 
@@ -107,7 +110,9 @@ def run(
         tracker.finish([])
         return results
 
-    plan = tuned_plan(load_study(study, overrides or (), preset), run_plan, command_line(), git_revision())
+    loaded = load_study(study, overrides or (), preset)
+    url = storage or (default_url(runs) if loaded.tune is not None else "")
+    plan = tuned_plan(loaded, run_plan, command_line(), git_revision(), url)
     for entry in plan.manifest["variants"]:
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
@@ -136,9 +141,7 @@ def sweep(
         float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
-    ] = None,
+    storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,

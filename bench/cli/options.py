@@ -31,6 +31,9 @@ Preset = Annotated[
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
 Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keeps its records.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
+]
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 

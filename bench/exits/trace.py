@@ -100,7 +100,7 @@ class Trace:
         """The curve's columns at one threshold, looked up there, or at one for each exit point."""
         if np.ndim(threshold) == 0:
             levels, curve = self._lookup(key)
-            at = bisect_left(levels, self._level(key, threshold))
+            at = bisect_left(levels, self._level(key, float(threshold)))
             return {name: column[at] for name, column in curve.items()}
         cycle = self.leave(key, threshold)
         flops = float(self._cost(key)[cycle - 1].mean())

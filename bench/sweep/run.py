@@ -178,6 +178,8 @@ def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[dic
 def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
     """Run the budget trials: as many workers as there may be on every search, one search after the other."""
     searches = [(job, budgets.opened(job)) for job in jobs]
+    for _, study in searches:
+        running(study)  # gives up the trials of dead processes: they are not done
     with Progress(sum(job.spec.trials for job in jobs)) as progress:
         progress.skip(sum(min(done(study), job.spec.trials) for job, study in searches))
         while True:

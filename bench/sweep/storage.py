@@ -79,9 +79,14 @@ def _write_ahead(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def open_study(storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool) -> optuna.Study:
-    """The study of that name: its trials' values are the metric and the executed FLOPs per token, to be minimised."""
-    directions = [StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
+def open_study(
+    storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool, with_flops: bool = True
+) -> optuna.Study:
+    """The study of that name: its trials' values are the metric and, unless ``with_flops`` is false, the executed FLOPs
+    per token, to be minimised.
+    """
+    directions = [StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE]
+    directions += [StudyDirection.MINIMIZE] if with_flops else []
     return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
@@ -93,7 +98,7 @@ def optimize_cheap(
     workers may end with up to so many more each. first: parameters to begin with.
     """
     while len(have := study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < wanted:
-        sampler = NSGAIISampler(population_size=POPULATION, seed=_seed(*seed, len(have)))
+        sampler = NSGAIISampler(population_size=POPULATION, seed=seed_of(*seed, len(have)))
         local = optuna.create_study(directions=study.directions, sampler=sampler)
         local.add_trials(have)
         for params in first:
@@ -104,7 +109,8 @@ def optimize_cheap(
         study.add_trials([trial for trial in local.trials[len(have) :] if trial.params not in known])
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
+    """The seed of a sampler, from those of the search and the trials it has by then."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
@@ -116,7 +122,7 @@ def optimize(study: optuna.Study, objective: Objective, wanted: int, seed: int) 
     """
 
     def one(trial: Trial) -> Sequence[float]:
-        study.sampler = TPESampler(seed=_seed(seed, trial.number))
+        study.sampler = TPESampler(seed=seed_of(seed, trial.number))
         others = study.get_trials(deepcopy=False)
         if sum(counts(other) for other in others if other.number < trial.number) >= wanted:
             study.stop()  # another worker has asked at the same time
