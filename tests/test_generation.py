@@ -9,9 +9,10 @@ import pytest
 import torch
 from settings import DEFAULT_ID, DEFAULTS, FAMILIES, make, tokens
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from bench.errors import UserError
+from bench.exits.cache import ExitCache
 from bench.exits.generation import EarlyExit, Policy
 from bench.exits.rules import Watch, get_rule
 from bench.model import CycleForCausalLM
@@ -136,6 +137,31 @@ def test_shared_keys_are_copies_of_computed_ones(kv: Policy, family: str) -> Non
             cache.layers[step.depth].values[:, :, -1] = source.values[:, :, -1]
         torch.testing.assert_close(lm.lm_head(lm.read_out(state))[:, 0].float(), out.logits[place])
     assert len(out.cache.exit_depth.unique()) > 1
+
+
+@defaults
+@pytest.mark.parametrize("exits", [False, True])
+def test_a_static_cache(name: str, options: dict[str, Any], exits: bool) -> None:
+    """With exits it makes place for theirs, which grows; without it is used as it is."""
+    lm = model(name, options, "llama")
+    lm.exits = EarlyExit("latent_norm", middle_threshold(lm, "latent_norm")) if exits else None
+    for mode in ({}, {"num_beams": 2}):
+        plain = lm.generate(**prompts(), do_sample=False, use_cache=False, **mode, **SETTINGS)
+        static = lm.generate(**prompts(), do_sample=False, cache_implementation="static", **mode, **SETTINGS)
+        assert torch.equal(static.sequences, plain.sequences)
+        assert isinstance(static.cache, ExitCache if exits else StaticCache)
+
+
+def test_a_draft_model_and_looked_up_drafts() -> None:
+    """A verified draft takes tokens back, which a cache with exits cannot; transformers says so."""
+    lm, prompt = model("ztt", {}, "llama"), {"input_ids": tokens(1, 6)}
+    plain = lm.generate(**prompt, do_sample=False, **SETTINGS).sequences
+    for draft in ({"assistant_model": model("htc", {}, "llama")}, {"prompt_lookup_num_tokens": 2}):
+        lm.exits = None
+        assert torch.equal(lm.generate(**prompt, do_sample=False, **draft, **SETTINGS).sequences, plain)
+        lm.exits = EarlyExit("latent_norm", 0.5)
+        with pytest.raises(ValueError, match="requires a cache that can be cropped"):
+            lm.generate(**prompt, do_sample=False, **draft, **SETTINGS)
 
 
 @pytest.mark.parametrize("mode", [{"num_beams": 3, "do_sample": False}, {"do_sample": True}], ids=["beams", "sampling"])

@@ -28,7 +28,7 @@ def keep_only(flags: Tensor, cycle: int, state: Walk) -> None:
     cache, seen = state.context.cache, state.active
     if cache is not None:
         stored = state.active[:, None, :, None].to(state.hidden.dtype)
-        seen = cache.update(stored, stored, state.schedule.depth + cycle)[0][:, 0, :, 0] > 0
+        seen = cache.update(stored, stored, state.schedule.depth + cycle)[0][:, 0, : state.context.total, 0] > 0
     state.context = state.context.seeing(seen)
 
 

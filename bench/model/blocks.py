@@ -110,7 +110,8 @@ class Attention(nn.Module):
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         if context.cache is not None:
-            key, value = context.cache.update(key, value, step.depth)
+            # A static cache returns all the room it has.
+            key, value = (found[:, :, : context.total] for found in context.cache.update(key, value, step.depth))
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
         out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)

@@ -253,6 +253,11 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         """The LM head (its weight is the embedding's when they are tied)."""
         return self.lm_head
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """Called by ``generate`` before passes with a static cache: the model wants the mask [B, S] as it is."""
+        return attention_mask
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Small init (Nguyen & Salazar 2019: std sqrt(2 / 5D)); what writes into the residual stream is scaled by
@@ -308,7 +313,7 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default;
         n_cycles: another number than the model was built with. Raises UserError if the variant cannot take it.
         """
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         if position_ids is None:
