@@ -136,13 +136,20 @@ def test_wrong_sources_are_one_line(tmp_path: Path) -> None:
 def test_a_folder_loads_in_a_fresh_python_and_says_where_it_is_from(sources: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "made"
     convert_to(sources["llama3"], "ztt", ["model.n_cycles=3", "options.gating=scalar"], 0, out)
-    load_it = "from transformers import AutoModelForCausalLM as A; print(A.from_pretrained({!r}{}).config.variant)"
-    for code in (
-        "import variants; " + load_it.format(str(out), ""),
-        load_it.format(str(out), ", trust_remote_code=True"),
-    ):
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-        assert found.stdout.strip() == "ztt", found.stderr
+    # Two fresh processes that share what takes long, the import of transformers.
+    code = f"""
+import os, sys
+from transformers import AutoModelForCausalLM
+for first, arguments in (("import variants", {{}}), ("", {{"trust_remote_code": True}})):
+    if os.fork() == 0:
+        exec(first)
+        lm = AutoModelForCausalLM.from_pretrained({str(out)!r}, **arguments)
+        os.write(1, f"{{lm.config.variant}} {{sum(p.numel() for p in lm.parameters())}}\\n".encode())
+        os._exit(0)
+    assert os.wait()[1] == 0 and "variants" not in sys.modules
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.splitlines() == [f"ztt {count(load(str(out)).weights.values())}"] * 2, found.stderr
     assert not [path for path in out.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     card = (out / "README.md").read_text()
     for text in ("converted from", "0 1 2 3 4 1 2 3 4 1 2 3 4 5", "forward FLOPs/token", '"gating": "scalar"'):

@@ -66,12 +66,13 @@ def test_fifty_steps_lower_the_loss(ours: Any) -> None:
         before = evaluate(ours, *arrays(data.valid)).leaving(1)["loss"]
         freeze(ours, config.trained)
         history = train(ours, data, config, 0)
-    print(before, history[-1]["valid_loss"])
     assert history[-1]["valid_loss"] < before - 0.1
 
 
 def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
-    """Peak memory above that of the libraries alone, against the weights written."""
+    """The peak of the process's resident memory above what the loaded libraries take, against the bytes of the float32
+    checkpoint that is written.
+    """
     code = f"""
 import resource
 from pathlib import Path
