@@ -78,11 +78,11 @@ def test_it_keeps_the_contract(house: Path) -> None:
     assert passed and int(passed[1]) > 20
 
 
-def test_the_study_shown_is_valid() -> None:
-    found = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert found
-    study = study_from(yaml.safe_load(found[1]), [], "README")
-    assert len(study.variants) == 4 and len(study.seeds) == 8
+def test_the_studies_shown_are_valid() -> None:
+    found = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    compared, tuned = (study_from(yaml.safe_load(text), [], "README") for text in found)
+    assert len(compared.variants) == 4 and len(compared.seeds) == 8
+    assert tuned.init == "smollm2" and tuned.variants[0].name == "ztt"
 
 
 def test_every_path_it_names_exists() -> None:
