@@ -9,13 +9,14 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.checkpoint import Checkpoints, Every
+from bench.checkpoint import Checkpoints, Every, cell_logger
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.environment import environment
 from bench.errors import CellError, UserError
@@ -28,9 +29,10 @@ WatchHistory = Callable[[dict[str, float]], None]
 Tell = Callable[[str, tuple[Any, ...]], None]
 """Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss, tokens per second), or ``found``:
 it has a record that another process has made."""
+TellOf = Callable[[str, str, tuple[Any, ...]], None]
+"""The same with the cell's id in front."""
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
-log = logging.getLogger("cyclebench.cell")
 
 
 def run_cell(
@@ -47,78 +49,127 @@ def run_cell(
     checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result.
     Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
     """
-    import torch
+    from bench.train import repeatable, train_together
 
-    from bench.costs import costs
-    from bench.exits.record import examine
-    from bench.freezing import freeze
-    from bench.plan import task_data
-    from bench.pretrained.share import save_checkpoint
-    from bench.pretrained.start import initial_model
-    from bench.slices import further_scores
-    from bench.train import autocast, pick_device, repeatable, train
-    from bench.variant import get_variant
-
-    started, folder = time.time(), store.folder(cell.id)
-    _sweep(folder)
-    data = task_data(cell.task, cell.task_options)
-    if data.fingerprint != cell.fingerprint:
-        raise CellError(f"the data have changed: fingerprint {data.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
-    variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
     with repeatable(cell.seed, cell.train.threads):
-        lm = initial_model(cell, data, store)
+        going = Going(cell, store, report, every, watch)
+        ((_, error),) = train_together([going.training])
+        if error is not None:
+            raise error
+        return going.finish()
+
+
+def run_pack(cells: Sequence[Cell], store: Store) -> dict[str, dict[str, Any]]:
+    """Train cells together and return the results by id of those that do not fail."""
+    from bench.train import repeatable, train_together
+
+    pack = [cell.id for cell in cells] if len(cells) > 1 else []
+    with repeatable(cells[0].seed, cells[0].train.threads):
+        going = {one.training: one for one in (Going(cell, store, pack=pack) for cell in cells)}
+        results = {}
+        for training, error in train_together(list(going)):
+            if error is None:
+                results[going[training].cell.id] = going[training].finish()
+        return results
+
+
+class Going:
+    """A cell between its start and its result; to be used under ``bench.train.repeatable``. Arguments and what is
+    raised: as of ``run_cell``.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        store: Store,
+        report: Report | None = None,
+        every: Every | None = None,
+        watch: WatchHistory | None = None,
+        pack: Sequence[str] = (),
+    ) -> None:
+        """pack: ids of the cells it is trained with, its own among them; empty if it is trained alone."""
+        import torch
+
+        from bench.costs import costs
+        from bench.freezing import freeze
+        from bench.plan import task_data
+        from bench.pretrained.start import initial_model
+        from bench.train import Training, pick_device
+        from bench.variant import get_variant
+
+        self.cell, self.store, self.pack, self.started = cell, store, pack, time.time()
+        self.folder = store.folder(cell.id)
+        _sweep(self.folder)
+        self.data = data = task_data(cell.task, cell.task_options)
+        if data.fingerprint != cell.fingerprint:
+            found, planned = data.fingerprint[:12], cell.fingerprint[:12]
+            raise CellError(f"the data have changed: fingerprint {found}, planned {planned}")
+        variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
+        torch.manual_seed(cell.seed)
+        self.lm = lm = initial_model(cell, data, store)
         vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
-        cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
+        self.cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
         freeze(lm, trained)
         lm.to(device)  # type: ignore[arg-type]
         torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
-        checkpoints = Checkpoints(folder / "checkpoints", cell.id, every or Every())
-        history = train(lm, data, cell.train, cell.seed, report, checkpoints, watch)
-        with autocast(cell.train, device):
+        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every())
+        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch)
+
+    def finish(self) -> dict[str, Any]:
+        """Test the trained model, store what the cell leaves and return its result."""
+        from bench.exits.record import examine
+        from bench.pretrained.share import save_checkpoint
+        from bench.slices import further_scores
+        from bench.train import autocast
+
+        cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.lm, self.cost
+        started, history = self.started, self.training.at.history
+        with autocast(cell.train, lm.device):
             found = examine(lm, data, cell.evaluation)
             further, slices = further_scores(lm, data, found.test)
-    trace = found.test
-    scores = trace.leaving(trace.n_cycles)
-    tokens = cell.train.steps * cell.train.batch_size * data.length
-    train_seconds = history[-1]["seconds"]
-    record: dict[str, Any] = {
-        "schema": RESULTS_SCHEMA,
-        "status": "done",
-        "id": cell.id,
-        "cell": cell.model_dump(mode="json"),
-        "schedule": str(lm.schedule),
-        "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
-        "slices": slices,
-        "costs": {
-            **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
-            "train_flops": history[-1]["flops"],  # executed
-        },
-        "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
-        "history": history,
-        "exits": found.exits,
-        "cycles": found.cycles,
-        "zero_attention": [
-            {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
-            for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
-            if not math.isnan(mean)
-        ]
-        or None,
-        "timing": {
-            "started": started,
-            "train_seconds": train_seconds,
-            "seconds": time.time() - started,
-            "tokens_per_second": tokens / train_seconds,
-        },
-        "environment": environment(cell),
-    }
-    with _whole_folder(folder / "model") as target:
-        save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
-    atomic_write(folder / "trace.npz", trace.to_bytes())
-    atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
-    store.write_cell(cell.id, record["cell"])
-    store.write_result(cell.id, record)  # last: its presence says that everything else is there
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return record
+        trace = found.test
+        scores = trace.leaving(trace.n_cycles)
+        tokens = cell.train.steps * cell.train.batch_size * data.length
+        train_seconds = history[-1]["seconds"]
+        record: dict[str, Any] = {
+            "schema": RESULTS_SCHEMA,
+            "status": "done",
+            "id": cell.id,
+            "cell": cell.model_dump(mode="json"),
+            "schedule": str(lm.schedule),
+            "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
+            "slices": slices,
+            "costs": {
+                **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
+                "train_flops": history[-1]["flops"],  # executed
+            },
+            "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
+            "history": history,
+            "exits": found.exits,
+            "cycles": found.cycles,
+            "zero_attention": [
+                {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
+                for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
+                if not math.isnan(mean)
+            ]
+            or None,
+            "timing": {
+                "started": started,
+                "train_seconds": train_seconds,
+                "seconds": time.time() - started,
+                "tokens_per_second": tokens / train_seconds,
+            },
+            "environment": environment(cell),
+            "pack": sorted(self.pack),
+        }
+        with _whole_folder(folder / "model") as target:
+            save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
+        atomic_write(folder / "trace.npz", trace.to_bytes())
+        atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
+        store.write_cell(cell.id, record["cell"])
+        store.write_result(cell.id, record)  # last: its presence says that everything else is there
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return record
 
 
 def _lineage(cell: Cell) -> dict[str, Any]:
@@ -160,65 +211,131 @@ class Job:
 
 
 def work(job: Job, tell: Tell) -> dict[str, Any] | None:
-    """Run a job's cell and return its record; whatever goes wrong becomes the cell's failure record.
+    """Run a job's cell alone and return its record; see ``work_together``."""
+    return dict(work_together((job,), lambda _, kind, arguments: tell(kind, arguments)))[job.cell.id]
 
-    None if another process holds the cell. A record that another process has made in the meantime is returned as it is.
+
+def work_together(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Run the cells of jobs, trained together, and yield the id and the record of each as it ends; whatever goes wrong
+    becomes the failure record of the cell it went wrong in.
+
+    None if another process holds a cell. A record that another process has made in the meantime is yielded as it is.
     """
-    store, cell = Store(job.root), job.cell
-    try:
-        lease = Lease.take(store.folder(cell.id), job.lease, job.beat)
-        if lease is None:
-            return None
-        with lease, cell_log(store.folder(cell.id)):
-            tell("start", (job.label, cell.train.steps))
-            found = store.record(cell.id)
-            if found is not None and (found["status"] == "done" or found.get("at") != job.failed):
-                tell("found", ())
-                return found
-            return _run(job, store, lease, tell)
-    except LeaseLostError:
+    with ExitStack() as stack:
+        members = []
+        for job in jobs:
+            member = stack.enter_context(_Member(job, partial(tell, job.cell.id)))
+            record = member.take()
+            if member.held is None or record is not None:
+                yield member.end(record)
+            else:
+                members.append(member)
+        yield from _run(members)
+
+
+class _Member:
+    """A job on its way: its lease, its log and what it tells; a context manager that gives the lease back."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self.cell, self.tell, self.store = job, job.cell, tell, Store(job.root)
+        self.log = cell_logger(job.cell.id)
+        self.held: Lease | None = None
+        self._stack, self._first = ExitStack(), list[tuple[int, float]]()
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self) -> dict[str, Any] | None:
+        """Take the lease; returns the record that is there already, or that of a disk that refuses the lease."""
+        folder = self.store.folder(self.cell.id)
+        try:
+            lease = Lease.take(folder, self.job.lease, self.job.beat)
+            if lease is None:
+                return None
+            self._stack.enter_context(lease)
+            self._stack.enter_context(cell_log(folder, self.cell.id))
+            self.held = lease
+            self.tell("start", (self.job.label, self.cell.train.steps))
+            found = self.store.record(self.cell.id)
+        except OSError as error:  # not even a lease can be written
+            return failure(self.cell, *_reason(error))
+        if found is not None and (found["status"] == "done" or found.get("at") != self.job.failed):
+            self.tell("found", ())
+            return found
+        lease.note(label=self.job.label, steps=self.cell.train.steps, step=0, tokens_per_second=None)
+        self.log.info("begins: %s, process %d, lease %d", self.job.label, os.getpid(), lease.number)
         return None
-    except OSError as error:  # not even a lease can be written
-        return failure(cell, *_reason(error))
 
+    def report(self, step: int, loss: float, speed: float) -> None:
+        """Renew what others see of the cell. Raises LeaseLostError if it is no longer ours."""
+        assert self.held is not None
+        self.held.check()
+        self._first.append((step, time.monotonic()))
+        done, since = self._first[0]
+        left = (time.monotonic() - since) / (step - done) * (self.cell.train.steps - step) if step > done else None
+        self.held.note(step=step, tokens_per_second=speed, seconds_left=left)
+        del self._first[1:]
+        self.tell("update", (step, loss, speed))
 
-def _run(job: Job, store: Store, lease: Lease, tell: Tell) -> dict[str, Any]:
-    cell = job.cell
-    lease.note(label=job.label, steps=cell.train.steps, step=0, tokens_per_second=None)
+    def end(self, record: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+        """Give the cell back."""
+        self._stack.close()
+        return self.cell.id, record
 
-    first: list[tuple[int, float]] = []
+    def finish(self, going: Going) -> dict[str, Any] | None:
+        """Test and store what has been trained."""
+        try:
+            record = going.finish()
+        except Exception as error:
+            return self.fail(error)
+        self.log.info("done in %.1f s", record["timing"]["seconds"])
+        return record
 
-    def report(step: int, loss: float, speed: float) -> None:
-        lease.check()
-        first.append((step, time.monotonic()))
-        done, since = first[0]
-        left = (time.monotonic() - since) / (step - done) * (cell.train.steps - step) if step > done else None
-        lease.note(step=step, tokens_per_second=speed, seconds_left=left)
-        del first[1:]
-        tell("update", (step, loss, speed))
-
-    log.info("begins: %s, process %d, lease %d", job.label, os.getpid(), lease.number)
-    try:
-        with Usage() as usage:
-            record = run_cell(cell, store, report, job.every)
-        with suppress(OSError):
-            store.write_usage(cell.id, usage.samples)
-    except LeaseLostError as error:
-        log.error("stops: %s", error)
-        raise
-    except SystemExit:
-        log.warning("stopped from outside")
-        raise
-    except Exception as error:
-        if store.done(cell.id):  # it was taken over unnoticed, and finished
-            raise LeaseLostError from error
-        record = failure(cell, *_reason(error))
-        log.error("failed: %s", record["reason"])
+    def fail(self, error: Exception) -> dict[str, Any] | None:
+        """The failure's record; None if another process has the cell."""
+        if isinstance(error, LeaseLostError):
+            self.log.error("stops: %s", error)
+            return None
+        if self.store.done(self.cell.id):  # it was taken over unnoticed, and finished
+            return None
+        record = failure(self.cell, *_reason(error))
+        self.log.error("failed: %s", record["reason"])
         with suppress(OSError):  # on a full disk: the caller still learns of it
-            store.write_failure(cell.id, record)
-    else:
-        log.info("done in %.1f s", record["timing"]["seconds"])
-    return record
+            self.store.write_failure(self.cell.id, record)
+        return record
+
+
+def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    from bench.train import repeatable, train_together
+
+    if not members:
+        return
+    first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
+    pack = [member.cell.id for member in members] if len(members) > 1 else []
+    try:
+        with Usage() as usage, repeatable(first.seed, first.train.threads):
+            for member in members:
+                try:
+                    one = Going(member.cell, member.store, member.report, member.job.every, pack=pack)
+                except Exception as error:
+                    yield member.end(member.fail(error))
+                else:
+                    going[one.training] = member, one
+            for training, ending in train_together(list(going)):
+                member, one = going.pop(training)
+                record = member.finish(one) if ending is None else member.fail(ending)
+                usage.take()
+                with suppress(OSError):
+                    if record is not None and record["status"] == "done":
+                        member.store.write_usage(member.cell.id, usage.samples)
+                yield member.end(record)
+    except SystemExit:
+        for member, _ in going.values():
+            member.log.warning("stopped from outside")
+        raise
 
 
 def _reason(error: Exception) -> tuple[str, str, str | None]:
@@ -254,23 +371,23 @@ def failure(cell: Cell, reason: str, kind: str, trace: str | None = None) -> dic
 
 
 @contextmanager
-def cell_log(folder: Path) -> Iterator[None]:
+def cell_log(folder: Path, id: str) -> Iterator[None]:
     """What happens to a cell, and every warning of a library meanwhile, goes to its ``log.txt``."""
     handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not stop the cell
-    loggers = (log, logging.getLogger("py.warnings"))
+    warned = logging.getLogger("py.warnings")
     logging.captureWarnings(True)
-    for logger in loggers:
+    for logger in (cell_logger(id), warned):
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.addHandler(handler)
     try:
         yield
     finally:
-        logging.captureWarnings(False)
-        for logger in loggers:
+        for logger in (cell_logger(id), warned):
             logger.removeHandler(handler)
+        logging.captureWarnings(bool(warned.handlers))  # of the other cells of the pack
         with suppress(OSError):
             handler.close()
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:  # options are parsed before torch is needed
     from torch import Tensor, nn
 
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be damaged
-log = logging.getLogger("cyclebench.cell")
+
+
+def cell_logger(id: str) -> logging.Logger:
+    """What is told of a cell, apart from the others that are trained with it."""
+    return logging.getLogger(f"cyclebench.cell.{id}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, cell: str, every: Every) -> None:
         """cell: its id, so that a file that strays here from another cell is not taken."""
-        self.folder, self.cell, self.every = folder, cell, every
+        self.folder, self.cell, self.every, self.log = folder, cell, every, cell_logger(cell)
         self._last = (time.monotonic(), 0)
 
     def due(self, step: int) -> bool:
@@ -89,7 +93,7 @@ class Checkpoints:
             for path in self._files()[KEPT:]:
                 path.unlink()
         except Exception as error:  # safetensors tells of a full disk by an error of its own
-            log.warning("no checkpoint at step %d: %s", position.step, error)
+            self.log.warning("no checkpoint at step %d: %s", position.step, error)
         self._last = (time.monotonic(), position.step)
 
     def load(self, lm: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
@@ -102,10 +106,10 @@ class Checkpoints:
                 tensors, told = self._read(path)
                 position = _restore(tensors, told, lm, optimizer)
             except Exception as error:  # whatever a damaged file makes safetensors, json or torch say
-                log.warning("checkpoint %s is damaged, set aside: %s", path.name, str(error).splitlines()[0])
+                self.log.warning("checkpoint %s is damaged, set aside: %s", path.name, str(error).splitlines()[0])
                 os.replace(path, path.with_name(f"{path.name}.corrupt"))
                 continue
-            log.info("goes on from its checkpoint of step %d", position.step)
+            self.log.info("goes on from its checkpoint of step %d", position.step)
             self._last = (time.monotonic(), position.step)
             return position
         return Position()

@@ -16,6 +16,7 @@ from bench.config import CELL
 from bench.executors import Event, Executor
 from bench.executors.local import LocalExecutor
 from bench.lease import BEAT, EXPIRY, Watch
+from bench.packs import packs
 from bench.plan import Plan, Planned, stages
 from bench.progress import Progress
 from bench.store import Store
@@ -28,11 +29,12 @@ OnRecord = Callable[[dict[str, Any], Planned], None]
 
 @dataclass(frozen=True)
 class Running:
-    """How cells are run; nothing here may change a number.
+    """How cells are run.
 
     jobs: cells at a time, None for as many as there is room for; retry: run failed cells again, whatever they failed
     of; every: how often checkpoints are written; address: of a Ray cluster, None starts one here; beat, expiry: of
-    leases, in seconds.
+    leases, in seconds; pack: cells trained together at most, None for as many as pay. (Of these only pack may change a
+    number, in its last digits; a result says what it was trained with.)
     """
 
     jobs: int | None = None
@@ -42,6 +44,7 @@ class Running:
     address: str | None = None
     beat: float = BEAT
     expiry: float = EXPIRY
+    pack: int | None = None
 
 
 def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> dict[str, dict[str, Any]]:
@@ -120,7 +123,9 @@ class _Study:
         self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
         self.failed = {id: record.get("at") for id, record in records.items() if record["status"] == "failed"}
         self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
-        self.running: set[str] = set()
+        self.packs = {p.cell.id: pack for pack in packs(todo.values(), executor.slots, how.pack) for p in pack}
+        self.running: dict[str, int] = {}  # by id: the number of the job
+        self.jobs = 0
         self.elsewhere: set[str] = set()
         self.deaths: Counter[str] = Counter()
         self.watch = Watch(how.expiry)
@@ -135,23 +140,34 @@ class _Study:
                 yield from self._take_in(event)
 
     def _give_out(self) -> None:
-        now = time.monotonic()
-        for id, look in list(self.waiting.items()):
-            if len(self.running) >= self.executor.slots:
+        for id in list(self.waiting):
+            if len(set(self.running.values())) >= self.executor.slots:
                 return
-            if look > now:
-                continue
-            number = self.watch.free(self.store.folder(id))
-            if number is None:
-                self.waiting[id] = now + LOOK
-                continue
-            planned, how = self.todo[id], self.how
-            label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
-            del self.waiting[id]
-            self.running.add(id)
-            self.executor.submit(
-                Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
-            )
+            jobs = [job for planned in self._with(id) if (job := self._job(planned)) is not None]
+            if jobs:
+                self.jobs += 1
+                self.running |= {job.cell.id: self.jobs for job in jobs}
+                self.executor.submit(tuple(jobs))
+
+    def _with(self, id: str) -> list[Planned]:
+        """The waiting cells that go with one; after the death of a worker each goes alone, to see whose fault it is."""
+        pack = self.packs[id]
+        if any(self.deaths[planned.cell.id] for planned in pack):
+            pack = [self.todo[id]]
+        return [planned for planned in pack if planned.cell.id in self.waiting]
+
+    def _job(self, planned: Planned) -> Job | None:
+        """None while another process holds the cell."""
+        id, how, now = planned.cell.id, self.how, time.monotonic()
+        if self.waiting[id] > now:
+            return None
+        number = self.watch.free(self.store.folder(id))
+        if number is None:
+            self.waiting[id] = now + LOOK
+            return None
+        del self.waiting[id]
+        label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
+        return Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
 
     def _take_in(self, event: Event) -> Iterator[dict[str, Any]]:
         id, kind, arguments = event
@@ -161,7 +177,7 @@ class _Study:
         if kind == "found":
             self.elsewhere.add(id)
             return
-        self.running.discard(id)
+        self.running.pop(id, None)
         record = arguments[0] if kind == "end" else self._died(id, arguments[0])
         if record is None:
             self.waiting[id] = time.monotonic() + LOOK

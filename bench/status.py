@@ -29,10 +29,11 @@ class Status:
 
     @property
     def left_seconds(self) -> float | None:
-        """Until the last cell ends, if as many cells as now (at least one) go on running at the speed seen so far."""
+        """Until the last cell ends, if as many processes as now (at least one) go on at the speed seen so far."""
         if self.left_flops is None or self.flops_per_second is None:
             return None
-        return self.left_flops / self.flops_per_second / max(1, len(self.running))
+        processes = {(cell["owner"]["machine"], cell["owner"]["pid"]) for cell in self.running}
+        return self.left_flops / self.flops_per_second / max(1, len(processes))
 
 
 def status(store: Store, manifest: dict[str, Any]) -> Status:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from bench.evaluate import evaluate
 from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
+from bench.packing import run_stacked
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
@@ -91,6 +93,99 @@ def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
+class Training:
+    """One model on its way through training: what is its own even where its steps are computed with those of others."""
+
+    def __init__(
+        self,
+        lm: CycleForCausalLM,
+        data: TaskData,
+        config: TrainConfig,
+        seed: int,
+        report: Report | None = None,
+        checkpoints: Checkpoints | None = None,
+        watch: WatchHistory | None = None,
+    ) -> None:
+        """The arguments of ``train``, which says what is raised here, too."""
+        config.check_halting(lm.model_shape)
+        reinjects = lm.recurrence is not None and lm.recurrence.reinjects
+        if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
+            raise UserError(
+                f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
+                "gradient (allowed: none, or a variant that re-injects the prelude's output)"
+            )
+        self.lm, self.data, self.config = lm, data, config
+        self.report, self.checkpoints, self.watch = report, checkpoints, watch
+        self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
+        self.flops = executed_flops(lm, config, data.length, self.cycles)
+        self.due = _evaluations(config, self.flops)
+        self.batches = Batches(data.train, config.batch_size, seed)
+        self.optimizer = make_optimizer(lm, config)
+        self.run: Callable[..., Any] = torch.compile(lm) if config.compile else lm
+        self.tokens_per_step = config.batch_size * data.length
+        self.together = 1  # models whose steps were computed at once, at most
+        self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
+        self.last = self.at.seconds
+        if watch is not None:
+            for entry in self.at.history:
+                watch(entry)
+        lm.train()
+
+    @property
+    def place(self) -> tuple[int, int | None]:
+        """Steps done and the number of cycles of the next one: models at the same place can take it together."""
+        return self.at.step, self.cycles[self.at.step]
+
+    def advance(self, loss: torch.Tensor) -> None:
+        """Take the step whose gradients are there; loss: scalar, at full depth, not yet read."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.at.step, self.config)
+        nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.at.pending.append(loss)
+        self.at.step += 1
+
+    def read(self) -> float | None:
+        """The mean of the losses that are not read yet, if it is time to read them (which waits for the device)."""
+        step = self.at.step
+        if step % LOG_EVERY and step not in self.due and step != self.config.steps:
+            return None
+        return float(torch.stack(self.at.pending).mean())
+
+    def look(self, loss: float | None) -> None:
+        """Judge the loss that was read, report it, validate if it is time to. Raises what ``train`` does."""
+        at, step = self.at, self.at.step
+        if loss is not None:
+            first = step - len(at.pending) + 1
+            if not math.isfinite(loss):
+                raise CellError(f"loss is {loss} within steps {first}-{step}")
+            if loss > DIVERGED * math.log(self.lm.config.vocab_size):
+                raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
+            at.losses.append(loss)
+            if self.report is not None:
+                self.report(step, loss, len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9))
+            self.last, at.pending = at.seconds, []
+        if step in self.due:
+            self._validate()
+
+    def _validate(self) -> None:
+        at, step, config = self.at, self.at.step, self.config
+        ids, targets = (column[: config.eval_sequences] for column in arrays(self.data.valid))
+        with autocast(config, self.lm.device):
+            scores = evaluate(self.lm, ids, targets).leaving(1)
+        scores = with_bits(scores, self.data.bytes_of("valid"))
+        entry = {"step": step, "tokens": step * self.tokens_per_step, "flops": float(self.flops[step - 1])}
+        entry |= {"seconds": at.seconds, "lr": learning_rate(step - 1, config)}
+        entry |= {"train_loss": float(np.mean(at.losses)), **{f"valid_{name}": value for name, value in scores.items()}}
+        at.history.append(entry)
+        if not math.isfinite(scores["loss"]):
+            raise CellError(f"validation loss is {scores['loss']} at step {step}")
+        if self.watch is not None:
+            self.watch(entry)
+        at.losses = []
+
+
 def train(
     lm: CycleForCausalLM,
     data: TaskData,
@@ -106,98 +201,111 @@ def train(
     too. Raises CellError if the loss stops being finite or diverges, UserError if gradients are cut where the prelude
     needs them or if halting and its loss do not go together.
     """
-    device = lm.device
-    config.check_halting(lm.model_shape)
-    reinjects = lm.recurrence is not None and lm.recurrence.reinjects
-    if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
-        raise UserError(
-            f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
-            "gradient (allowed: none, or a variant that re-injects the prelude's output)"
-        )
-    cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
-    flops = executed_flops(lm, config, data.length, cycles)
-    batches = Batches(data.train, config.batch_size, seed)
-    valid_ids, valid_targets = (column[: config.eval_sequences] for column in arrays(data.valid))
-    optimizer = make_optimizer(lm, config)
-    run = torch.compile(lm) if config.compile else lm
-    tokens_per_step = config.batch_size * data.length
-    due = _evaluations(config, flops)
-    at = checkpoints.load(lm, optimizer) if checkpoints is not None else Position()
-    if watch is not None:
-        for entry in at.history:
-            watch(entry)
-    lm.train()
-    since, last = time.perf_counter(), at.seconds
-    for step in range(at.step + 1, config.steps + 1):
-        rate = learning_rate(step - 1, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        ids, targets = batches.batch(step - 1)
-        at.pending.append(_step(run, lm, optimizer, ids, targets, config, cycles[step - 1]))
-        if step % LOG_EVERY == 0 or step in due or step == config.steps:
-            loss, first = float(torch.stack(at.pending).mean()), step - len(at.pending) + 1
-            if not math.isfinite(loss):
-                raise CellError(f"loss is {loss} within steps {first}-{step}")
-            if loss > DIVERGED * math.log(lm.config.vocab_size):
-                raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
-            at.losses.append(loss)
-            now = at.seconds + time.perf_counter() - since
-            if report is not None:
-                report(step, loss, len(at.pending) * tokens_per_step / max(now - last, 1e-9))
-            last, at.pending = now, []
-        if step in due:
-            at.seconds += time.perf_counter() - since
-            with autocast(config, device):
-                scores = evaluate(lm, valid_ids, valid_targets).leaving(1)
-            scores = with_bits(scores, data.bytes_of("valid"))
-            entry = {"step": step, "tokens": step * tokens_per_step, "flops": float(flops[step - 1])}
-            entry |= {"seconds": at.seconds, "lr": rate, "train_loss": float(np.mean(at.losses))}
-            at.history.append({**entry, **{f"valid_{name}": value for name, value in scores.items()}})
-            if not math.isfinite(scores["loss"]):
-                raise CellError(f"validation loss is {scores['loss']} at step {step}")
-            if watch is not None:
-                watch(at.history[-1])
-            at.losses, since, last = [], time.perf_counter(), at.seconds
-        if checkpoints is not None and checkpoints.due(step):
-            at.step, at.seconds = step, at.seconds + time.perf_counter() - since
-            checkpoints.save(at, lm, optimizer)
-            since = time.perf_counter()
-    return at.history
+    run = Training(lm, data, config, seed, report, checkpoints, watch)
+    ((_, error),) = train_together([run])
+    if error is not None:
+        raise error
+    return run.at.history
 
 
-def _step(
-    run: Callable[..., Any],
-    lm: CycleForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    ids: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    config: TrainConfig,
-    n_cycles: int | None,
-) -> torch.Tensor:
-    """One optimizer step over the micro-batches of a batch [B, T]; returns the loss at full depth, not yet read."""
-    device = lm.device
-    total = torch.zeros((), device=device)
-    scored = int((targets != IGNORED).sum())
-    for tokens, goal in zip(np.split(ids, config.accumulation), np.split(targets, config.accumulation), strict=True):
+def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Exception | None]]:
+    """Train models of one shape on one device to their ends; yields each as it ends, with what ended it too early.
+
+    Models at the same place take their step together (``bench.packing``); those behind, after a checkpoint of their own
+    or a stack that was too large, catch up first. One that fails leaves the others as they are.
+    """
+    left, most = list(runs), len(runs)
+    while left:
+        first = min(left, key=lambda run: run.at.step)
+        if first.at.step >= first.config.steps:
+            left.remove(first)
+            yield first, None
+            continue
+        group = [run for run in left if run.at.step == first.at.step and run.place == first.place][:most]
+        try:
+            errors = _step(group)
+        except Exception as error:
+            if len(group) > 1:  # no memory for all of them, most likely: a few at a time
+                most = len(group) // 2
+                warnings.warn(f"no step of {len(group)} models at once, going on with {most}: {error}", stacklevel=2)
+                for run in group:
+                    run.optimizer.zero_grad(set_to_none=True)
+                continue
+            errors = {first: error}
+        for run, ending in errors.items():
+            left.remove(run)
+            yield run, ending
+
+
+def _step(group: Sequence[Training]) -> dict[Training, Exception]:
+    """The next step of all; what ends any of them. Raises what goes wrong before any has taken it."""
+    since = time.perf_counter()
+    losses = gradients(group)
+    for run, loss in zip(group, losses, strict=True):
+        run.advance(loss)
+        run.together = max(run.together, len(group))
+    read = [run.read() for run in group]
+    took = (time.perf_counter() - since) / len(group)
+    errors: dict[Training, Exception] = {}
+    for run, value in zip(group, read, strict=True):
+        run.at.seconds += took
+        try:
+            run.look(value)
+        except Exception as error:
+            errors[run] = error
+    going = [run for run in group if run not in errors]
+    if any(run.checkpoints is not None and run.checkpoints.due(run.at.step) for run in going):
+        for run in going:  # all at the same step, so that they go on together
+            try:
+                if run.checkpoints is not None:
+                    run.checkpoints.save(run.at, run.lm, run.optimizer)
+            except Exception as error:
+                errors[run] = error
+    return errors
+
+
+def gradients(runs: Sequence[Training]) -> torch.Tensor:
+    """The gradients of the next step of all models, over the micro-batches of their batches [S, B, T]; returns the
+    losses [S] at full depth, not yet read.
+    """
+    config, device, n_cycles = runs[0].config, runs[0].lm.device, runs[0].place[1]
+    batches = [run.batches.batch(run.at.step) for run in runs]
+    ids, targets = (np.stack(part) for part in zip(*batches, strict=True))
+    scored = (targets != IGNORED).sum((1, 2))
+    total = torch.zeros(len(runs), device=device)
+
+    losses = loss_of(config, n_cycles)
+    for tokens, goal in zip(
+        np.split(ids, config.accumulation, 1), np.split(targets, config.accumulation, 1), strict=True
+    ):
         with autocast(config, device):
-            inputs = torch.from_numpy(tokens).to(device, non_blocking=True)
-            out = run(
-                inputs,
-                n_cycles=n_cycles,
-                backward_cycles=config.backward_cycles,
-                output_exits=config.trains_exits,
-            )
-        # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
-        last, loss = exit_losses(out, torch.from_numpy(goal).to(device, non_blocking=True), config)
-        total += last.detach() / scored
-        loss = loss / scored
-        if out.auxiliary_loss is not None:
-            loss = loss + out.auxiliary_loss * (len(tokens) / len(ids))
-        loss.backward()
-    nn.utils.clip_grad_norm_(lm.parameters(), config.grad_clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+            inputs, wanted = (torch.from_numpy(part).to(device, non_blocking=True) for part in (tokens, goal))
+            if len(runs) == 1:
+                loss, last = losses(runs[0].run, inputs[0], wanted[0], int(scored[0]))
+            else:
+                among = torch.from_numpy(scored).to(device, non_blocking=True)
+                loss, last = run_stacked([run.lm for run in runs], losses, inputs, wanted, among)
+        loss.sum().backward()
+        total += last
     return total
+
+
+def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The loss to be trained and that at full depth, scalars, as a function of a model and a micro-batch: inputs and
+    targets [b, T], and how many targets of the whole batch are scored.
+    """
+
+    def losses(
+        model: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles, output_exits=config.trains_exits)
+        # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
+        last, loss = (part / scored for part in exit_losses(out, targets, config))
+        if out.auxiliary_loss is not None:
+            loss = loss + out.auxiliary_loss / config.accumulation
+        return loss, last.detach()
+
+    return losses
 
 
 def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | None]:

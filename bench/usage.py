@@ -28,15 +28,16 @@ class Usage:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._take()
+        self.take()
 
     def _sample(self) -> None:
         while not self._stop.wait(self.interval):
-            self._take()
+            self.take()
             if len(self.samples) >= MOST:
                 self.samples, self.interval = self.samples[1::2], 2 * self.interval
 
-    def _take(self) -> None:
+    def take(self) -> None:
+        """One more sample, now."""
         machine = psutil.virtual_memory()
         self.samples.append(
             {

@@ -47,10 +47,10 @@ def nothing(*_: Any) -> None:
 def test_failures_are_told_apart(
     error: Exception, kind: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(cells, "run_cell", fail)
+    monkeypatch.setattr(cells, "Going", fail)
     store, cell = Store(tmp_path), ONE.cells[0].cell
     record = work(Job(cell, "htc", tmp_path, Every(), 1), nothing)
     assert record is not None and record == store.record(cell.id)
@@ -80,7 +80,7 @@ class Deadly(LocalExecutor):
         events = super().poll()
         for event in events:
             if event.id == self.victim and event.kind == "start":
-                connection = next(c for c, id in self._busy.items() if id == self.victim)
+                connection = next(c for c, ids in self._busy.items() if self.victim in ids)
                 process = next(p for p, c, _ in self._workers if c is connection)
                 os.kill(process.pid or 0, signal.SIGKILL)
                 Deadly.deaths += 1
@@ -143,7 +143,19 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
 
 def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
-    command = [sys.executable, "-m", "bench", "run", "tiny.yaml", "--jobs", "1", "--checkpoint-every", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "run",
+        "tiny.yaml",
+        "--jobs",
+        "1",
+        "--pack",
+        "1",
+        "--checkpoint-every",
+        "5",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not list(tmp_path.glob("runs/*/checkpoints/0*")) and process.poll() is None:
         time.sleep(0.05)

@@ -63,6 +63,12 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
     ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Seeds and learning rates trained together at most; 1: each alone. Default: as many as pay."
+        ),
+    ] = None,
     executor: Annotated[Where, typer.Option(help="Processes on this machine, or tasks of Ray.")] = Where.local,
     address: Annotated[
         str | None,
@@ -100,7 +106,7 @@ def run(
     if address is not None and executor is not Where.ray:
         raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
     every = Every.parse(checkpoint_every)
-    how = Running(jobs, retry is not None, every, executor.value, address)
+    how = Running(jobs, retry is not None, every, executor.value, address, pack=pack)
     store = Store(runs)
     tracker = Tracker(tracking_uri, store)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from bench.cells import Job
@@ -23,16 +24,16 @@ class Event(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs somewhere; a context manager that ends its workers when it is left."""
+    """Runs packs of jobs somewhere; a context manager that ends its workers when it is left."""
 
-    slots: int  # jobs at a time
+    slots: int  # packs at a time
 
     def __enter__(self) -> Executor: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
 
-    def submit(self, job: Job) -> None:
-        """Start a job; at most ``slots`` are out at a time."""
+    def submit(self, pack: Sequence[Job]) -> None:
+        """Start jobs that are to be run together; at most ``slots`` packs are out at a time."""
 
     def poll(self) -> list[Event]:
         """What has happened since the last call; waits for a moment if nothing has."""

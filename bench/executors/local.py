@@ -1,4 +1,4 @@
-"""Worker processes on this machine. One that dies takes its own cell with it and no other."""
+"""Worker processes on this machine. One that dies takes its own cells with it and no other."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from bench.cells import Job, work
+from bench.cells import Job, work_together
 from bench.executors import POLL, Event
 
 GRACE = 10.0  # seconds a worker has to give its lease back when the study is interrupted
@@ -26,7 +27,7 @@ class LocalExecutor:
         self.slots, self.gpus = slots, gpus
         self._context = worker_context()
         self._workers: list[tuple[BaseProcess, Connection, int]] = []  # the last: its slot
-        self._busy: dict[Connection, str] = {}
+        self._busy: dict[Connection, list[str]] = {}  # the ids of the cells it has not ended
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -42,11 +43,11 @@ class LocalExecutor:
                 process.kill()
                 process.join()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, pack: Sequence[Job]) -> None:
         connection = next((c for _, c, _ in self._workers if c not in self._busy), None) or self._start()
-        self._busy[connection] = job.cell.id
+        self._busy[connection] = [job.cell.id for job in pack]
         with suppress(OSError):  # if it died idle, poll will see it
-            connection.send(job)
+            connection.send(tuple(pack))
 
     def _start(self) -> Connection:
         slot = min(set(range(self.slots)) - {slot for *_, slot in self._workers})
@@ -67,7 +68,9 @@ class LocalExecutor:
                 events += self._bury(connection)
                 continue
             if event.kind == "end":
-                del self._busy[connection]
+                self._busy[connection].remove(event.id)
+                if not self._busy[connection]:
+                    del self._busy[connection]
             events.append(event)
         return events
 
@@ -76,8 +79,8 @@ class LocalExecutor:
         self._workers.remove(worker)
         connection.close()
         worker[0].join()
-        id = self._busy.pop(connection, None)
-        return [] if id is None else [Event(id, "died", (_cause(worker[0].exitcode or 0),))]
+        cause = _cause(worker[0].exitcode or 0)
+        return [Event(id, "died", (cause,)) for id in self._busy.pop(connection, ())]
 
 
 def worker_context() -> Any:
@@ -108,11 +111,12 @@ def _serve(connection: Connection, gpu: int | None) -> None:
     quiet()
     while True:
         try:
-            job: Job = connection.recv()
+            pack: tuple[Job, ...] = connection.recv()
         except EOFError:
             return
-        tell = partial(_send, connection, job.cell.id)
-        tell("end", (work(job, tell),))
+        tell = partial(_send, connection)
+        for id, record in work_together(pack, tell):
+            tell(id, "end", (record,))
 
 
 def quiet() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Job, work
+from bench.cells import Job, work_together
 from bench.errors import UserError
 from bench.executors import POLL, Event
 
@@ -17,7 +18,7 @@ KNOCK = 10.0  # seconds a cluster has to answer
 
 
 class RayExecutor:
-    """Every job is a task that asks for its cell's threads as CPUs, and for a GPU where the cell may use one.
+    """Every pack of jobs is a task that asks for its cells' threads as CPUs, and for a GPU where the cell may use one.
 
     Ray does not try a lost task again by itself: the study does, under the next lease, so that a node that only seems
     lost does not run a cell twice.
@@ -48,7 +49,7 @@ class RayExecutor:
         self._events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._gpus = bool(ray.cluster_resources().get("GPU"))
         self._task = ray.remote(max_retries=0, max_calls=0)(_task)
-        self._out: dict[Any, str] = {}
+        self._out: dict[Any, list[str]] = {}  # the ids of a task's cells
 
     def __enter__(self) -> RayExecutor:
         return self
@@ -60,26 +61,27 @@ class RayExecutor:
         if self._ours:
             self._ray.shutdown()
 
-    def submit(self, job: Job) -> None:
-        train = job.cell.train
+    def submit(self, pack: Sequence[Job]) -> None:
+        first = pack[0]
+        train = first.cell.train
         gpus = 1 if self._gpus and train.device != "cpu" else 0
-        label = f"cell {job.cell.id[:12]}"
+        label = f"cell {first.cell.id[:12]}" + (f" and {len(pack) - 1} more" if len(pack) > 1 else "")
         task = self._task.options(num_cpus=train.threads, num_gpus=gpus, name=label)
-        absolute = Path(job.root).absolute()
-        self._out[task.remote(job, str(absolute), self._events)] = job.cell.id
+        absolute = Path(first.root).absolute()
+        self._out[task.remote(tuple(pack), str(absolute), self._events)] = [job.cell.id for job in pack]
 
     def poll(self) -> list[Event]:
         events = self._told()
         done, _ = self._ray.wait(list(self._out), num_returns=1, timeout=POLL) if self._out else ([], [])
         for reference in done:
             events += self._told()  # what it said before it ended
-            id = self._out.pop(reference)
+            ids = self._out.pop(reference)
             try:
-                events.append(Event(id, "end", (self._ray.get(reference),)))
+                events += [Event(id, "end", (record,)) for id, record in self._ray.get(reference).items()]
             except self._ray.exceptions.RayTaskError as error:  # an error of ours, or of what is installed there
                 raise error.as_instanceof_cause() from None
             except self._ray.exceptions.RayError as error:
-                events.append(Event(id, "died", (f"its task was lost: {type(error).__name__}",)))
+                events += [Event(id, "died", (f"its task was lost: {type(error).__name__}",)) for id in ids]
         return events
 
     def _told(self) -> list[Event]:
@@ -93,13 +95,13 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
 
 
-def _task(job: Job, root: str, events: Any) -> dict[str, Any] | None:
+def _task(pack: Sequence[Job], root: str, events: Any) -> dict[str, dict[str, Any] | None]:
     from dataclasses import replace
 
     from bench.executors.local import quiet
 
     quiet()
-    return work(replace(job, root=Path(root)), partial(_tell, events, job.cell.id))
+    return dict(work_together([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
 
 
 def _tell(events: Any, id: str, kind: str, arguments: tuple[Any, ...]) -> None:

@@ -59,9 +59,9 @@ def exit_losses(out: CycleOutput, targets: Tensor, config: TrainConfig) -> tuple
             f"train.halting_loss: {config.halting_loss!r} needs something that halts (allowed: 'none', or "
             "model.halting = 'gate', or a variant that halts by itself)"
         )
-    chances = halting_chances(out.halting).flatten(1)[:, scored]
-    expected = (chances * losses[:, scored]).sum()
-    return last, expected + config.halting_weight * halting_penalty(chances, config).sum()
+    chances = halting_chances(out.halting).flatten(1)
+    penalty = halting_penalty(chances, config).where(scored, 0.0).sum()  # the losses of the others are zero already
+    return last, (chances * losses).sum() + config.halting_weight * penalty
 
 
 def halting_penalty(chances: Tensor, config: TrainConfig) -> Tensor:

@@ -14,6 +14,7 @@ scaling by it gives the right output and the wrong gradient. Two exact forms are
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bench.model.parts import Flops
+from bench.model.stacks import folded
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
 Attend = Callable[[Tensor, Tensor, Tensor, Prefix | None, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
@@ -156,7 +158,7 @@ def _with_lse(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix) -> tupl
     pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
     scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
     score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
-    out, mass = ZeroValueAttention.apply(query, key, value, score)
+    out, mass = folded(ZeroValueAttention.apply, query, key, value, score)
     if prefix[1] is not None:
         weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
         v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
@@ -188,10 +190,11 @@ def _joined(
 def _kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float, scale: float
 ) -> Tensor:
-    grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
-    )
+    how: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "scale": scale}
+    how["enable_gqa"] = query.shape[1] != key.shape[1]
+    if mask is not None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how)
+    return folded(partial(scaled_dot_product_attention, **how), query, key, value)
 
 
 def _put_before(key: Tensor, value: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor, int]:

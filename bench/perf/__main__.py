@@ -1,5 +1,5 @@
-"""``python -m bench.perf``: training throughput against transformers' GPT-2, what the zero token costs a
-step, what judging exit rules costs, what early exits save in generation, and what the harness costs.
+"""``python -m bench.perf``: training throughput against transformers' GPT-2, what the zero token costs a step, what
+judging exit rules costs, what early exits save in generation, what packing seeds saves, and what the harness costs.
 
 Every comparison is paired: the two sides take turns in one process, and the median of the ratios is printed with its
 quartiles, so that a machine whose speed drifts does not decide the outcome.
@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from bench.checkpoint import Every
 from bench.config import ModelConfig
 from bench.costs import build_model
-from bench.perf import exits
+from bench.perf import exits, packing
 from bench.perf.harness import overhead, skipping
 from bench.perf.timing import Step, paired, training_step
 from bench.perf.traces import trace_table
@@ -74,6 +74,7 @@ def main() -> None:
     console.print(table)
     console.print(trace_table(sequences=1000, length=128))
     console.print(exits.table(4 * arguments.rounds))
+    console.print(packing.table(max(3, arguments.rounds // 3)))
     seconds = overhead(arguments.steps, max(3, arguments.rounds // 5), Every(10.0))
     share = seconds[:, 1] / seconds[:, 0] - 1
     low, middle, high = np.quantile(share, (0.25, 0.5, 0.75))

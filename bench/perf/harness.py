@@ -32,7 +32,7 @@ def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[
 
     Processor time, as the wall clock of a shared machine tells more of the neighbours.
     """
-    planned = _quick(steps)
+    planned = quick_cell(steps)
     cell, found = planned.cell, np.zeros((rounds, 2))
     data = task_data(cell.task, cell.task_options)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Eve
     """Training under a lease, with a log, usage samples, progress and checkpoints."""
     cell, lease = planned.cell, Lease.take(folder, 1)
     assert lease is not None
-    with lease, cell_log(folder), Usage(), Progress(1) as progress:
+    with lease, cell_log(folder, cell.id), Usage(), Progress(1) as progress:
         progress.start(cell.id, "perf", cell.train.steps)
 
         def report(step: int, loss: float, speed: float) -> None:
@@ -72,14 +72,15 @@ def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Eve
         train(lm, data, cell.train, cell.seed, report, Checkpoints(folder / "checkpoints", cell.id, every))
 
 
-def _quick(steps: int) -> Planned:
+def quick_cell(steps: int) -> Planned:
+    """The quick study's ZTT cell on p-hop with so many steps."""
     made = make_plan(load_study("quick", [f"tasks.p_hop.train.steps={steps}", "seeds=1"]), "", None)
     return next(planned for planned in made.cells if (planned.variant, planned.task) == ("ztt", "p_hop"))
 
 
 def skipping(cells: int) -> float:
     """Seconds to see that so many finished cells, of the size the quick study leaves, need nothing."""
-    planned = _quick(10)
+    planned = quick_cell(10)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         record = work(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)

@@ -1,0 +1,54 @@
+"""Several models of one shape trained as one: a step's forward and backward passes of all of them in one stack.
+
+The models stay what they are, each with its own parameters, optimizer, evaluation and checkpoints. A step stacks their
+parameters [S, ...] and batches [S, B, T], runs ``torch.func.functional_call`` under ``torch.vmap``, and every model
+gets its own gradient, within float tolerance the one it would have got alone. S models then cost the calls of one: it
+pays where the calls take the time and not the arithmetic (``bench.packs``).
+
+A variant needs to know nothing of it. What draws at random in training is refused, since the draws would not be those
+of the model alone, and what decides by its data which operations to run is, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from bench.model.language_model import CycleForCausalLM
+from bench.model.stacks import linear
+
+Loss = Callable[..., Any]
+
+
+class _Linear(TorchFunctionMode):
+    """Sends linear layers to their stacked form."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def tensors_of(lm: CycleForCausalLM) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict([*lm.named_parameters(), *lm.named_buffers()])
+
+
+def run_stacked(lms: Sequence[CycleForCausalLM], loss: Loss, *batches: Tensor) -> Any:
+    """``loss(model, *batch)`` of every model on its part of the batches [S, ...], every result stacked [S, ...].
+
+    loss: is given something to be called as the models are; a gradient of its result goes to the models' parameters.
+    Raises RuntimeError for what cannot be done in a stack.
+    """
+    each = [tensors_of(lm) for lm in lms]
+    stacks = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
+
+    def one(tensors: dict[str, Tensor], *batch: Tensor) -> Any:
+        return loss(lambda *args, **kwargs: functional_call(lms[0], tensors, args, kwargs), *batch)
+
+    with _Linear():
+        return torch.vmap(one, randomness="error")(stacks, *batches)

@@ -1,0 +1,261 @@
+"""Models trained in a stack get what each gets alone; what cannot be stacked is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from settings import EVERY, EVERY_ID, shape
+from test_runner import RAW, plan
+
+from bench.checkpoint import Checkpoints, Every
+from bench.config import TrainConfig
+from bench.costs import build_model
+from bench.data import TaskData, get_task
+from bench.freezing import freeze
+from bench.packing import run_stacked
+from bench.packs import packs, stackable
+from bench.runner import Running, run_study
+from bench.store import Store
+from bench.train import Training, gradients, repeatable, train, train_together
+from bench.variant import get_variant
+from bench.verify import rerun
+
+OPTIONS = {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}
+CONFIG = TrainConfig(steps=12, batch_size=4, accumulation=2, eval_sequences=8, eval_every=6)
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    return get_task("p_hop", OPTIONS).build()
+
+
+def model(data: TaskData, name: str, options: dict[str, Any], family: str, seed: int, **changes: Any) -> Any:
+    variant = get_variant(name, options)
+    if not variant.cycled:
+        changes.pop("n_cycles", None)
+    lm = build_model(variant, shape(variant, family, **changes), data.vocab_size, data.length)
+    lm.reset_parameters(seed)
+    return lm
+
+
+def runs_of(
+    data: TaskData,
+    config: TrainConfig,
+    name: str = "ztt",
+    options: Any = (),
+    family: str = "llama",
+    seeds: int = 3,
+    **changes: Any,
+) -> list[Training]:
+    """Some seeds at two learning rates."""
+    configs = [config.model_copy(update={"lr": (1 + seed % 2) * config.lr}) for seed in range(seeds)]
+    models = [model(data, name, dict(options), family, seed, **changes) for seed in range(seeds)]
+    return [Training(lm, data, own, seed) for seed, (lm, own) in enumerate(zip(models, configs, strict=True))]
+
+
+def check_gradients(runs: list[Training]) -> None:
+    """All at once and one by one, relative to the whole gradient's size."""
+    together = gradients(runs)
+    found = [[parameter.grad for parameter in run.lm.parameters()] for run in runs]
+    for run, loss, grads in zip(runs, together, found, strict=True):
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.testing.assert_close(gradients([run])[0], loss)
+        size = torch.stack([p.grad.norm() for p in run.lm.parameters() if p.grad is not None]).norm()
+        for (where, parameter), grad in zip(run.lm.named_parameters(), grads, strict=True):
+            if parameter.grad is None:
+                assert grad is None or not grad.any(), where
+            else:
+                assert grad is not None and (grad - parameter.grad).norm() < 2e-6 * size, where
+    assert len({float(loss) for loss in together}) == len(runs)
+
+
+@pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+def test_every_variant_has_the_same_gradients_in_a_stack(
+    data: TaskData, name: str, options: dict[str, Any], family: str
+) -> None:
+    runs = runs_of(data, CONFIG.model_copy(update={"accumulation": 1}), name, options, family, seeds=2, n_cycles=2)
+    noisy = name == "recurrent" and options.get("start", "noise") == "noise"
+    lm = runs[0].lm
+    assert stackable(lm.variant, lm.model_shape, data.vocab_size, data.length, CONFIG) != noisy
+    if not noisy:
+        check_gradients(runs)
+
+
+LOSSES = [
+    {"exit_loss": 0.5},
+    {"halting_loss": "gate_cdf"},
+    {"halting_loss": "pondernet"},
+    {"halting_loss": "act"},
+    {"trained": "additions+norms"},
+]
+
+
+@pytest.mark.parametrize("changes", LOSSES, ids=str)
+def test_every_loss(data: TaskData, changes: dict[str, Any]) -> None:
+    config = CONFIG.model_copy(update=changes)
+    runs = runs_of(data, config, halting="gate" if config.halting_loss != "none" else "none")
+    for run in runs:
+        freeze(run.lm, config.trained)
+    check_gradients(runs)
+
+
+def test_truncated_gradients(data: TaskData) -> None:
+    check_gradients(runs_of(data, CONFIG.model_copy(update={"backward_cycles": 1}), "recurrent", {"start": "prelude"}))
+
+
+def test_dropout_is_not_stacked(data: TaskData) -> None:
+    lm = model(data, "htc", {}, "gpt2", 0, dropout=0.1)
+    assert not stackable(lm.variant, lm.model_shape, data.vocab_size, data.length, CONFIG)
+
+
+def alone(data: TaskData, runs: list[Training]) -> list[list[dict[str, float]]]:
+    """The histories that the same runs have one by one."""
+    found = []
+    for seed, run in enumerate(runs):
+        lm = build_model(run.lm.variant, run.lm.model_shape, data.vocab_size, data.length)
+        lm.reset_parameters(seed)
+        with repeatable(seed, 1):
+            found.append(train(lm, data, run.config, seed))
+    return found
+
+
+def assert_near(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for key in set(one) - {"seconds"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("changes", [{}, {"random_cycles": True}])
+def test_training_together_is_training_alone(data: TaskData, changes: dict[str, Any]) -> None:
+    """Random numbers of cycles differ from seed to seed: then a step is taken with those that drew the same."""
+    runs = runs_of(data, CONFIG.model_copy(update=changes))
+    assert [error for _, error in train_together(runs)] == [None] * 3
+    for run, history in zip(runs, alone(data, runs), strict=True):
+        assert_near(run.at.history, history)
+    assert {run.together for run in runs} == {3} or changes
+
+
+def test_one_that_blows_up_leaves_the_others_alone(data: TaskData) -> None:
+    runs = runs_of(data, CONFIG)
+    with torch.no_grad():
+        runs[1].lm.norm.weight.fill_(torch.nan)
+    ended = dict(train_together(runs))
+    assert str(ended[runs[1]]) == "loss is nan within steps 1-6" and next(iter(ended)) is runs[1]
+    assert ended[runs[0]] is None and ended[runs[2]] is None
+    histories = alone(data, runs)
+    assert_near(runs[0].at.history, histories[0])
+    assert_near(runs[2].at.history, histories[2])
+
+
+def test_a_stack_that_is_too_large_goes_on_in_parts(data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(lms: Any, *rest: Any) -> Any:
+        if len(lms) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return run_stacked(lms, *rest)
+
+    monkeypatch.setattr("bench.train.run_stacked", small)
+    runs = runs_of(data, CONFIG)
+    with pytest.warns(UserWarning, match="no step of 3 models at once, going on with 1: no room"):
+        assert [error for _, error in train_together(runs)] == [None] * 3
+    for run, history in zip(runs, alone(data, runs), strict=True):
+        assert_near(run.at.history, history)
+
+
+class PowerCut(BaseException):
+    pass
+
+
+class CutAt(Checkpoints):
+    """The power goes at the first checkpoint, before it is written."""
+
+    def save(self, *_: Any) -> None:
+        raise PowerCut
+
+
+def kept(data: TaskData, folder: Path, cut: int | None = None) -> list[Training]:
+    found = []
+    for seed, run in enumerate(runs_of(data, CONFIG)):
+        kind = CutAt if seed == cut else Checkpoints
+        checkpoints = kind(folder / str(seed), str(seed), Every(None, 5))
+        found.append(Training(run.lm, data, run.config, seed, checkpoints=checkpoints))
+    return found
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_a_killed_pack_goes_on(data: TaskData, tmp_path: Path, cut: int) -> None:
+    """Those whose checkpoint was not written catch up; without such it is to the same bits."""
+    whole = runs_of(data, CONFIG)
+    assert all(error is None for _, error in train_together(whole))
+    with pytest.raises(PowerCut):
+        list(train_together(kept(data, tmp_path, cut)))
+    again = kept(data, tmp_path)
+    assert [run.at.step for run in again] == [5] * cut + [0] * (3 - cut)
+    assert all(error is None for _, error in train_together(again))
+    for one, other in zip(again, whole, strict=True):
+        assert_near(one.at.history, other.at.history)
+        if cut == 0:
+            assert all(map(torch.equal, one.lm.parameters(), other.lm.parameters()))
+
+
+def test_a_pack_resumed_from_the_same_step_gives_the_same_bits(data: TaskData, tmp_path: Path) -> None:
+    whole = runs_of(data, CONFIG)
+    assert all(error is None for _, error in train_together(whole))
+    assert all(error is None for _, error in train_together(kept(data, tmp_path)))
+    again = kept(data, tmp_path)
+    assert [run.at.step for run in again] == [10] * 3
+    assert all(error is None for _, error in train_together(again))
+    for one, other in zip(again, whole, strict=True):
+        assert [{**e, "seconds": 0} for e in one.at.history] == [{**e, "seconds": 0} for e in other.at.history]
+        assert all(map(torch.equal, one.lm.parameters(), other.lm.parameters()))
+
+
+def test_what_goes_together() -> None:
+    made = plan(variants=["htc", "ztt"], seeds=5)
+    size = lambda slots, pack: Counter(len(group) for group in packs(made.cells, slots, pack))  # noqa: E731
+    assert size(1, None) == {5: 2} and size(2, None) == {5: 2}
+    assert size(3, None) == {2: 4, 1: 2} or size(3, None) == {2: 2, 3: 2}
+    assert size(1, 1) == {1: 10} and size(1, 4) == {3: 2, 2: 2} and size(10, None) == {1: 10}
+    for group in packs(made.cells, 1, None):
+        assert len({planned.variant for planned in group}) == 1
+    both = [p for lr in (1e-3, 3e-3) for p in plan(variants=["htc"], seeds=2, train={**RAW["train"], "lr": lr}).cells]
+    assert [len(group) for group in packs(both, 1, None)] == [4]
+    for changes in ({"model": {**RAW["model"], "dropout": 0.1}}, {"train": {**RAW["train"], "compile": True}}):
+        assert all(len(group) == 1 for group in packs(plan(variants=["htc"], seeds=3, **changes).cells, 1, 8))
+    large = plan(variants=["htc"], seeds=3, model={**RAW["model"], "d_model": 512}).cells
+    assert [len(group) for group in packs(large, 1, None)] == [1, 1, 1]
+    assert [len(group) for group in packs(large, 1, 8)] == [3]
+
+
+def test_a_study_in_packs(tmp_path: Path) -> None:
+    """Each cell has its own record, log and model; one that fails does so alone."""
+    made = plan(variants=["htc", "ztt"], seeds=3)
+    lone = run_study(made, Store(tmp_path / "lone"), Running(1, pack=1), lambda *_: None)
+    store, seen = Store(tmp_path / "packs"), list[str]()
+    results = run_study(made, store, Running(1), lambda record, planned: seen.append(record["id"]))
+    assert sorted(seen) == sorted(results) == sorted(lone)
+    for planned in made.cells:
+        id = planned.cell.id
+        assert lone[id]["pack"] == [] and id in results[id]["pack"] and len(results[id]["pack"]) == 3
+        assert_near(results[id]["history"], lone[id]["history"])
+        text = (store.folder(id) / "log.txt").read_text()
+        assert text.count("INFO begins") == 1 and text.count("INFO done") == 1 and f"seed {planned.cell.seed}" in text
+        assert (store.folder(id) / "model" / "model.safetensors").is_file()
+        assert not list(store.folder(id).glob("lease.*")) and not (store.folder(id) / "checkpoints").exists()
+    (again,) = rerun(store, made.manifest["cells"], 1)
+    assert not again.problem, "run again in its pack it gives the same numbers to the last digit"
+
+
+def test_a_cell_that_blows_up_in_a_pack_fails_alone(tmp_path: Path) -> None:
+    wild = {**RAW["train"], "grad_clip": 1e30, "weight_decay": 1e30}
+    cells = [p for lr in (1e-33, 10.0) for p in plan(variants=["htc"], seeds=1, train={**wild, "lr": lr}).cells]
+    made = plan(variants=["htc"], seeds=1)
+    made = type(made)(made.study, tuple(cells), made.manifest)
+    results = run_study(made, Store(tmp_path), Running(1), lambda *_: None)
+    good, bad = (results[planned.cell.id] for planned in cells)
+    assert good["status"] == "done" and len(good["pack"]) == 2
+    assert bad["status"] == "failed" and "loss is nan" in bad["reason"] and bad["kind"] == "cell"
