@@ -19,7 +19,7 @@ from bench.lease import BEAT, EXPIRY, Watch
 from bench.packs import packs
 from bench.plan import Plan, Planned, stages
 from bench.progress import Progress
-from bench.store import Store
+from bench.store import Records, Store
 
 DEATHS = 3  # a cell whose worker has died so often has failed
 LOOK = 1.0  # seconds between looks at a cell that another process holds
@@ -47,48 +47,51 @@ class Running:
     pack: int | None = None
 
 
-def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> dict[str, dict[str, Any]]:
+def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Records:
     """Run the cells that are not done yet and return the records of all of the study's cells.
 
     Several processes may do this at once on the same store: each cell is run by one of them, and each of them returns
     all records. A cell that failed of itself is run again only with ``how.retry``; one that failed of its environment
-    (memory, disk, a killed process), always. on_record is called for every record that was there or is made by this
-    process, as soon as there is one; not for those that another process makes meanwhile and calls its own for.
+    (memory, disk, a killed process), always. on_record is called for every record that is made by this process, as soon
+    as there is one. Finished cells are not even read.
     """
     store.write_manifest(plan.study.name, plan.manifest)
     unique = {planned.cell.id: planned for planned in plan.cells}
-    records = store.results(unique)
-    todo = _wanted(unique, records, how.retry)
+    failures = store.failures(unique)
+    done = {id for id in unique if id not in failures and store.done(id)}
+    todo = _wanted(unique, done, failures, how.retry)
     with Progress(len(unique)) as progress:
         progress.skip(len(unique) - len(todo))
-        for id in set(records) - {planned.cell.id for planned in todo}:
-            on_record(records[id], unique[id])
         if todo:
             with _executor(how, todo) as executor:
                 for stage in stages(todo):
-                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, records)
+                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures)
                     for record in study.run():
-                        records[record["id"]] = record
+                        if record["status"] == "failed":
+                            failures[record["id"]] = record
+                        else:
+                            failures.pop(record["id"], None)
+                            done.add(record["id"])
                         if record["id"] not in study.elsewhere:
                             on_record(record, unique[record["id"]])
-    return records
+    return Records(store, (id for id in unique if id in done), failures)
 
 
-def _wanted(unique: dict[str, Planned], records: dict[str, dict[str, Any]], retry: bool) -> list[Planned]:
+def _wanted(
+    unique: dict[str, Planned], done: set[str], failures: dict[str, dict[str, Any]], retry: bool
+) -> list[Planned]:
     """The cells to run: those without a result that may get one, now or because what they start from may."""
 
     def open_(id: str) -> bool:
-        record = records.get(id)
-        if record is None:
-            return True
-        return record["status"] == "failed" and (retry or record.get("kind") == "environment")
+        if id in failures:
+            return retry or failures[id].get("kind") == "environment"
+        return id not in done
 
     sources = {f"{CELL}{id}" for id in unique if open_(id)}
     return [
         planned
         for id, planned in unique.items()
-        if open_(id)
-        or (records[id]["status"] == "failed" and planned.cell.init is not None and planned.cell.init.source in sources)
+        if open_(id) or (id in failures and planned.cell.init is not None and planned.cell.init.source in sources)
     ]
 
 
@@ -118,10 +121,10 @@ class _Study:
         progress: Progress,
         executor: Executor,
         todo: dict[str, Planned],
-        records: dict[str, dict[str, Any]],
+        failures: dict[str, dict[str, Any]],
     ) -> None:
         self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
-        self.failed = {id: record.get("at") for id, record in records.items() if record["status"] == "failed"}
+        self.failed = {id: record.get("at") for id, record in failures.items()}
         self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
         self.packs = {p.cell.id: pack for pack in packs(todo.values(), executor.slots, how.pack) for p in pack}
         self.running: dict[str, int] = {}  # by id: the number of the job

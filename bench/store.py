@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,26 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, whenever the process or the machine dies."""
     with whole_file(path) as partial:
         partial.write_bytes(data)
+
+
+class Records(Mapping[str, dict[str, Any]]):
+    """Records of cells by id, read from the store whenever one is asked for: thousands need not fit in memory."""
+
+    def __init__(self, store: Store, ids: Iterable[str], held: dict[str, dict[str, Any]]) -> None:
+        """ids: of cells that have a record; held: records that may not be in the store, as the disk refused them."""
+        self.store, self.ids, self.held = store, dict.fromkeys([*ids, *held]), held
+
+    def __getitem__(self, id: str) -> dict[str, Any]:
+        record = self.held.get(id) or (self.store.record(id) if id in self.ids else None)
+        if record is None:
+            raise KeyError(id)
+        return record
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class Store:
@@ -85,6 +105,10 @@ class Store:
         """The records of the given cells, those without one left out."""
         found = {id: self.record(id) for id in ids}
         return {id: record for id, record in found.items() if record is not None}
+
+    def failures(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The records of those of the given cells that have failed; of the others nothing is read."""
+        return self.results(id for id in ids if not self.done(id))
 
     def write_cell(self, id: str, cell: dict[str, Any]) -> None:
         """Store what the cell is."""

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -128,6 +128,18 @@ class Tracker:
         ended = began + int(1000 * record["timing"]["seconds"]) if done else None
         self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
         self.known.add((record["id"], attempt))
+
+    def catch_up(self, cells: Iterable[Planned]) -> None:
+        """Log the records in the store that the study's run does not hold yet; nothing else is read."""
+        for planned in {planned.cell.id: planned for planned in cells}.values():
+            if self.broken:
+                return
+            id = planned.cell.id
+            if (id, "") in self.known and self.store.done(id):
+                continue
+            record = self.store.record(id)
+            if record is not None:
+                self.log(record, planned)
 
     @_contained
     def search(self, row: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from bench.sweep.storage import open_storage, open_study, seed_of
 from bench.variant import variant_class
 
 Record = dict[str, Any]
-RunPlan = Callable[[Plan], dict[str, Record]]
+RunPlan = Callable[[Plan], Mapping[str, Record]]
 """Runs a plan's cells and returns their records by id."""
 
 

@@ -236,7 +236,7 @@ def test_a_study_in_packs(tmp_path: Path) -> None:
     made = plan(variants=["htc", "ztt"], seeds=3)
     lone = run_study(made, Store(tmp_path / "lone"), Running(1, pack=1), lambda *_: None)
     store, seen = Store(tmp_path / "packs"), list[str]()
-    results = run_study(made, store, Running(1), lambda record, planned: seen.append(record["id"]))
+    results = run_study(made, store, Running(1, pack=3), lambda record, planned: seen.append(record["id"]))
     assert sorted(seen) == sorted(results) == sorted(lone)
     for planned in made.cells:
         id = planned.cell.id
@@ -255,7 +255,7 @@ def test_a_cell_that_blows_up_in_a_pack_fails_alone(tmp_path: Path) -> None:
     cells = [p for lr in (1e-33, 10.0) for p in plan(variants=["htc"], seeds=1, train={**wild, "lr": lr}).cells]
     made = plan(variants=["htc"], seeds=1)
     made = type(made)(made.study, tuple(cells), made.manifest)
-    results = run_study(made, Store(tmp_path), Running(1), lambda *_: None)
+    results = run_study(made, Store(tmp_path), Running(1, pack=2), lambda *_: None)
     good, bad = (results[planned.cell.id] for planned in cells)
     assert good["status"] == "done" and len(good["pack"]) == 2
     assert bad["status"] == "failed" and "loss is nan" in bad["reason"] and bad["kind"] == "cell"

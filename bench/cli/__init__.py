@@ -30,6 +30,7 @@ from bench.exits import commands as exits
 
 if TYPE_CHECKING:
     from bench.plan import Plan
+    from bench.store import Records
 
 app = typer.Typer(
     help="Does reusing a transformer's parameters buy accuracy for the compute it costs?",
@@ -94,6 +95,7 @@ def run(
     Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
     several processes, on several machines that share the results' folder, divides the cells between them.
     """
+    import reports
     from bench.checkpoint import Every
     from bench.environment import git_revision
     from bench.runner import Running, run_study
@@ -110,8 +112,9 @@ def run(
     store = Store(runs)
     tracker = Tracker(tracking_uri, store)
 
-    def run_plan(plan: Plan) -> dict[str, dict[str, Any]]:
+    def run_plan(plan: Plan) -> Records:
         tracker.study(plan.manifest)
+        tracker.catch_up(plan.cells)
         results = run_study(plan, store, how, tracker.log)
         tracker.finish([])
         return results
@@ -123,14 +126,12 @@ def run(
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
     results = run_plan(plan)
-    paths = _write_report(plan.manifest, results, out or runs / "reports" / plan.study.name)
+    paths = _write_report(plan.manifest, reports.read(store, plan.manifest), out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
-    print(
-        f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"
-    )
-    failed = [planned for planned in plan.cells if results[planned.cell.id]["status"] == "failed"]
+    print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
+    failed = [planned for planned in plan.cells if planned.cell.id in results.held]
     for planned in failed:
-        reason = results[planned.cell.id]["reason"]
+        reason = results.held[planned.cell.id]["reason"]
         print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
     if failed:
         again = f"cyclebench run {study} --retry failed"
