@@ -162,7 +162,7 @@ def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys
     commands.status(str(tmp_path / "tiny.yaml"), runs=tmp_path / "runs")
     shown = capsys.readouterr().out
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted: finished cells are kept" in told and "Traceback" not in told
     assert "tiny: 0 of 6 cells done, 1 running, 0 failed, 5 waiting" in shown
     assert "training FLOPs" in shown

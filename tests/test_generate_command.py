@@ -99,12 +99,12 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--max-new-tokens: 40 .* 32 positions \(allowed: at most 30\)"):
         stream(Checkpoint(str(folder(store))), "In", None, str, 40)
     with pytest.raises(UserError, match="has not been run"):
-        next(execute_study(str(store.root / "tiny.yaml"), "kl", None, 1, tmp_path))
+        next(execute_study(str(store.root / "tiny.yaml"), "kl", None, 1, tmp_path, "sequence"))
 
 
 def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tmp_path: Path) -> None:
     study = str(store.root / "tiny.yaml")
-    found = list(execute_study(study, "zero_attention", None, 1, store.root))
+    found = list(execute_study(study, "zero_attention", None, 1, store.root, "sequence"))
     record = store.record(folder(store).name)
     assert record is not None and [label for label, _ in found] == ["ztt, kjv, seed 0"] * len(found) and found
     tuned = {entry["threshold"]: entry["test"] for entry in record["exits"]["rules"]["zero_attention"]["tuned"]}

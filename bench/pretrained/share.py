@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from bench.costs import costs
 from bench.errors import UserError
 from bench.model import CycleConfig, CycleForCausalLM
+from bench.pretrained.sources import no_bars
 
 FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores as they come
 
@@ -31,7 +32,8 @@ def save_checkpoint(
     ``trust_remote_code=True``. lineage: where it comes from, for the card; length: tokens that FLOPs are told for;
     scores: rows with at least ``task``, ``metric`` and ``value``.
     """
-    lm.save_pretrained(folder)
+    with no_bars():
+        lm.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     _write(folder, {"lineage": lineage, "length": length, "scores": scores or []})

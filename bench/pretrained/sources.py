@@ -6,6 +6,8 @@ Weights are read from safetensors and GGUF only; nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -170,15 +172,11 @@ def load(source: str) -> Pretrained:
     found = outline(source)
     # A GGUF file is dequantized, so there is no type of its own to keep.
     dtype = torch.float32 if where.gguf else "auto"
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
+        with no_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise _unreadable(where, error) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     lm, told = loaded
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):  # transformers would draw or drop them
         if wrong := sorted(map(str, told[kind])):
@@ -198,6 +196,18 @@ def load(source: str) -> Pretrained:
     else:
         weights = our_weights(weights, found.shape)
     return Pretrained(source, found, weights, probe, logits.float(), load_tokenizer(source))
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the bars that transformers draws while it reads or writes the shards of a model."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
