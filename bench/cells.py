@@ -14,15 +14,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.checkpoint import Checkpoints, Every, cell_logger
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.environment import environment
-from bench.errors import CellError, UserError
+from bench.errors import CellError, RankError, UserError
 from bench.lease import BEAT, Lease, LeaseLostError
 from bench.store import Store, atomic_write
 from bench.usage import Usage
+
+if TYPE_CHECKING:
+    from bench.distributed import Team
 
 Report = Callable[[int, float, float], None]
 WatchHistory = Callable[[dict[str, float]], None]
@@ -49,13 +52,17 @@ def run_cell(
     checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result.
     Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
     """
+    from bench.distributed import Team
     from bench.train import repeatable, train_together
 
-    with repeatable(cell.seed, cell.train.threads):
-        going = Going(cell, store, report, every, watch)
-        ((_, error),) = train_together([going.training])
+    with repeatable(cell.seed, cell.train.threads), Team(cell, store.root) as team:
+        try:
+            going = Going(cell, store, report, every, watch, team=team)
+            ((_, error),) = train_together([going.training])
+        except Exception as found:
+            error = found
         if error is not None:
-            raise error
+            raise team.cause(error)
         return going.finish()
 
 
@@ -63,7 +70,9 @@ def run_pack(cells: Sequence[Cell], store: Store) -> dict[str, dict[str, Any]]:
     """Train cells together and return the results by id of those that do not fail."""
     from bench.train import repeatable, train_together
 
-    pack = [cell.id for cell in cells] if len(cells) > 1 else []
+    if len(cells) == 1:
+        return {cells[0].id: run_cell(cells[0], store)}
+    pack = [cell.id for cell in cells]
     with repeatable(cells[0].seed, cells[0].train.threads):
         going = {one.training: one for one in (Going(cell, store, pack=pack) for cell in cells)}
         results = {}
@@ -86,11 +95,15 @@ class Going:
         every: Every | None = None,
         watch: WatchHistory | None = None,
         pack: Sequence[str] = (),
+        team: Team | None = None,
     ) -> None:
-        """pack: ids of the cells it is trained with, its own among them; empty if it is trained alone."""
+        """pack: ids of the cells it is trained with, its own among them; empty if it is trained alone; team: of the
+        cell's processes, which is started here.
+        """
         import torch
 
         from bench.costs import costs
+        from bench.distributed import ALONE
         from bench.freezing import freeze
         from bench.plan import task_data
         from bench.pretrained.start import initial_model
@@ -98,22 +111,25 @@ class Going:
         from bench.variant import get_variant
 
         self.cell, self.store, self.pack, self.started = cell, store, pack, time.time()
-        self.folder = store.folder(cell.id)
-        _sweep(self.folder)
+        self.folder, team = store.folder(cell.id), team or ALONE
+        team.start()
+        if team.rank == 0:
+            _sweep(self.folder)
         self.data = data = task_data(cell.task, cell.task_options)
         if data.fingerprint != cell.fingerprint:
             found, planned = data.fingerprint[:12], cell.fingerprint[:12]
             raise CellError(f"the data have changed: fingerprint {found}, planned {planned}")
         variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
         torch.manual_seed(cell.seed)
-        self.lm = lm = initial_model(cell, data, store)
+        lm = initial_model(cell, data, store)
         vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
         self.cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
         freeze(lm, trained)
         lm.to(device)  # type: ignore[arg-type]
-        torch.manual_seed(cell.seed)  # dropout: the same stream whatever the variant's initialisation has drawn
-        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every())
-        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch)
+        # Dropout: the same stream whatever the variant's initialisation has drawn, and another one for every rank.
+        torch.manual_seed(team.seed(cell.seed))
+        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team)
+        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team)
 
     def finish(self) -> dict[str, Any]:
         """Test the trained model, store what the cell leaves and return its result."""
@@ -122,7 +138,7 @@ class Going:
         from bench.slices import further_scores
         from bench.train import autocast
 
-        cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.lm, self.cost
+        cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.training.lm, self.cost
         started, history = self.started, self.training.at.history
         with autocast(cell.train, lm.device):
             found = examine(lm, data, cell.evaluation)
@@ -261,7 +277,7 @@ class _Member:
             self.tell("start", (self.job.label, self.cell.train.steps))
             found = self.store.record(self.cell.id)
         except OSError as error:  # not even a lease can be written
-            return failure(self.cell, *_reason(error))
+            return failure(self.cell, *reason_of(error))
         if found is not None and (found["status"] == "done" or found.get("at") != self.job.failed):
             self.tell("found", ())
             return found
@@ -301,7 +317,7 @@ class _Member:
             return None
         if self.store.done(self.cell.id):  # it was taken over unnoticed, and finished
             return None
-        record = failure(self.cell, *_reason(error))
+        record = failure(self.cell, *reason_of(error))
         self.log.error("failed: %s", record["reason"])
         with suppress(OSError):  # on a full disk: the caller still learns of it
             self.store.write_failure(self.cell.id, record)
@@ -309,6 +325,7 @@ class _Member:
 
 
 def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    from bench.distributed import Team
     from bench.train import repeatable, train_together
 
     if not members:
@@ -316,17 +333,21 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
     first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
     pack = [member.cell.id for member in members] if len(members) > 1 else []
     try:
-        with Usage() as usage, repeatable(first.seed, first.train.threads):
+        with (
+            Usage() as usage,
+            repeatable(first.seed, first.train.threads),
+            Team(first, members[0].store.root) as team,
+        ):
             for member in members:
                 try:
-                    one = Going(member.cell, member.store, member.report, member.job.every, pack=pack)
+                    one = Going(member.cell, member.store, member.report, member.job.every, pack=pack, team=team)
                 except Exception as error:
-                    yield member.end(member.fail(error))
+                    yield member.end(member.fail(team.cause(error)))
                 else:
                     going[one.training] = member, one
             for training, ending in train_together(list(going)):
                 member, one = going.pop(training)
-                record = member.finish(one) if ending is None else member.fail(ending)
+                record = member.finish(one) if ending is None else member.fail(team.cause(ending))
                 usage.take()
                 with suppress(OSError):
                     if record is not None and record["status"] == "done":
@@ -338,8 +359,10 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
         raise
 
 
-def _reason(error: Exception) -> tuple[str, str, str | None]:
+def reason_of(error: Exception) -> tuple[str, str, str | None]:
     """Why a cell failed, in one line; whether of itself or of its environment; the traceback where it is of use."""
+    if isinstance(error, RankError):
+        return error.reason, error.kind, error.trace
     text = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
     if isinstance(error, CellError | UserError):
         return str(error), "cell", None

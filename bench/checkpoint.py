@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # options are parsed before torch is needed
     import torch
     from torch import Tensor, nn
 
+    from bench.distributed import Team
+
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be damaged
 
 
@@ -64,9 +66,11 @@ class Position:
 class Checkpoints:
     """The checkpoints of one cell in a folder, named by their step."""
 
-    def __init__(self, folder: Path, cell: str, every: Every) -> None:
-        """cell: its id, so that a file that strays here from another cell is not taken."""
-        self.folder, self.cell, self.every, self.log = folder, cell, every, cell_logger(cell)
+    def __init__(self, folder: Path, cell: str, every: Every, team: Team | None = None) -> None:
+        """cell: its id, so that a file that strays here from another cell is not taken; team: whose rank 0 writes,
+        while all of its ranks must call ``save`` and ``load``.
+        """
+        self.folder, self.cell, self.every, self.log, self.team = folder, cell, every, cell_logger(cell), team
         self._last = (time.monotonic(), 0)
 
     def due(self, step: int) -> bool:
@@ -81,10 +85,17 @@ class Checkpoints:
         import torch
         from safetensors.torch import save_file
 
-        tensors = {**_weights(lm), **_moments(optimizer), **_random(next(lm.parameters()).device)}
+        from bench.distributed import ALONE, whole
+
+        team = self.team or ALONE
+        tensors = {**_weights(lm), **_moments(optimizer)}
         if position.pending:
             tensors["pending"] = torch.stack(position.pending)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        tensors = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+        for rank, states in enumerate(team.gather(_random(next(lm.parameters()).device))):
+            tensors |= {f"{name}{_of(rank)}": state for name, state in states.items()}
+        if team.rank:
+            return
         told = {"cell": self.cell, **{key: getattr(position, key) for key in ("step", "seconds", "history", "losses")}}
         text = json.dumps(told)
         try:
@@ -104,7 +115,7 @@ class Checkpoints:
         for path in self._files():
             try:
                 tensors, told = self._read(path)
-                position = _restore(tensors, told, lm, optimizer)
+                position = _restore(tensors, told, lm, optimizer, self.team.rank if self.team else 0)
             except Exception as error:  # whatever a damaged file makes safetensors, json or torch say
                 self.log.warning("checkpoint %s is damaged, set aside: %s", path.name, str(error).splitlines()[0])
                 os.replace(path, path.with_name(f"{path.name}.corrupt"))
@@ -153,6 +164,11 @@ def _random(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
+def _of(rank: int) -> str:
+    """What the names of a rank's random numbers end with."""
+    return f".{rank}" if rank else ""
+
+
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
     import torch
 
@@ -165,12 +181,15 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
 
 
 def _restore(
-    tensors: dict[str, Tensor], told: dict[str, Any], lm: nn.Module, optimizer: torch.optim.Optimizer
+    tensors: dict[str, Tensor], told: dict[str, Any], lm: nn.Module, optimizer: torch.optim.Optimizer, rank: int
 ) -> Position:
     """Everything is checked before anything is changed, so that a checkpoint that does not fit leaves no trace."""
     import torch
 
+    from bench.distributed import laid_out
+
     weights = _weights(lm)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
     if fits != {n: (t.shape, t.dtype) for n, t in tensors.items() if n.startswith("model.")}:
         raise ValueError("its weights are not those of this model")
@@ -178,15 +197,15 @@ def _restore(
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = tensor
+            state.setdefault(int(number), {})[key] = laid_out(tensor, trained[int(number)])
     device = next(lm.parameters()).device
     pending = list(tensors["pending"].to(device)) if "pending" in tensors else []
     position = Position(pending=pending, **{key: told[key] for key in ("step", "seconds", "history", "losses")})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     with torch.no_grad():
         for name, tensor in weights.items():
-            tensor.copy_(tensors[name])
-    torch.set_rng_state(tensors["random.cpu"])
+            tensor.copy_(laid_out(tensors[name], tensor))
+    torch.set_rng_state(tensors[f"random.cpu{_of(rank)}"])
     if "random.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+        torch.cuda.set_rng_state(tensors[f"random.cuda{_of(rank)}"], device)
     return position

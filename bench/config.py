@@ -183,12 +183,27 @@ class TrainConfig(Strict):
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
     )
+    processes: int = Field(
+        1, ge=1, le=1024, description="of one cell, each with a GPU or threads of its own and its share of every batch"
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="of the model among the processes; none: each has all of it (DDP), full: a part (FSDP)"
+    )
     compile: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size = {self.batch_size} must be a multiple of accumulation = {self.accumulation}")
+        if self.batch_size // self.accumulation % self.processes:
+            raise ValueError(
+                f"batch_size = {self.batch_size} must be a multiple of accumulation x processes = "
+                f"{self.accumulation} x {self.processes}"
+            )
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("sharding = 'full' needs processes > 1")
+        if self.compile and self.processes > 1:
+            raise ValueError(f"compile = True needs processes = 1, not {self.processes}")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.halting_loss != "none" and self.exit_loss:

@@ -20,6 +20,14 @@ class CellError(Exception):
     """A cell cannot go on (for example: its loss is not finite). Recorded with its reason; the study continues."""
 
 
+class RankError(Exception):
+    """Another process of the cell has failed, for a reason, of a kind and with a traceback as in a failure's record."""
+
+    def __init__(self, reason: str, kind: str, trace: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.kind, self.trace = reason, kind, trace
+
+
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> UserError:
     """An error for a name that is not registered, with the nearest name that is."""
     names = sorted(allowed)

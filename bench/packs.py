@@ -64,7 +64,7 @@ def _most(kind: str, asked: bool) -> int:
     cell = Cell.model_validate(told)
     data, device = task_data(cell.task, cell.task_options), pick_device(cell.train)
     variant, config = get_variant(cell.variant, cell.options), cell.train
-    if config.compile or (cell.init is not None and not cell.init.source.startswith(CELL)):
+    if config.compile or config.processes > 1 or (cell.init is not None and not cell.init.source.startswith(CELL)):
         return 1  # a compiled stack would be another program; a pretrained model is large enough
     lm = meta_model(variant, cell.model, data.vocab_size, data.max_length)
     freeze(lm, config.trained)

@@ -103,12 +103,16 @@ def _executor(how: Running, todo: list[Planned]) -> Executor:
     import torch
 
     gpus = torch.cuda.device_count() if any(planned.cell.train.device != "cpu" for planned in todo) else 0
-    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus)
+    each = max(planned.cell.train.processes for planned in todo)
+    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus, each)
 
 
 def default_jobs(todo: list[Planned], gpus: int) -> int:
-    """Worker processes for these cells: one a GPU, else the cores divided by a cell's threads; at least one."""
-    return gpus or max(1, (os.cpu_count() or 1) // max(planned.cell.train.threads for planned in todo))
+    """Cells at a time: the GPUs divided by a cell's processes, else the cores by their threads; at least one."""
+    trains = [planned.cell.train for planned in todo]
+    if gpus:
+        return max(1, gpus // max(train.processes for train in trains))
+    return max(1, (os.cpu_count() or 1) // max(train.processes * train.threads for train in trains))
 
 
 class _Study:

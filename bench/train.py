@@ -19,6 +19,7 @@ from bench.config import TrainConfig
 from bench.costs import training_flops
 from bench.data import TaskData
 from bench.data.batches import Batches, arrays
+from bench.distributed import ALONE, Team
 from bench.errors import CellError, UserError
 from bench.evaluate import evaluate
 from bench.exits.losses import exit_losses
@@ -105,8 +106,11 @@ class Training:
         report: Report | None = None,
         checkpoints: Checkpoints | None = None,
         watch: WatchHistory | None = None,
+        team: Team = ALONE,
     ) -> None:
-        """The arguments of ``train``, which says what is raised here, too."""
+        """The arguments of ``train``, which says what is raised here, too; team: started, if it is of several."""
+        if config.processes != team.size:
+            raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
         config.check_halting(lm.model_shape)
         reinjects = lm.recurrence is not None and lm.recurrence.reinjects
         if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
@@ -115,16 +119,17 @@ class Training:
                 "gradient (allowed: none, or a variant that re-injects the prelude's output)"
             )
         self.lm, self.data, self.config = lm, data, config
-        self.report, self.checkpoints, self.watch = report, checkpoints, watch
+        self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
         self.flops = executed_flops(lm, config, data.length, self.cycles)
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed)
+        self.run = team.step(lm, torch.compile(lm) if config.compile else lm)
         self.optimizer = make_optimizer(lm, config)
-        self.run: Callable[..., Any] = torch.compile(lm) if config.compile else lm
         self.tokens_per_step = config.batch_size * data.length
         self.together = 1  # models whose steps were computed at once, at most
-        self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
+        with team.rank_0_first():  # it sets damaged checkpoints aside
+            self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
         self.last = self.at.seconds
         if watch is not None:
             for entry in self.at.history:
@@ -167,7 +172,14 @@ class Training:
                 self.report(step, loss, len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9))
             self.last, at.pending = at.seconds, []
         if step in self.due:
-            self._validate()
+            with self.team.unsharded(self.lm):
+                if self.team.rank == 0:
+                    self._validate()
+            at.losses = []
+
+    def end(self) -> None:
+        """After the last step: from here on the model is its own again."""
+        self.lm = self.team.plain(self.lm)
 
     def _validate(self) -> None:
         at, step, config = self.at, self.at.step, self.config
@@ -183,7 +195,6 @@ class Training:
             raise CellError(f"validation loss is {scores['loss']} at step {step}")
         if self.watch is not None:
             self.watch(entry)
-        at.losses = []
 
 
 def train(
@@ -219,6 +230,7 @@ def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Excepti
         first = min(left, key=lambda run: run.at.step)
         if first.at.step >= first.config.steps:
             left.remove(first)
+            first.end()
             yield first, None
             continue
         group = [run for run in left if run.at.step == first.at.step and run.place == first.place][:most]
@@ -254,7 +266,9 @@ def _step(group: Sequence[Training]) -> dict[Training, Exception]:
         except Exception as error:
             errors[run] = error
     going = [run for run in group if run not in errors]
-    if any(run.checkpoints is not None and run.checkpoints.due(run.at.step) for run in going):
+    if going and going[0].team.agree(
+        any(run.checkpoints is not None and run.checkpoints.due(run.at.step) for run in going)
+    ):
         for run in going:  # all at the same step, so that they go on together
             try:
                 if run.checkpoints is not None:
@@ -268,7 +282,7 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
     """The gradients of the next step of all models, over the micro-batches of their batches [S, B, T]; returns the
     losses [S] at full depth, not yet read.
     """
-    config, device, n_cycles = runs[0].config, runs[0].lm.device, runs[0].place[1]
+    config, device, n_cycles, team = runs[0].config, runs[0].lm.device, runs[0].place[1], runs[0].team
     batches = [run.batches.batch(run.at.step) for run in runs]
     ids, targets = (np.stack(part) for part in zip(*batches, strict=True))
     scored = (targets != IGNORED).sum((1, 2))
@@ -278,16 +292,17 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
     for tokens, goal in zip(
         np.split(ids, config.accumulation, 1), np.split(targets, config.accumulation, 1), strict=True
     ):
+        parts = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in (tokens, goal))
         with autocast(config, device):
-            inputs, wanted = (torch.from_numpy(part).to(device, non_blocking=True) for part in (tokens, goal))
-            if len(runs) == 1:
-                loss, last = losses(runs[0].run, inputs[0], wanted[0], int(scored[0]))
+            inputs, wanted = parts
+            if len(runs) == 1:  # the mean over a team's ranks is that of the whole micro-batch
+                loss, last = runs[0].run(losses, inputs[0], wanted[0], int(scored[0]) / team.size)
             else:
                 among = torch.from_numpy(scored).to(device, non_blocking=True)
                 loss, last = run_stacked([run.lm for run in runs], losses, inputs, wanted, among)
         loss.sum().backward()
         total += last
-    return total
+    return team.mean(total)
 
 
 def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
@@ -296,7 +311,7 @@ def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[to
     """
 
     def losses(
-        model: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | int
+        model: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         out = model(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles, output_exits=config.trains_exits)
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.

@@ -62,7 +62,7 @@ def run(
     overrides: Overrides = None,
     preset: Preset = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads.")
+        int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads and processes.")
     ] = None,
     pack: Annotated[
         int | None,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,15 +14,16 @@ from typing import Any
 
 from bench.cells import Job, work_together
 from bench.executors import POLL, Event
+from bench.processes import become_worker, cause_of_death, worker_context
 
 GRACE = 10.0  # seconds a worker has to give its lease back when the study is interrupted
 
 
 class LocalExecutor:
-    """``slots`` processes, started when they are needed; with several GPUs each process sees one of them."""
+    """``slots`` processes, started when they are needed; with several GPUs each process sees ``each`` of them."""
 
-    def __init__(self, slots: int, gpus: int = 0) -> None:
-        self.slots, self.gpus = slots, gpus
+    def __init__(self, slots: int, gpus: int = 0, each: int = 1) -> None:
+        self.slots, self.gpus, self.each = slots, gpus, min(each, gpus)
         self._context = worker_context()
         self._workers: list[tuple[BaseProcess, Connection, int]] = []  # the last: its slot
         self._busy: dict[Connection, list[str]] = {}  # the ids of the cells it has not ended
@@ -52,7 +51,8 @@ class LocalExecutor:
     def _start(self) -> Connection:
         slot = min(set(range(self.slots)) - {slot for *_, slot in self._workers})
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, slot % self.gpus if self.gpus > 1 else None))
+        seen = ",".join(str((slot * self.each + number) % self.gpus) for number in range(self.each))
+        process = self._context.Process(target=_serve, args=(theirs, seen if self.gpus > 1 else None))
         process.start()
         theirs.close()  # so that the worker's death is the end of the connection
         self._workers.append((process, ours, slot))
@@ -79,36 +79,16 @@ class LocalExecutor:
         self._workers.remove(worker)
         connection.close()
         worker[0].join()
-        cause = _cause(worker[0].exitcode or 0)
+        cause = cause_of_death(worker[0].exitcode or 0)
         return [Event(id, "died", (cause,)) for id in self._busy.pop(connection, ())]
 
 
-def worker_context() -> Any:
-    """Processes that start from a clean one which has imported torch once; never a fork of this one, as torch's threads
-    do not survive a fork.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.cells", "bench.costs", "bench.train", "bench.plan"])
-    return context
-
-
-def _cause(status: int) -> str:
-    if status >= 0:
-        return f"its process ended with status {status}"
-    name = signal.Signals(-status).name
-    return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _serve(connection: Connection, gpu: int | None) -> None:
-    """A worker: leaves Ctrl-C to the parent and the terminal to the progress bars, and does not outlive the parent."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection: Connection, gpus: str | None) -> None:
+    """A worker. gpus: the numbers of those it may see, None for all."""
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: the lease is given back on its way out
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    quiet()
+    become_worker()
     while True:
         try:
             pack: tuple[Job, ...] = connection.recv()
@@ -119,24 +99,9 @@ def _serve(connection: Connection, gpu: int | None) -> None:
             tell(id, "end", (record,))
 
 
-def quiet() -> None:
-    """Keep libraries from writing bars and remarks to a screen that is not a worker's."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def _send(connection: Connection, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
     """Tell the parent. If it is gone there is nobody to work for, and the lease of a dead process is free."""
     try:
         connection.send((id, kind, arguments))
     except OSError:
         os._exit(1)
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -18,7 +18,8 @@ KNOCK = 10.0  # seconds a cluster has to answer
 
 
 class RayExecutor:
-    """Every pack of jobs is a task that asks for its cells' threads as CPUs, and for a GPU where the cell may use one.
+    """Every pack of jobs is a task that asks for its cells' threads as CPUs, and for a GPU for each of its processes
+    where the cell may use one.
 
     Ray does not try a lost task again by itself: the study does, under the next lease, so that a node that only seems
     lost does not run a cell twice.
@@ -64,9 +65,9 @@ class RayExecutor:
     def submit(self, pack: Sequence[Job]) -> None:
         first = pack[0]
         train = first.cell.train
-        gpus = 1 if self._gpus and train.device != "cpu" else 0
+        gpus = train.processes if self._gpus and train.device != "cpu" else 0
         label = f"cell {first.cell.id[:12]}" + (f" and {len(pack) - 1} more" if len(pack) > 1 else "")
-        task = self._task.options(num_cpus=train.threads, num_gpus=gpus, name=label)
+        task = self._task.options(num_cpus=train.threads * train.processes, num_gpus=gpus, name=label)
         absolute = Path(first.root).absolute()
         self._out[task.remote(tuple(pack), str(absolute), self._events)] = [job.cell.id for job in pack]
 
@@ -98,7 +99,7 @@ def _knock(address: str | None) -> None:
 def _task(pack: Sequence[Job], root: str, events: Any) -> dict[str, dict[str, Any] | None]:
     from dataclasses import replace
 
-    from bench.executors.local import quiet
+    from bench.processes import quiet
 
     quiet()
     return dict(work_together([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
