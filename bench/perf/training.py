@@ -100,8 +100,8 @@ def _loops(model: ModelConfig, device: torch.device, rounds: int, batch: int, le
         return [{**_start(TRAINER, model, "loop"), "note": reason}]
     data = task_data("kjv", {"length": length, "n_train": 64 * batch, "n_valid": batch, "n_test": batch})
     sides = {LOOP: _ours(model, length, data).to(device), TRAINER: stock(model, data.vocab_size, length).to(device)}
-    steps = 100 * (rounds + 100)
-    config = TrainConfig(steps=steps, batch_size=batch, eval_every=steps)
+    steps = 100 * (rounds + 100)  # so many that no validation falls due
+    config = TrainConfig(steps=steps, batch_size=batch, eval_every=steps, precision="float32")
     run = Training(sides[LOOP], data, config, 0)
 
     def step() -> None:
