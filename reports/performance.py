@@ -168,7 +168,7 @@ def _training(axes: Axes, rows: Sequence[Row]) -> None:
 def _additions(axes: Axes, rows: Sequence[Row]) -> None:
     names = {"attention": "attention gate", "none": "no gate"}
     _bars(axes, rows, lambda row: f"{names[row['gating']]}, d {row['d_model']}", "training step: ZTT over HTC")
-    axes.set_xlabel("time ratio (right of 1: it costs time)")
+    axes.set_xlabel("time ratio (above 1: it costs time)")
 
 
 def _packing(axes: Axes, rows: Sequence[Row]) -> None:
@@ -178,13 +178,13 @@ def _packing(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _thresholds(axes: Axes, rows: Sequence[Row]) -> None:
-    _bars(axes, rows, lambda row: f"{row['way']}, d {row['d_model']}", "thresholds: with judging over without")
-    axes.set_xlabel("time ratio")
+    _bars(axes, rows, lambda row: f"{row['way']}, d {row['d_model']}", "judging thresholds")
+    axes.set_xlabel("time over that of the evaluation")
 
 
 def _exits(axes: Axes, rows: Sequence[Row]) -> None:
     _bars(axes, rows, lambda row: f"{row['policy']}, d {row['d_model']}", "early exits: time saved over predicted")
-    axes.set_xlabel("ratio (1: all that the skipped cycles take)")
+    axes.set_xlabel("ratio (1: all of it)")
 
 
 def _scaling(axes: Axes, rows: Sequence[Row]) -> None:
