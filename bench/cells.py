@@ -175,7 +175,7 @@ class Going:
                 "seconds": time.time() - started,
                 "tokens_per_second": tokens / train_seconds,
             },
-            "environment": environment(cell),
+            "environment": environment(cell.train),
             "pack": sorted(self.pack),
         }
         with _whole_folder(folder / "model") as target:
@@ -389,7 +389,7 @@ def failure(cell: Cell, reason: str, kind: str, trace: str | None = None) -> dic
         "kind": kind,
         "at": time.time(),
         "traceback": trace,
-        "environment": environment(cell),
+        "environment": environment(cell.train),
     }
 
 

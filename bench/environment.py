@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.config import Cell
+    from bench.config import TrainConfig
 
 
-def environment(cell: Cell) -> dict[str, Any]:
-    """The machine and the versions a cell runs on."""
+def environment(train: TrainConfig) -> dict[str, Any]:
+    """The machine and the versions that what is trained so runs on."""
     import torch
     import transformers
 
     from bench.train import pick_device
 
-    device = pick_device(cell.train)
+    device = pick_device(train)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -28,7 +28,7 @@ def environment(cell: Cell) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": cell.train.threads,
+        "threads": train.threads,
         "git": git_revision(),
     }
 

@@ -90,7 +90,7 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
                 problem = difference(record, json.loads(json.dumps(again)))
             except Exception as error:
                 problem = f"it cannot be run again: {error}".splitlines()[0]
-        here = environment(cell)
+        here = environment(cell.train)
         changed = [f"{key}: {record['environment'].get(key)} -> {here[key]}" for key in here if key != "git"]
         changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]
         found.append(Finding(listed["id"], name, "run again", problem, "; ".join(changed)))

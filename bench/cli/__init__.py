@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import explore, models
+from bench.cli import explore, models, performance
 from bench.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TRACKING,
@@ -251,6 +251,7 @@ def _write_report(
 app.command("list")(explore.list_)
 app.command("costs")(explore.costs_)
 app.command("eval")(models.eval_)
+app.command("bench")(performance.bench_)
 for command in (explore.profile, status, sync, verify, models.convert, exits.generate, exits.execute):
     app.command()(command)
 

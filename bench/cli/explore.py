@@ -98,7 +98,7 @@ def costs_(
     from bench.study import load_study
 
     chosen = load_study(study, overrides or (), preset)
-    place = environment(make_plan(chosen, command_line(), None).cells[0].cell)
+    place = environment(make_plan(chosen, command_line(), None).cells[0].cell.train)
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
     table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])

@@ -1,1 +1,1 @@
-"""Benchmarks: paired ratios in one run, medians, never timed asserts in tests."""
+"""Benchmarks: what takes turns in one run is compared, medians, never timed asserts in tests."""

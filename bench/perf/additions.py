@@ -12,13 +12,11 @@ import numpy as np
 from bench.costs import build_model, costs
 from bench.data import get_task
 from bench.errors import UserError
-from bench.perf.timing import paired, training_step
+from bench.perf.timing import Row, in_turns, quartiles, training_step
 from bench.plan import shape_of, task_data
 from bench.store import atomic_write
 from bench.study import Study, VariantEntry
 from bench.train import pick_device, repeatable
-
-Row = dict[str, Any]
 
 
 def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
@@ -57,14 +55,10 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
         rows = []
         for entry in [reference, *(e for e in study.variants if e is not reference)]:
             row, lm = counted(entry)
-            steps = (training_step(m, data.vocab_size, batch, data.length) for m in (lm, base_lm))
-            seconds = paired(next(steps), next(steps), rounds)
-            low, middle, high = np.quantile(seconds[:, 0] / seconds[:, 1], (0.25, 0.5, 0.75))
+            seconds = in_turns([training_step(m, data.vocab_size, batch, data.length) for m in (lm, base_lm)], rounds)
             row |= {f"added_{key}": row[key] - base[key] for key in base if key != "variant"}
             row |= {"step_seconds": float(np.median(seconds[:, 0])), "pairs": rounds}
-            rows.append(
-                row | {"time_ratio": float(middle), "time_ratio_low": float(low), "time_ratio_high": float(high)}
-            )
+            rows.append(row | quartiles(seconds[:, 0] / seconds[:, 1], "time_ratio"))
     return rows
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from bench.cells import Job, cell_log, work
 from bench.checkpoint import Checkpoints, Every
 from bench.costs import build_model
 from bench.data import TaskData
 from bench.lease import Lease
+from bench.perf.timing import Row, quartiles
 from bench.plan import Plan, Planned, make_plan, task_data
 from bench.progress import Progress
 from bench.runner import Running, run_study
@@ -26,18 +29,31 @@ from bench.train import repeatable, train
 from bench.usage import Usage
 from bench.variant import get_variant
 
+TITLE = "the harness: lease, log, checkpoints, progress and MLflow as a share of training; skipping finished cells"
+STEPS, CELLS, MOST = 300, 5000, 3
 
-def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[np.float64]]:
+
+def rows(device: torch.device, rounds: int, steps: int = STEPS, cells: int = CELLS) -> list[Row]:
+    """The overhead, and the seconds of seeing that nothing is to be done."""
+    rounds = min(rounds, MOST)
+    seconds = overhead(steps, rounds, Every(10.0), device)
+    row: Row = {"what": f"around {steps} steps of a quick study's cell, processor time", "rounds": rounds}
+    row |= {"seconds": float(np.median(seconds[:, 1]))} | quartiles(seconds[:, 1] / seconds[:, 0] - 1, "share")
+    return [row, {"what": f"{cells:,} finished cells seen and skipped", "seconds": skipping(cells, device)}]
+
+
+def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDArray[np.float64]:
     """Processor seconds [rounds, 2] of the training of the quick study's ZTT cell: alone, and as a worker does it.
 
     Processor time, as the wall clock of a shared machine tells more of the neighbours.
     """
-    planned = quick_cell(steps)
+    planned = quick_cell(steps, device)
     cell, found = planned.cell, np.zeros((rounds, 2))
     data = task_data(cell.task, cell.task_options)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "runs")
-        record = work(Job(cell, "perf", store.root, every, 1), lambda *_: None)
+        short = quick_cell(10, device)  # a record of the same size, sooner
+        record = work(Job(short.cell, "perf", store.root, every, 1), lambda *_: None)
         assert record is not None and record["status"] == "done", record
         tracker = Tracker(f"sqlite:///{folder}/mlflow.db", store)
         tracker.study({"study": "perf", "question": "", "git": None})
@@ -45,12 +61,13 @@ def overhead(steps: int, rounds: int, every: Every) -> np.ndarray[Any, np.dtype[
             for side in (0, 1) if turn % 2 else (1, 0):
                 lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
                 lm.reset_parameters(cell.seed)
+                lm.to(device)  # type: ignore[arg-type]
                 start = time.process_time()
                 with repeatable(cell.seed, cell.train.threads):
                     if side:
                         _managed(lm, data, planned, Path(folder) / str(turn), every)
                         tracker.known.clear()
-                        tracker.log(record, planned)
+                        tracker.log(record, short)
                     else:
                         train(lm, data, cell.train, cell.seed)
                 found[turn, side] = time.process_time() - start
@@ -72,15 +89,16 @@ def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Eve
         train(lm, data, cell.train, cell.seed, report, Checkpoints(folder / "checkpoints", cell.id, every))
 
 
-def quick_cell(steps: int) -> Planned:
+def quick_cell(steps: int, device: torch.device) -> Planned:
     """The quick study's ZTT cell on p-hop with so many steps."""
-    made = make_plan(load_study("quick", [f"tasks.p_hop.train.steps={steps}", "seeds=1"]), "", None)
+    changes = [f"tasks.p_hop.train.steps={steps}", f"train.device={device.type}", "seeds=1"]
+    made = make_plan(load_study("quick", changes), "", None)
     return next(planned for planned in made.cells if (planned.variant, planned.task) == ("ztt", "p_hop"))
 
 
-def skipping(cells: int) -> float:
+def skipping(cells: int, device: torch.device) -> float:
     """Seconds to see that so many finished cells, of the size the quick study leaves, need nothing."""
-    planned = quick_cell(10)
+    planned = quick_cell(10, device)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         record = work(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)

@@ -1,48 +1,89 @@
-"""Training steps, timed in pairs: the two sides take turns, so that a machine whose speed drifts decides nothing."""
+"""Steps timed in turns, so that a machine whose speed drifts decides nothing; what is told of the times."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.config import TrainConfig
 from bench.train import make_optimizer
 
 Step = Callable[[], None]
+Row = dict[str, Any]
+"""Of a table, JSON-able. What has ``KEY_low`` and ``KEY_high`` beside ``KEY`` is a median with its quartiles."""
+VOCAB = 256  # of the models on random tokens
+WARMUP = 2
 
 
-def training_step(model: Any, vocab_size: int, batch: int, length: int) -> Step:
-    """One eager training step (forward, loss, backward, AdamW) of a model on random tokens, done when it returns."""
-    optimizer = make_optimizer(model, TrainConfig()) if hasattr(model, "schedule") else _stock_optimizer(model)
-    tokens = torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+def wait(device: torch.device) -> None:
+    """Return when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def random_tokens(batch: int, length: int, device: torch.device, vocab_size: int = VOCAB) -> torch.Tensor:
+    """The same tokens [B, T] every time."""
+    return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def training_step(model: Any, vocab_size: int, batch: int, length: int, run: Callable[..., Any] | None = None) -> Step:
+    """One training step (forward, loss, backward, AdamW) of a model on random tokens, done when it returns.
+
+    run: what is called instead of the model, such as the compiled model.
+    """
+    ours = hasattr(model, "schedule")
+    optimizer = (
+        make_optimizer(model, TrainConfig()) if ours else torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    )
+    tokens = random_tokens(batch, length, model.device, vocab_size)
     model.train()
+    call = model if run is None else run
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        call(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(model.device)
 
     return step
 
 
-def _stock_optimizer(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+def matmul(device: torch.device) -> tuple[Step, int]:
+    """A product of two large square float32 matrices, and its FLOPs: what the device's arithmetic can do at best."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = torch.rand(2, size, size, device=device).unbind()
+
+    def step() -> None:
+        torch.mm(left, right)
+        wait(device)
+
+    return step, 2 * size**3
 
 
-def paired(first: Step, second: Step, rounds: int, warmup: int = 3) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Seconds of both steps [rounds, 2], taken in turns; which one goes first alternates."""
-    found = np.zeros((rounds, 2))
+def timed(step: Step) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def in_turns(steps: Sequence[Step], rounds: int, warmup: int = WARMUP) -> NDArray[np.float64]:
+    """Seconds of every step [rounds, len(steps)], taken in turns; every other round in the opposite order."""
+    found = np.zeros((rounds, len(steps)))
     for turn in range(-warmup, rounds):
-        order = ((0, first), (1, second)) if turn % 2 else ((1, second), (0, first))
-        for side, step in order:
-            start = time.perf_counter()
-            step()
+        for side in range(len(steps))[:: 1 if turn % 2 else -1]:
+            seconds = timed(steps[side])
             if turn >= 0:
-                found[turn, side] = time.perf_counter() - start
+                found[turn, side] = seconds
     return found
+
+
+def quartiles(values: NDArray[np.float64], name: str = "ratio") -> Row:
+    """The median under the name and the quartiles under ``NAME_low`` and ``NAME_high``."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return {name: float(middle), f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -1,0 +1,53 @@
+"""The command that measures the suite itself."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import DEFAULT_RUNS, command_line, new_table, screen
+
+
+class Device(StrEnum):
+    """What ``bench --device`` may be."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def bench_(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="SECTION",
+            help="training, additions, packing, thresholds, exits, harness, scaling or startup. Repeatable.",
+        ),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the models run.")] = Device.cpu,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each comparison is taken over.")] = 20,
+    out: Annotated[Path, typer.Option("--out", help="Folder of performance.json, .md and .png.")] = DEFAULT_RUNS
+    / "reports"
+    / "performance",
+) -> None:
+    """Measure speed: against other libraries, of the zero token, packing, exits, the harness, scaling, start-up.
+
+    For example: cyclebench bench --only training --only packing
+    """
+    from bench.perf.sections import measured, place
+    from reports.performance import table, write
+
+    sections = {}
+    for name, section in measured(only or (), device.value, rounds):
+        sections[name] = section
+        columns, rows = table(section)
+        found = new_table(f"{name} ({section['seconds']:.0f} s): {section['title']}", *columns)
+        for row in rows:
+            found.add_row(*row)
+        screen().print(found)
+    result = {"command": command_line(), "rounds": rounds, "environment": place(device.value), "sections": sections}
+    for path in write(result, out):
+        print(path)

@@ -1,0 +1,164 @@
+"""Training throughput against other libraries at equal shape: eager, compiled, and as a whole loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch._inductor.utils import fresh_cache
+
+from bench.config import ModelConfig, TrainConfig
+from bench.costs import build_model, count, training_flops
+from bench.data import TaskData
+from bench.perf.rivals import XTransformers, beside_trainer, missing, stock
+from bench.perf.timing import VOCAB, Row, in_turns, matmul, quartiles, timed, training_step, wait
+from bench.plan import task_data
+from bench.train import Training, gradients
+from bench.variant import get_variant
+
+TITLE = "training, float32: tokens/s, share of the matmul peak; ratio: how many times as fast ours is"
+GPT2, LLAMA, X = "transformers GPT-2", "transformers Llama", "x-transformers"
+TRAINER, LOOP = "transformers' Trainer", "ours, in cyclebench's loop"
+
+
+def shape(d_model: int, family: Literal["gpt2", "llama"] = "gpt2", n_blocks: int = 6) -> ModelConfig:
+    """Of a plain stack with heads of 64, or two where that is more."""
+    return ModelConfig(
+        family=family,
+        d_model=d_model,
+        n_heads=max(2, d_model // 64),
+        n_blocks=n_blocks,
+        n_cycles=1,
+    )
+
+
+EAGER = (shape(128), shape(256), shape(384), shape(256, "llama"))
+COMPILED = (shape(128),)
+LOOPS = (shape(128), shape(256))
+
+
+def rows(
+    device: torch.device,
+    rounds: int,
+    eager: Sequence[ModelConfig] = EAGER,
+    compiled: Sequence[ModelConfig] = COMPILED,
+    loops: Sequence[ModelConfig] = LOOPS,
+    batch: int = 8,
+    length: int = 256,
+) -> list[Row]:
+    """A row for each model at each shape; the sides of a shape and a large matmul take turns.
+
+    ``peak_share``: what the shape's training FLOPs take at the matmul's speed over what the step takes; ``params`` of
+    all sides agree within a percent. A side that cannot run has a ``note`` that says why, and no figures.
+    """
+    found = []
+    for model in eager:
+        found += _steps(model, device, rounds, batch, length, False)
+    reason = no_compiler()
+    for model in compiled:
+        refused = [{**_start("all", model, "compiled"), "note": reason}]
+        found += refused if reason else _steps(model, device, rounds, batch, length, True)
+    for model in loops:
+        found += _loops(model, device, rounds, batch, length)
+    return found
+
+
+def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int, compiled: bool) -> list[Row]:
+    """Single training steps on random tokens."""
+    mode = "compiled" if compiled else "eager"
+    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
+    sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
+    extra: dict[str, Row] = {name: {} for name in names}
+    steps = []
+    with fresh_cache():  # what was compiled before would not be compiled now
+        for name, lm in sides.items():
+            run: Any = torch.compile(lm) if compiled else lm
+            steps.append(training_step(lm, VOCAB, batch, length, run))
+            if compiled:
+                first = timed(steps[-1])
+                extra[name]["compile_seconds"] = first - timed(steps[-1])
+        product, product_flops = matmul(device)
+        seconds = in_turns([*steps, product], rounds)
+    torch.compiler.reset()
+    rows = _rows(model, mode, sides, seconds, product_flops, batch, length)
+    found = []
+    for name in names:
+        told = rows.get(name) or {**_start(name, model, mode), "note": missing(name)}
+        found.append(told | extra[name])
+    return found
+
+
+def _loops(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int) -> list[Row]:
+    """Our loop and transformers' Trainer on the embedded text: batches, schedule, clipping and readings included."""
+    reason = missing(TRAINER)
+    if reason is not None:
+        return [{**_start(TRAINER, model, "loop"), "note": reason}]
+    data = task_data("kjv", {"length": length, "n_train": 64 * batch, "n_valid": batch, "n_test": batch})
+    sides = {LOOP: _ours(model, length, data).to(device), TRAINER: stock(model, data.vocab_size, length).to(device)}
+    steps = 100 * (rounds + 100)  # so many that no validation falls due
+    config = TrainConfig(steps=steps, batch_size=batch, eval_every=steps, precision="float32")
+    run = Training(sides[LOOP], data, config, 0)
+
+    def step() -> None:
+        run.advance(gradients([run])[0])
+        run.look(run.read())
+        wait(device)
+
+    product, product_flops = matmul(device)
+    seconds = beside_trainer(sides[TRAINER], data.train, batch, rounds, [step, product])[:, [1, 0, 2]]
+    return list(_rows(model, "loop", sides, seconds, product_flops, batch, length).values())
+
+
+def _rows(
+    model: ModelConfig,
+    mode: str,
+    sides: dict[str, Any],
+    seconds: NDArray[np.float64],
+    product_flops: int,
+    batch: int,
+    length: int,
+) -> dict[str, Row]:
+    """By side. seconds: [rounds, sides and the matmul], ours first."""
+    ours = next(iter(sides.values()))
+    share = batch * training_flops(ours, length, ours.device.type) / product_flops * seconds[:, -1:] / seconds
+    found = {}
+    for place, (name, lm) in enumerate(sides.items()):
+        row = _start(name, model, mode) | {"params": count(lm.parameters())}
+        row["tokens_per_second"] = batch * length / float(np.median(seconds[:, place]))
+        row["peak_share"] = float(np.median(share[:, place]))
+        row["rounds"] = len(seconds)
+        found[name] = row | (quartiles(seconds[:, place] / seconds[:, 0]) if place else {})
+    return found
+
+
+def _start(name: str, model: ModelConfig, mode: str) -> Row:
+    return {"model": name, "family": model.family, "d_model": model.d_model, "mode": mode}
+
+
+def _ours(model: ModelConfig, length: int, data: TaskData | None = None) -> Any:
+    lm = build_model(get_variant("vanilla"), model, data.vocab_size if data else VOCAB, length)
+    lm.reset_parameters(0)
+    return lm
+
+
+def _model(name: str, model: ModelConfig, length: int) -> nn.Module:
+    if name == "ours":
+        return _ours(model, length)
+    return XTransformers(model, VOCAB, length) if name == X else stock(model, VOCAB, length)
+
+
+def no_compiler() -> str | None:
+    """Why ``torch.compile`` cannot work here, None if it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except InvalidCxxCompiler:
+        compiler = ""
+    return None if compiler and shutil.which(compiler) else "not compiled: there is no C++ compiler here"

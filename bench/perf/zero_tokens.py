@@ -1,0 +1,40 @@
+"""What the zero token and its gate cost a training step, in pairs with the same schedule without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.config import ModelConfig
+from bench.costs import build_model, training_flops
+from bench.perf.timing import VOCAB, Row, in_turns, quartiles, training_step
+from bench.variant import get_variant
+
+TITLE = "a training step of ZTT / HTC (4 blocks, 2 cycles): time, and FLOPs (above 1: the zero token costs that much)"
+WIDTHS = (128, 256, 384)
+GATINGS = ("attention", "none")
+
+
+def rows(
+    device: torch.device, rounds: int, widths: Sequence[int] = WIDTHS, batch: int = 8, length: int = 256
+) -> list[Row]:
+    """A row for each width and gating; ZTT with each gating and HTC take turns."""
+    found = []
+    for d_model in widths:
+        model = ModelConfig(d_model=d_model, n_heads=max(2, d_model // 64), n_blocks=4, n_cycles=2)
+        options: list[tuple[str, dict[str, Any]]] = [("ztt", {"gating": gating}) for gating in GATINGS]
+        sides = [build_model(get_variant(*side), model, VOCAB, length) for side in [*options, ("htc", {})]]
+        for lm in sides:
+            lm.reset_parameters(0)
+        steps = [training_step(lm.to(device), VOCAB, batch, length) for lm in sides]  # type: ignore[arg-type]
+        seconds = in_turns(steps, rounds)
+        flops = [training_flops(lm, length, device.type) for lm in sides]
+        for place, gating in enumerate(GATINGS):
+            row = {"gating": gating, "d_model": d_model, "batch": batch, "length": length}
+            row["seconds"] = float(np.median(seconds[:, place]))
+            row["flops_ratio"] = flops[place] / flops[-1]
+            found.append(row | {"rounds": rounds} | quartiles(seconds[:, place] / seconds[:, -1]))
+    return found
