@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bench.config import Cell
 from bench.lease import gone, me
 from bench.plan import Planned
 from bench.store import Store
@@ -129,17 +130,16 @@ class Tracker:
         self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
         self.known.add((record["id"], attempt))
 
-    def catch_up(self, cells: Iterable[Planned]) -> None:
-        """Log the records in the store that the study's run does not hold yet; nothing else is read."""
-        for planned in {planned.cell.id: planned for planned in cells}.values():
+    def catch_up(self, manifest: dict[str, Any]) -> None:
+        """Log the records in the store of a study's cells that its run does not hold yet; nothing else is read."""
+        for cell in manifest["cells"]:
             if self.broken:
                 return
-            id = planned.cell.id
-            if (id, "") in self.known and self.store.done(id):
+            if (cell["id"], "") in self.known and self.store.done(cell["id"]):
                 continue
-            record = self.store.record(id)
+            record = self.store.record(cell["id"])
             if record is not None:
-                self.log(record, planned)
+                self.log(record, Planned(cell["variant"], cell["task"], Cell.model_validate(record["cell"])))
 
     @_contained
     def search(self, row: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def study(made: Plan, root: Path) -> None:
     store = Store(root / "runs")
     tracker = Tracker(f"sqlite:///{root}/mlflow.db", store)
     tracker.study(made.manifest)
-    tracker.catch_up(made.cells)
+    tracker.catch_up(made.manifest)
     run_study(made, store, Running(jobs=2, every=Every(None, 4)), tracker.log)
     tracker.finish([])
     os._exit(3 if tracker.broken else 0)

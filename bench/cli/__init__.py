@@ -114,7 +114,7 @@ def run(
 
     def run_plan(plan: Plan) -> Records:
         tracker.study(plan.manifest)
-        tracker.catch_up(plan.cells)
+        tracker.catch_up(plan.manifest)
         results = run_study(plan, store, how, tracker.log)
         tracker.finish([])
         return results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ from bench.cli.options import DEFAULT_RUNS, DEFAULT_TRACKING, Preset, Runs, Stud
 from bench.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.plan import Planned
     from bench.store import Store
 
 
@@ -79,22 +77,11 @@ def sync(
     tracker = Tracker(tracking_uri, store)
     tracker.study(manifest)
     before = len(getattr(tracker, "known", ()))
-    tracker.catch_up(_planned(store, manifest))
+    tracker.catch_up(manifest)
     tracker.finish(sorted(path for path in (runs / "reports" / manifest["study"]).glob("*") if path.is_file()))
     if tracker.broken:
         raise typer.Exit(1)
     print(f"{len(tracker.known) - before} cells added, {before} were there already: {tracking_uri}")
-
-
-def _planned(store: Store, manifest: dict[str, Any]) -> Iterator[Planned]:
-    """The cells of a study that have a record, as their records tell them."""
-    from bench.config import Cell
-    from bench.plan import Planned
-
-    for cell in manifest["cells"]:
-        record = store.record(cell["id"])
-        if record is not None:
-            yield Planned(cell["variant"], cell["task"], Cell.model_validate(record["cell"]))
 
 
 def verify(
