@@ -134,7 +134,8 @@ def _study(root: Path) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     local.worker_context = lambda: multiprocessing.get_context("fork")
     made = make_plan(study_from(STUDY, [], "many"), "", None)
-    run_study(made, Store(root), Running(jobs=N_WORKERS // 2, beat=0.5, expiry=5.0), lambda *_: None)
+    # Each cell by itself: a death in a pack takes every cell of it with it, and this counts what each death takes.
+    run_study(made, Store(root), Running(jobs=N_WORKERS // 2, beat=0.5, expiry=5.0, pack=1), lambda *_: None)
 
 
 def _workers(study: BaseProcess) -> list[int]:
