@@ -45,13 +45,17 @@ def test_it_is_under_thirty_lines() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) < 30
 
 
-def test_it_is_listed_and_profiled(house: Path) -> None:
-    assert "htc_embedded" in python(house, "-m", "bench", "list").stdout
-    shown = python(house, "-m", "bench", "profile", "htc", "htc_embedded").stdout
-    assert "of which adapter: parameters" in shown
+COMMANDS = """
+from bench.cli import app
+
+if __name__ == "__main__":
+    for line in ("list", "profile htc htc_embedded", "run mine.yaml"):
+        print(f"# {line}", flush=True)
+        app(line.split(), standalone_mode=False)
+"""
 
 
-def test_it_runs_in_a_study_and_is_plotted(house: Path) -> None:
+def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path) -> None:
     study = {
         "name": "mine",
         "question": "Does it help?",
@@ -63,7 +67,9 @@ def test_it_runs_in_a_study_and_is_plotted(house: Path) -> None:
         "seeds": 1,
     }
     (house / "mine.yaml").write_text(json.dumps(study))
-    assert "htc_embedded" in python(house, "-m", "bench", "run", "mine.yaml").stdout
+    (house / "commands.py").write_text(COMMANDS)
+    _, listed, profiled, run = re.split("^# .*$", python(house, "commands.py").stdout, flags=re.MULTILINE)
+    assert "htc_embedded" in listed and "of which adapter: parameters" in profiled and "htc_embedded" in run
     svg = (house / "runs/reports/mine/report.md").read_text()
     assert "| htc_embedded | accuracy |" in svg
     assert (house / "runs/reports/mine/accuracy_vs_flops_p_hop.png").stat().st_size > 5000

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bench.cells import run_cell
+from bench.cli import main
 from bench.exits.trace import Trace
 from bench.model import CycleForCausalLM
 from bench.plan import Planned, make_plan
@@ -147,24 +145,6 @@ def test_the_command_from_study_to_report(tmp_path: Path) -> None:
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 60}}))
-    command = [sys.executable, "-m", "bench", "run", "tiny.yaml", "--jobs", "1"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    results = lambda: list((tmp_path / "runs").glob("*/result.json"))  # noqa: E731
-    while not results() and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = {path: path.read_bytes() for path in results()}
-    assert 1 <= len(kept) < 6
-    done = cyclebench(tmp_path, "run", "tiny.yaml")
-    assert done.returncode == 0 and f"{len(kept)} of 6 cells are done already" in done.stderr
-    assert len(results()) == 6 and all(path.read_bytes() == data for path, data in kept.items())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -190,11 +170,27 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
         (["run", "quick", "--jobs", "0"], "--jobs"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    found = cyclebench(tmp_path, *arguments)
-    assert found.returncode == 2
-    assert message in found.stderr and len(found.stderr.strip().splitlines()) == 1, found.stderr
+def test_mistakes_are_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cyclebench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in told and len(told.strip().splitlines()) == 1, told
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_ends_a_process_with_one_line_and_status_2(tmp_path: Path) -> None:
+    found = cyclebench(tmp_path, "run", "quik")
+    assert found.returncode == 2 and not found.stdout
+    assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("error: unknown study 'quik'")
 
 
 def test_list_and_profile_show_every_variant(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ class LocalExecutor:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         for process, connection, _ in self._workers:
-            connection.close()  # an idle worker ends by itself
+            with suppress(OSError):
+                connection.send(None)
+            connection.close()
             if error is not None:
                 process.terminate()
         for process, *_ in self._workers:
@@ -91,8 +93,10 @@ def _serve(connection: Connection, gpus: str | None) -> None:
     become_worker()
     while True:
         try:
-            pack: tuple[Job, ...] = connection.recv()
+            pack: tuple[Job, ...] | None = connection.recv()
         except EOFError:
+            return
+        if pack is None:  # no more: its own and its brothers' copies of the parent's end may keep the end from coming
             return
         tell = partial(_send, connection)
         for id, record in work_together(pack, tell):
