@@ -44,12 +44,14 @@ def run_cell(
     report: Report | None = None,
     every: Every | None = None,
     watch: WatchHistory | None = None,
+    stacked: bool = False,
 ) -> dict[str, Any]:
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
     the result.
 
     report: called with the step, the mean loss since the last call and tokens per second; every: how often to write a
-    checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result.
+    checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result; stacked:
+    with the last digits that it has in a pack.
     Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
     """
     from bench.distributed import Team
@@ -57,29 +59,13 @@ def run_cell(
 
     with repeatable(cell.seed, cell.train.threads), Team(cell, store.root) as team:
         try:
-            going = Going(cell, store, report, every, watch, team=team)
+            going = Going(cell, store, report, every, watch, stacked, team)
             ((_, error),) = train_together([going.training])
         except Exception as found:
             error = found
         if error is not None:
             raise team.cause(error)
         return going.finish()
-
-
-def run_pack(cells: Sequence[Cell], store: Store) -> dict[str, dict[str, Any]]:
-    """Train cells together and return the results by id of those that do not fail."""
-    from bench.train import repeatable, train_together
-
-    if len(cells) == 1:
-        return {cells[0].id: run_cell(cells[0], store)}
-    pack = [cell.id for cell in cells]
-    with repeatable(cells[0].seed, cells[0].train.threads):
-        going = {one.training: one for one in (Going(cell, store, pack=pack) for cell in cells)}
-        results = {}
-        for training, error in train_together(list(going)):
-            if error is None:
-                results[going[training].cell.id] = going[training].finish()
-        return results
 
 
 class Going:
@@ -94,12 +80,10 @@ class Going:
         report: Report | None = None,
         every: Every | None = None,
         watch: WatchHistory | None = None,
-        pack: Sequence[str] = (),
+        stacked: bool = False,
         team: Team | None = None,
     ) -> None:
-        """pack: ids of the cells it is trained with, its own among them; empty if it is trained alone; team: of the
-        cell's processes, which is started here.
-        """
+        """team: of the cell's processes, which is started here."""
         import torch
 
         from bench.costs import costs
@@ -110,7 +94,7 @@ class Going:
         from bench.train import Training, pick_device
         from bench.variant import get_variant
 
-        self.cell, self.store, self.pack, self.started = cell, store, pack, time.time()
+        self.cell, self.store, self.started = cell, store, time.time()
         self.folder, team = store.folder(cell.id), team or ALONE
         team.start()
         if team.rank == 0:
@@ -129,7 +113,7 @@ class Going:
         # Dropout: the same stream whatever the variant's initialisation has drawn, and another one for every rank.
         torch.manual_seed(team.seed(cell.seed))
         checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team)
-        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team)
+        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team, stacked)
 
     def finish(self) -> dict[str, Any]:
         """Test the trained model, store what the cell leaves and return its result."""
@@ -176,7 +160,7 @@ class Going:
                 "tokens_per_second": tokens / train_seconds,
             },
             "environment": environment(cell.train),
-            "pack": sorted(self.pack),
+            "stacked": self.training.at.stacked,
         }
         with _whole_folder(folder / "model") as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
@@ -331,7 +315,6 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
     if not members:
         return
     first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
-    pack = [member.cell.id for member in members] if len(members) > 1 else []
     try:
         with (
             Usage() as usage,
@@ -340,7 +323,9 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
         ):
             for member in members:
                 try:
-                    one = Going(member.cell, member.store, member.report, member.job.every, pack=pack, team=team)
+                    one = Going(
+                        member.cell, member.store, member.report, member.job.every, None, len(members) > 1, team
+                    )
                 except Exception as error:
                     yield member.end(member.fail(team.cause(error)))
                 else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # options are parsed before torch is needed
 
     from bench.distributed import Team
 
+TOLD = ("step", "seconds", "history", "losses", "stacked")  # of a position, beside tensors
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be damaged
 
 
@@ -53,7 +54,7 @@ class Position:
     """Where a training run stands after ``step`` optimizer steps.
 
     seconds: of training so far; history: one entry a validation; losses: read since the last validation; pending: [P],
-    step losses that are not yet read.
+    step losses that are not yet read; stacked: whether its steps are computed in a stack, which decides last digits.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class Position:
     history: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     pending: list[Tensor] = field(default_factory=list)
+    stacked: bool = False
 
 
 class Checkpoints:
@@ -96,7 +98,7 @@ class Checkpoints:
             tensors |= {f"{name}{_of(rank)}": state for name, state in states.items()}
         if team.rank:
             return
-        told = {"cell": self.cell, **{key: getattr(position, key) for key in ("step", "seconds", "history", "losses")}}
+        told = {"cell": self.cell, **{key: getattr(position, key) for key in TOLD}}
         text = json.dumps(told)
         try:
             with whole_file(self.folder / f"{position.step:09d}.safetensors") as partial:
@@ -200,7 +202,7 @@ def _restore(
             state.setdefault(int(number), {})[key] = laid_out(tensor, trained[int(number)])
     device = next(lm.parameters()).device
     pending = list(tensors["pending"].to(device)) if "pending" in tensors else []
-    position = Position(pending=pending, **{key: told[key] for key in ("step", "seconds", "history", "losses")})
+    position = Position(pending=pending, **{key: told[key] for key in TOLD})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     with torch.no_grad():
         for name, tensor in weights.items():

@@ -189,6 +189,11 @@ class TrainConfig(Strict):
     sharding: Literal["none", "full"] = Field(
         "none", description="of the model among the processes; none: each has all of it (DDP), full: a part (FSDP)"
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep the states between cycles alone for the backward pass and compute what is inside each again "
+        "(Chen et al. 2016, arXiv 1604.06174): less memory, the same numbers; FLOPs are counted without it",
+    )
     compile: bool = False
 
     @model_validator(mode="after")
@@ -204,6 +209,8 @@ class TrainConfig(Strict):
             raise ValueError("sharding = 'full' needs processes > 1")
         if self.compile and self.processes > 1:
             raise ValueError(f"compile = True needs processes = 1, not {self.processes}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing = True needs compile = False, which decides itself what to keep")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.halting_loss != "none" and self.exit_loss:

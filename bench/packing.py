@@ -3,7 +3,9 @@
 The models stay what they are, each with its own parameters, optimizer, evaluation and checkpoints. A step stacks their
 parameters [S, ...] and batches [S, B, T], runs ``torch.func.functional_call`` under ``torch.vmap``, and every model
 gets its own gradient, within float tolerance the one it would have got alone. S models then cost the calls of one: it
-pays where the calls take the time and not the arithmetic (``bench.packs``).
+pays where the calls take the time and not the arithmetic (``bench.packs``). On a CPU the numbers of a model in a stack
+of two or more do not depend on the others to the last bit, so that a pack may be broken up and regrouped at any step; a
+single model is computed by other kernels, so one that is left over is stacked with a copy of itself.
 
 A variant needs to know nothing of it. What draws at random in training is refused, since the draws would not be those
 of the model alone, and what decides by its data which operations to run is, too.

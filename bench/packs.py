@@ -64,8 +64,10 @@ def _most(kind: str, asked: bool) -> int:
     cell = Cell.model_validate(told)
     data, device = task_data(cell.task, cell.task_options), pick_device(cell.train)
     variant, config = get_variant(cell.variant, cell.options), cell.train
-    if config.compile or config.processes > 1 or (cell.init is not None and not cell.init.source.startswith(CELL)):
-        return 1  # a compiled stack would be another program; a pretrained model is large enough
+    if config.compile or config.activation_checkpointing or config.processes > 1 or config.random_cycles:
+        return 1  # another program; computed again outside of the stack; on ranks; another depth for every seed
+    if cell.init is not None and not cell.init.source.startswith(CELL):
+        return 1  # a pretrained model is large enough
     lm = meta_model(variant, cell.model, data.vocab_size, data.max_length)
     freeze(lm, config.trained)
     flops = config.batch_size * training_flops(lm, data.length, device.type, None, config.backward_cycles)

@@ -34,7 +34,7 @@ class Running:
     jobs: cells at a time, None for as many as there is room for; retry: run failed cells again, whatever they failed
     of; every: how often checkpoints are written; address: of a Ray cluster, None starts one here; beat, expiry: of
     leases, in seconds; pack: cells trained together at most, None for as many as pay. (Of these only pack may change a
-    number, in its last digits; a result says what it was trained with.)
+    number, in its last digits: a result says whether it was computed in a stack, on a CPU no matter with whom.)
     """
 
     jobs: int | None = None

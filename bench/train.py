@@ -107,8 +107,11 @@ class Training:
         checkpoints: Checkpoints | None = None,
         watch: WatchHistory | None = None,
         team: Team = ALONE,
+        stacked: bool = False,
     ) -> None:
-        """The arguments of ``train``, which says what is raised here, too; team: started, if it is of several."""
+        """The arguments of ``train``, which says what is raised here, too; team: started, if it is of several; stacked:
+        whether its steps are computed in a stack (``bench.packing``): a checkpoint goes on as it began.
+        """
         if config.processes != team.size:
             raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
         config.check_halting(lm.model_shape)
@@ -124,22 +127,19 @@ class Training:
         self.flops = executed_flops(lm, config, data.length, self.cycles)
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed)
+        lm.gradient_checkpointing = config.activation_checkpointing
         self.run = team.step(lm, torch.compile(lm) if config.compile else lm)
         self.optimizer = make_optimizer(lm, config)
         self.tokens_per_step = config.batch_size * data.length
-        self.together = 1  # models whose steps were computed at once, at most
         with team.rank_0_first():  # it sets damaged checkpoints aside
             self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
+        if not self.at.step:
+            self.at.stacked = stacked
         self.last = self.at.seconds
         if watch is not None:
             for entry in self.at.history:
                 watch(entry)
         lm.train()
-
-    @property
-    def place(self) -> tuple[int, int | None]:
-        """Steps done and the number of cycles of the next one: models at the same place can take it together."""
-        return self.at.step, self.cycles[self.at.step]
 
     def advance(self, loss: torch.Tensor) -> None:
         """Take the step whose gradients are there; loss: scalar, at full depth, not yet read."""
@@ -222,7 +222,7 @@ def train(
 def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Exception | None]]:
     """Train models of one shape on one device to their ends; yields each as it ends, with what ended it too early.
 
-    Models at the same place take their step together (``bench.packing``); those behind, after a checkpoint of their own
+    Stacked models at the same step take it together (``bench.packing``); those behind, after a checkpoint of their own
     or a stack that was too large, catch up first. One that fails leaves the others as they are.
     """
     left, most = list(runs), len(runs)
@@ -233,7 +233,8 @@ def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Excepti
             first.end()
             yield first, None
             continue
-        group = [run for run in left if run.at.step == first.at.step and run.place == first.place][:most]
+        with_first = [run for run in left if run.at.step == first.at.step and run.at.stacked]
+        group = with_first[:most] if first.at.stacked else [first]
         try:
             errors = _step(group)
         except Exception as error:
@@ -255,7 +256,6 @@ def _step(group: Sequence[Training]) -> dict[Training, Exception]:
     losses = gradients(group)
     for run, loss in zip(group, losses, strict=True):
         run.advance(loss)
-        run.together = max(run.together, len(group))
     read = [run.read() for run in group]
     took = (time.perf_counter() - since) / len(group)
     errors: dict[Training, Exception] = {}
@@ -280,9 +280,12 @@ def _step(group: Sequence[Training]) -> dict[Training, Exception]:
 
 def gradients(runs: Sequence[Training]) -> torch.Tensor:
     """The gradients of the next step of all models, over the micro-batches of their batches [S, B, T]; returns the
-    losses [S] at full depth, not yet read.
+    losses [S] at full depth, not yet read. Runs of more than one are stacked, and so is a stacked run by itself.
     """
-    config, device, n_cycles, team = runs[0].config, runs[0].lm.device, runs[0].place[1], runs[0].team
+    config, device, team, at = runs[0].config, runs[0].lm.device, runs[0].team, runs[0].at
+    n_cycles, wanted_of = runs[0].cycles[at.step], len(runs)
+    if at.stacked and wanted_of == 1:
+        runs = [*runs, *runs]  # other kernels compute a single model, to other last digits
     batches = [run.batches.batch(run.at.step) for run in runs]
     ids, targets = (np.stack(part) for part in zip(*batches, strict=True))
     scored = (targets != IGNORED).sum((1, 2))
@@ -295,14 +298,14 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
         parts = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in (tokens, goal))
         with autocast(config, device):
             inputs, wanted = parts
-            if len(runs) == 1:  # the mean over a team's ranks is that of the whole micro-batch
+            if not at.stacked:  # the mean over a team's ranks is that of the whole micro-batch
                 loss, last = runs[0].run(losses, inputs[0], wanted[0], int(scored[0]) / team.size)
             else:
                 among = torch.from_numpy(scored).to(device, non_blocking=True)
                 loss, last = run_stacked([run.lm for run in runs], losses, inputs, wanted, among)
-        loss.sum().backward()
+        loss[:wanted_of].sum().backward() if at.stacked else loss.backward()
         total += last
-    return team.mean(total)
+    return team.mean(total[:wanted_of])
 
 
 def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cells import run_pack
+from bench.cells import run_cell
 from bench.config import CELL, Cell
 from bench.environment import environment
-from bench.errors import CellError
 from bench.exits.trace import Trace
 from bench.plan import task_data
 from bench.store import Store
@@ -69,7 +68,7 @@ def _stored_problem(store: Store, id: str, record: dict[str, Any]) -> str:
 
 def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0) -> list[Finding]:
     """Run a random sample of the finished cells again, in a store of their own, and compare every number. A cell that
-    was trained in a pack is run with the whole pack, since alone its last digits would be others.
+    was trained in a stack is run in one, since alone its last digits would be others.
     """
     done = [cell for cell in cells if store.done(cell["id"])]
     chosen = random.Random(seed).sample(done, min(sample, len(done)))
@@ -81,12 +80,10 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
         cell = Cell.model_validate(record["cell"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                cells_again = _pack(store, record)
-                for source in {c.init.source for c in cells_again if c.init is not None}:
-                    if source.startswith(CELL):
-                        id = source.removeprefix(CELL)
-                        (Path(scratch) / id).symlink_to(store.folder(id).resolve())
-                again = run_pack(cells_again, Store(Path(scratch)))[cell.id]
+                if cell.init is not None and cell.init.source.startswith(CELL):
+                    id = cell.init.source.removeprefix(CELL)
+                    (Path(scratch) / id).symlink_to(store.folder(id).resolve())
+                again = run_cell(cell, Store(Path(scratch)), stacked=record["stacked"])
                 problem = difference(record, json.loads(json.dumps(again)))
             except Exception as error:
                 problem = f"it cannot be run again: {error}".splitlines()[0]
@@ -95,14 +92,6 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
         changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]
         found.append(Finding(listed["id"], name, "run again", problem, "; ".join(changed)))
     return found
-
-
-def _pack(store: Store, record: dict[str, Any]) -> list[Cell]:
-    """The cells that a result was trained with, itself among them."""
-    records = [store.record(id) for id in record.get("pack") or [record["id"]]]
-    if None in records:
-        raise CellError("a cell of its pack is missing")
-    return [Cell.model_validate(found["cell"]) for found in records if found is not None]
 
 
 def difference(first: dict[str, Any], second: dict[str, Any]) -> str:

@@ -116,8 +116,9 @@ def test_scaling_is_relative_to_the_first_value() -> None:
 
 
 def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
-    packed = packing.rows(CPU, 2, {"tiny": (1, 2)})
-    assert [row["seeds"] for row in packed] == [1, 2] and all(ordered(row) for row in packed)
+    packed, threads = packing.rows(CPU, 2, {"tiny": (1, 2)}), sorted({1, torch.get_num_threads()})
+    assert [(row["threads"], row["seeds"]) for row in packed] == [(t, n) for t in threads for n in (1, 2)]
+    assert all(ordered(row) for row in packed)
     judged = traces.rows(CPU, 2, (16,), sequences=4, length=8, thresholds=3)
     assert [row["way"] for row in judged] == ["exact curves", "one by one"]
     for row in judged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import torch
 from settings import make, tokens
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.config import TrainConfig
 from bench.costs import build_model, costs, training_flops
 from bench.data import TaskData, get_task
 from bench.errors import CellError, UserError
 from bench.train import draw_cycles, learning_rate, make_optimizer, pick_device, repeatable, train
-from bench.variant import get_variant
+from bench.variant import get_variant, variant_names
 
 CONFIG = TrainConfig(steps=12, batch_size=8, lr=3e-3, eval_sequences=32)
 
@@ -124,6 +127,47 @@ def test_compile_trains_to_the_same_numbers(data: TaskData) -> None:
     config, shape = CONFIG.model_copy(update={"steps": 3}), {"n_blocks": 3, "n_cycles": 2}
     _, history = run(data, config.model_copy(update={"compile": True}), **shape)
     assert timeless(history)[-1] == pytest.approx(timeless(run(data, config, **shape)[1])[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", variant_names())
+def test_activation_checkpointing_changes_no_number(data: TaskData, variant: str) -> None:
+    config = CONFIG.model_copy(update={"steps": 3, "random_cycles": variant == "recurrent", "backward_cycles": None})
+    kept, again = (
+        run(data, config.model_copy(update={"activation_checkpointing": on}), variant, dropout=0.1)
+        for on in (False, True)
+    )
+    assert timeless(kept[1]) == timeless(again[1])
+    for expected, found in zip(kept[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+class Made(TorchDispatchMode):
+    """Remembers the tensors that are made, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.tensors += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        return out
+
+    def living(self) -> int:
+        """Bytes, of every storage once."""
+        storages = [tensor.untyped_storage() for ref in self.tensors if (tensor := ref()) is not None]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    lm = make("ztt", {}).train()
+    living = []
+    for lm.gradient_checkpointing in (False, True):
+        with Made() as made:
+            out = lm(tokens(batch=8))
+            living.append(made.living())
+        del out
+    assert living[1] < 0.6 * living[0]
 
 
 def test_only_matrices_decay() -> None:

@@ -7,12 +7,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
@@ -227,6 +229,7 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "tokens.weight"}  # noqa: RUF012 (declared by transformers)
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
+    supports_gradient_checkpointing = True  # of the cycles
     _input_embed_layer = "tokens"
 
     def __init__(self, config: CycleConfig) -> None:
@@ -246,6 +249,8 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, config.vocab_size, bias=False)
+        self.gradient_checkpointing = False  # set, with its function, by transformers or by the training loop
+        self._gradient_checkpointing_func: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.exits: Exits | None = None  # how sequences leave early, if they do (not part of what is saved)
         self.post_init()
 
@@ -356,7 +361,10 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         for number in range(n_cycles):
             outside = backward_cycles is not None and number < n_cycles - backward_cycles
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
-                self.cycle(number, state)
+                if self.gradient_checkpointing and self.training and not outside:
+                    self._cycle_twice(number, state)
+                else:
+                    self.cycle(number, state)
             yield number + 1
 
     def start(self, state: Walk) -> None:
@@ -377,6 +385,18 @@ class CycleForCausalLM(_Installed, PreTrainedModel, GenerationMixin):
         if self.halting is not None:
             self.halting(number, state)
         state.embedded, state.context = whole
+
+    def _cycle_twice(self, number: int, state: Walk) -> None:
+        """``cycle``, of which the backward pass keeps the state it starts from and computes the rest again."""
+        before = state.branch()
+
+        def run(hidden: Tensor) -> Walk:
+            walk = before.branch()  # as it was, the second time too
+            walk.hidden = hidden
+            self.cycle(number, walk)
+            return walk
+
+        vars(state).update(vars(self._gradient_checkpointing_func(run, state.hidden)))
 
     def read_out(self, state: Walk) -> Tensor:
         """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,

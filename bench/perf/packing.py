@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,29 +18,44 @@ from bench.plan import task_data
 from bench.train import Training, gradients, repeatable
 from bench.variant import get_variant
 
-TITLE = "seed packing, one thread: a step of all seeds in one stack / one after another (below 1: packing is faster)"
+TITLE = "seed packing: a step of all seeds in one stack / one after another (below 1: packing is faster)"
 SEEDS = {"quick study": (1, 2, 4, 8), "tiny": (1, 2, 4, 8, 16)}
 TINY = {"d_model": 16, "n_heads": 2}  # where the calls and not the arithmetic take the time
 SHARE = 2  # of the rounds
 
 
 def rows(device: torch.device, rounds: int, seeds: dict[str, Sequence[int]] | None = None) -> list[Row]:
-    """A row for each number of seeds, of the quick study's ZTT on p-hop and of a tiny model on a batch of 4."""
+    """A row for each number of threads (one, all) and of seeds, of the quick study's ZTT on p-hop and of a tiny model
+    on a batch of 4.
+    """
     quick, rounds = quick_cell(2, device).cell, max(1, rounds // SHARE)
     small = {"model": quick.model.model_copy(update=TINY), "train": quick.train.model_copy(update={"batch_size": 4})}
     cells = {"quick study": quick, "tiny": quick.model_copy(update=small)}
     found = []
-    for label, numbers in (seeds or SEEDS).items():
+    for threads, (label, numbers) in product(sorted({1, torch.get_num_threads()}), (seeds or SEEDS).items()):
         cell = cells[label]
         data = task_data(cell.task, cell.task_options)
         for number in numbers:
-            sides = [[_training(cell, data, seed, device) for seed in range(number)] for _ in range(2)]
+            sides = [
+                [_training(cell, data, seed, device, stacked) for seed in range(number)]
+                for stacked in (number > 1, False)
+            ]
             steps = [partial(_step, [sides[0]]), partial(_step, [[run] for run in sides[1]])]
-            with repeatable(0, 1):
+            with repeatable(0, threads):
                 seconds = in_turns(steps, rounds, warmup=1)
             packed, alone = np.median(seconds, 0)
-            row: Row = {"model": label, "d_model": cell.model.d_model, "batch": cell.train.batch_size, "seeds": number}
-            row |= {"alone_seconds": float(alone), "packed_seconds": float(packed), "rounds": rounds}
+            row: Row = {
+                "model": f"{label}, {threads} thread{'s' * (threads > 1)}",
+                "d_model": cell.model.d_model,
+                "batch": cell.train.batch_size,
+                "seeds": number,
+            }
+            row |= {
+                "threads": threads,
+                "alone_seconds": float(alone),
+                "packed_seconds": float(packed),
+                "rounds": rounds,
+            }
             found.append(row | quartiles(seconds[:, 0] / seconds[:, 1]))
     return found
 
@@ -52,8 +68,8 @@ def _step(groups: Sequence[Sequence[Training]]) -> None:
     wait(groups[0][0].lm.device)
 
 
-def _training(cell: Cell, data: TaskData, seed: int, device: torch.device) -> Training:
+def _training(cell: Cell, data: TaskData, seed: int, device: torch.device, stacked: bool) -> Training:
     lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
     lm.reset_parameters(seed)
     steps = cell.train.model_copy(update={"steps": 10_000})
-    return Training(lm.to(device), data, steps, seed)  # type: ignore[arg-type]
+    return Training(lm.to(device), data, steps, seed, stacked=stacked)  # type: ignore[arg-type]
