@@ -143,8 +143,9 @@ class Tracker:
 
     @_contained
     def search(self, row: dict[str, Any]) -> None:
-        """Log a search of a sweep (a row of its result) as a child run, the existing one if there is one: what is on
-        its front, by position, and what was tuned for each budget, by percent of the FLOPs at full depth.
+        """Log a search of a sweep (a row of its result) as a child run, the existing one if there is one: what was
+        tuned for each budget as metrics, by percent of the FLOPs at full depth, and the whole row, its front with it,
+        as a file. Trials of thresholds are too many for a run each; a trial that trains a cell has the cell's.
         """
         from mlflow.entities import Metric, Param
 

@@ -32,7 +32,8 @@ def render(figure: Figure, kinds: tuple[str, ...]) -> dict[str, bytes]:
         figure.dpi = DPI
         if engine := figure.get_layout_engine():
             engine.execute(figure)
-        figure.set_layout_engine("none")
+        with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+            figure.set_layout_engine(None)  # any engine, even one that does nothing, has every file drawn twice
         for kind in kinds:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])

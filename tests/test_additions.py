@@ -12,6 +12,7 @@ from bench.config import ModelConfig
 from bench.costs import costs
 from bench.errors import UserError
 from bench.perf.additions import cost_rows, shown, write
+from bench.plan import shape_of
 from bench.study import load_study, study_from, study_names
 from bench.variant import get_variant
 
@@ -59,7 +60,9 @@ def test_costs_need_a_reference() -> None:
 
 @pytest.mark.parametrize("preset", [None, "gpu"])
 @pytest.mark.parametrize("name", sorted(set(study_names()) - {"quick", "sharing"}))
-def test_shipped_studies_load_at_every_preset_with_options_their_variants_know(name: str, preset: str | None) -> None:
+def test_shipped_studies_load_at_every_preset_with_options_and_matches_that_can_be_met(
+    name: str, preset: str | None
+) -> None:
     text = (Path(__file__).parents[1] / "studies" / f"{name}.yaml").read_text()
     if preset and f"  {preset}:" not in text:
         pytest.skip(f"{name} has no preset {preset}")
@@ -69,3 +72,5 @@ def test_shipped_studies_load_at_every_preset_with_options_their_variants_know(n
             variant = get_variant(entry.name, entry.options)
             if study.init is None:  # else the shape is that of the checkpoint the study starts from
                 variant.schedule(study.cell_model(entry, task))
+            if entry.match is not None:
+                assert shape_of(study, entry, task, 1000, 128)[1]

@@ -12,13 +12,14 @@ import pytest
 from mlflow import MlflowClient
 
 from bench.cells import run_cell
-from bench.cli import main
+from bench.cli import app, main
 from bench.exits.trace import Trace
 from bench.model import CycleForCausalLM
 from bench.plan import Planned, make_plan
 from bench.runner import Running, run_study
 from bench.store import Store
 from bench.study import study_from
+from bench.tracking import SEARCH
 
 RAW: dict[str, Any] = {
     "name": "tiny",
@@ -123,8 +124,14 @@ def cyclebench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def test_the_command_from_study_to_report(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(json.dumps(RAW))
+SWEEP = {
+    "thresholds": {"trials": 20, "rules": ["confidence"], "per_cycle": True},
+    "budgets": {"trials": 1, "ranges": {"train.lr": [1e-3], "options.lookup": ["cycle"]}},
+}
+
+
+def test_the_command_from_study_to_report_and_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "sweep": SWEEP}))
     first = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
     assert first.returncode == 0, first.stderr
     for text in (
@@ -138,11 +145,29 @@ def test_the_command_from_study_to_report(tmp_path: Path) -> None:
     second = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
     assert "3 of 3 cells are done already; nothing to run" in second.stderr and second.returncode == 0
     (tmp_path / "runs/reports/tiny/report.html").unlink()
-    assert cyclebench(tmp_path, "report", "tiny.yaml").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    app(["report", "tiny.yaml"], standalone_mode=False)
     assert (tmp_path / "runs/reports/tiny/report.html").stat().st_size > 10000
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("cyclebench").experiment_id])
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
+    app(["sweep", "tiny.yaml", "--jobs", "1"], standalone_mode=False)
+    swept = json.loads(Path("runs/sweeps/tiny.json").read_text())
+    assert {(row["variant"], row["rule"], row["trials"]) for row in swept["thresholds"]} == {
+        ("htc", "confidence", 20),
+        ("ztt", "confidence", 20),
+    }
+    assert {row["variant"]: row["front"][0]["params"] for row in swept["budgets"]} == {
+        "vanilla": {"train.lr": 1e-3},
+        "htc": {"train.lr": 1e-3},
+        "ztt": {"train.lr": 1e-3, "options.lookup": "cycle"},
+    }
+    searches = client.search_runs([runs[0].info.experiment_id], f"tags.`{SEARCH}` LIKE '%'")
+    assert len(searches) == 5 and {run.info.status for run in searches} == {"FINISHED"}
+    for run in searches:
+        assert run.data.metrics["trials"] == (20 if run.data.tags.get("rule") else 1)
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["search.json"]
+    assert "confidence" in Path("runs/reports/tiny/sweep.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,18 @@ from bench.variant import get_variant
 TITLE = "generation at batch 1 with exits (HTC, 6 blocks, 6 cycles): time saved / time the skipped cycles take"
 PROMPT, CYCLES = 32, 6
 TOKENS = 4  # for each round
+GROUP = 8  # tokens whose savings are added up before they are compared
 POLICIES: tuple[Policy, ...] = ("recompute", "propagate", "share_last", "share_first")
 
 
 @torch.no_grad()
 def realised(d_model: int, kv: Policy, tokens: int, device: torch.device) -> tuple[float, NDArray[np.float64]]:
-    """The mean number of cycles run, and for each token that left early the realised saving over the predicted one.
+    """The mean number of cycles run, and for each group of tokens the realised saving over the predicted one.
 
     Three greedy generations take turns token by token: with exits, without, and without at half the cycles. The last
     two tell what a cycle takes; the time of the skipped cycles, less the share of it that projected keys and values
-    take in FLOPs, is the predicted saving. With ``recompute`` what a token catches up for others counts against it.
+    take in FLOPs, is the predicted saving. With ``recompute`` what a token catches up for others counts against it,
+    those that run all cycles themselves included.
     """
     model = ModelConfig(d_model=d_model, n_heads=max(1, d_model // 64), n_blocks=6, n_cycles=CYCLES)
     lm = build_model(get_variant("htc"), model, VOCAB, PROMPT + tokens).eval()
@@ -52,14 +54,16 @@ def realised(d_model: int, kv: Policy, tokens: int, device: torch.device) -> tup
             if token >= 0:
                 seconds[token, side] = time.perf_counter() - start
         left[token] = bisect_left(lm.schedule.exits, int(outputs[0].exit_depth) - lm.schedule.n_coda) + 1
-    early = left < CYCLES
-    skipped = CYCLES - left[early]
     cycle = np.median(seconds[:, 1] - seconds[:, 2]) / (CYCLES - CYCLES // 2)
     projected = 0.0
     if kv == "propagate":  # every block once for all of the skipped cycles
         keys = 4 * d_model * model.kv_heads * model.head_dim * len(lm.schedule.cycles[0])
         projected = keys / step_flops(lm, lm.schedule.cycles[0], 1, device.type).forward
-    return float(left.mean()), (seconds[early, 1] - seconds[early, 0]) / ((skipped - projected) * cycle)
+    predicted = np.where(left < CYCLES, (CYCLES - left - projected) * cycle, 0.0)
+    saved, possible = (
+        np.add.reduceat(part, np.arange(0, tokens, GROUP)) for part in (seconds[:, 1] - seconds[:, 0], predicted)
+    )
+    return float(left.mean()), saved[possible > 0] / possible[possible > 0]
 
 
 @torch.no_grad()
@@ -78,11 +82,11 @@ def _prompt(device: torch.device) -> torch.Tensor:
 
 
 def rows(device: torch.device, rounds: int, widths: Sequence[int] = (256, 384)) -> list[Row]:
-    """A row for each width and policy: the ratio's median and quartiles are over the tokens that left early."""
+    """A row for each width and policy: the ratio's median and quartiles are over groups of tokens."""
     found = []
     for d_model in widths:
         for kv in POLICIES:
             cycles, ratio = realised(d_model, kv, TOKENS * rounds, device)
-            row = {"policy": kv, "d_model": d_model, "mean_cycles": cycles, "tokens": len(ratio)}
+            row = {"policy": kv, "d_model": d_model, "mean_cycles": cycles, "groups": len(ratio)}
             found.append(row | quartiles(ratio))
     return found

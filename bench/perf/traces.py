@@ -29,8 +29,7 @@ def rows(
     thresholds: int = THRESHOLDS,
 ) -> list[Row]:
     """A row for each width and way: the exact curves of all rules, which hold every threshold there is; so many
-    thresholds of every rule scored one by one, as a sweep does that sets one for each exit point. ``naive_seconds``:
-    evaluating anew for each of them.
+    thresholds of every rule scored one by one, looked up there. ``naive_seconds``: evaluating anew for each of them.
     """
     rounds = min(rounds, MOST)
     rng = np.random.default_rng(0)

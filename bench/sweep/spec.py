@@ -6,7 +6,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import Strict
+from bench.config import ModelConfig, Strict, TrainConfig
+from bench.errors import unknown
+
+FIELDS = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
 
 
 class Range(Strict):
@@ -61,6 +64,9 @@ class BudgetSweep(Strict):
             group, _, name = key.partition(".")
             if group not in ("model", "train", "options") or not name:
                 raise ValueError(f"{key!r} must be model.NAME, train.NAME or options.NAME")
+            known = FIELDS.get(group)
+            if known is not None and name not in known:
+                raise ValueError(str(unknown(f"key of {group}", name, known)))
             if isinstance(values, list) and not values:
                 raise ValueError(f"{key}: needs at least one value, not []")
         return value
