@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,40 @@ def test_the_command_from_study_to_report(tmp_path: Path) -> None:
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
 
 
+def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Exit status, standard output and standard error of a command in this process."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(sys, "argv", ["cyclebench", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return exit_.value.code, *capsys.readouterr()
+
+
+def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"name": "htc", "label": "bad", "train": {"lr": 10.0, "grad_clip": 1e30, "weight_decay": 1e30}}
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "reference": None, "variants": [bad, "htc"]}))
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "tiny.yaml", "--set", "question=Does it?", "--set", "seeds=[3]", "--jobs", "1", "--runs", "my runs"]
+    status, _, told = ended([*given, "--tracking-uri", "http://127.0.0.1:9"], monkeypatch, capsys)
+    again = told.strip().rpartition("to run those again: ")[2]
+    assert status == 1 and "1 of 2 cells failed" in told and "--set 'question=Does it?' --set 'seeds=[3]'" in again
+
+    def stamps(name: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path("my runs").glob(f"*/{name}")}
+
+    done, failed, cells = stamps("result.json"), stamps("failure.json"), set(Path("my runs").iterdir())
+    status, _, told = ended(shlex.split(again)[1:], monkeypatch, capsys)
+    assert status == 1 and told.strip().endswith(f"to run those again: {again}")
+    assert stamps("result.json") == done and set(Path("my runs").iterdir()) == cells
+    assert len(done) == len(failed) == 1
+    assert all(stamps("failure.json")[path] > stamp for path, stamp in failed.items())
+    status, shown, _ = ended(["status", "tiny.yaml", "--runs", "my runs"], monkeypatch, capsys)
+    first = shlex.join(["cyclebench", *given])
+    assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -178,12 +213,8 @@ def test_mistakes_are_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cyclebench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert message in told and len(told.strip().splitlines()) == 1, told
+    status, _, told = ended(arguments, monkeypatch, capsys)
+    assert status == 2 and message in told and len(told.strip().splitlines()) == 1, told
     assert not list(tmp_path.iterdir())
 
 

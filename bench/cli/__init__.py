@@ -134,7 +134,7 @@ def run(
         reason = results.held[planned.cell.id]["reason"]
         print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
     if failed:
-        again = f"cyclebench run {study} --retry failed"
+        again = f"{command_line(without=('--retry',))} --retry failed"
         print(f"{len(failed)} of {len(plan.cells)} cells failed; to run those again: {again}", file=sys.stderr)
         raise typer.Exit(1)
 
