@@ -180,6 +180,24 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
 
 
+def test_a_result_that_is_damaged_within_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ends look whole, so that it is taken for done until the report reads it."""
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "reference": None, "variants": ["htc"]}))
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "tiny.yaml", "--jobs", "1", "--tracking-uri", "http://127.0.0.1:9"]
+    assert not ended(command, monkeypatch, capsys)[0]
+    damaged, other = Path("runs").glob("*/result.json")
+    first, kept = json.loads(damaged.read_text()), other.stat().st_mtime_ns
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
+    damaged.write_bytes(content)
+    assert not ended(command, monkeypatch, capsys)[0]
+    assert numbers(json.loads(damaged.read_text())) == numbers(first) and other.stat().st_mtime_ns == kept
+    assert damaged.with_name("result.json.corrupt").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
