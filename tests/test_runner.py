@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from bench.cells import run_cell
+from bench.cells import Job, run_cell
+from bench.checkpoint import Every
 from bench.cli import main
+from bench.executors import Event
+from bench.executors.local import LocalExecutor
 from bench.exits.trace import Trace
 from bench.model import CycleForCausalLM
 from bench.plan import Planned, make_plan
@@ -105,6 +109,26 @@ def test_changed_data_are_noticed(tmp_path: Path) -> None:
     made = type(made)(made.study, (Planned("htc", "p_hop", cell),), made.manifest)
     results, _ = run(Store(tmp_path), made)
     assert "the data have changed" in results[cell.id]["reason"]
+
+
+class Seen(str):
+    """A label that becomes, in the worker that it is sent to, the GPUs which that one may see."""
+
+    def __reduce__(self) -> Any:
+        return os.getenv, ("CUDA_VISIBLE_DEVICES",)
+
+
+def test_each_worker_sees_gpus_of_its_own(tmp_path: Path) -> None:
+    cells = [planned.cell.model_copy(update={"fingerprint": "0" * 64}) for planned in plan(variants=["htc"]).cells]
+    told: list[Event] = []
+    with LocalExecutor(2, gpus=4, each=2) as executor:
+        for cell in cells:
+            executor.submit([Job(cell, Seen(), tmp_path, Every(), 1)])
+        while sum(event.kind == "end" for event in told) < 2:
+            told += executor.poll()
+            assert "died" not in [event.kind for event in told]
+    seen = {event.id: event.arguments[0] for event in told if event.kind == "start"}
+    assert seen == {cells[0].id: "0,1", cells[1].id: "2,3"}
 
 
 def test_ids_tell_cells_apart_and_ignore_what_means_nothing() -> None:
