@@ -37,14 +37,17 @@ class Status:
 
 
 def status(store: Store, manifest: dict[str, Any]) -> Status:
-    """Read the store; nothing is changed and nobody is asked."""
-    found, shares, samples = Status(), list[tuple[Any, float]](), dict[Any, str]()
+    """Read the store; nobody is asked, and nothing is changed but that damaged files are set aside."""
+    found, shares, records = Status(), list[tuple[Any, float]](), dict[Any, dict[str, Any]]()
     for cell in manifest["cells"]:
         group, folder = (cell["variant"], cell["task"]), store.folder(cell["id"])
         name = f"{cell['variant']} {cell['task']} seed {cell['seed']}"
+        if group not in records and store.done(cell["id"]):  # one of each is read, for what it cost
+            record = store.record(cell["id"])  # a damaged one is set aside, and done no more
+            if record is not None and record["status"] == "done":
+                records[group] = record
         if store.done(cell["id"]):
             found.done += 1
-            samples.setdefault(group, cell["id"])
             continue
         held, share = lease.read(folder), 1.0
         if held is not None:
@@ -55,7 +58,6 @@ def status(store: Store, manifest: dict[str, Any]) -> Status:
         else:
             found.waiting += 1
         shares.append((group, share))
-    records = {group: record for group, id in samples.items() if (record := store.record(id)) is not None}
     flops = {group: record["costs"]["train_flops"] for group, record in records.items()}
     if any(group not in flops for group, _ in shares):
         flops = {**_planned_flops(manifest), **flops}

@@ -14,6 +14,36 @@ from pydantic_core import from_json
 
 from bench.errors import UserError
 
+# What others rely on in a file that the store hands out. A kind of value; in [] of each entry, in {} of each key.
+NUMBER = int | float
+RESULT: dict[str, Any] = {
+    "id": str,
+    "cell": {"fingerprint": str, "seed": int},
+    "metrics": dict,
+    "slices": dict,
+    "costs": {"forward_flops_per_token": NUMBER, "train_flops": NUMBER},
+    "additions": dict,
+    "history": [dict],
+    "exits": dict | None,
+    "cycles": [dict],
+    "zero_attention": list | None,
+    "timing": {"started": NUMBER, "train_seconds": NUMBER, "seconds": NUMBER},
+    "environment": dict,
+}
+FAILURE: dict[str, Any] = {"id": str, "cell": RESULT["cell"], "reason": str, "at": NUMBER, "environment": dict}
+MANIFEST: dict[str, Any] = {
+    "study": str,
+    "question": str,
+    "reference": str | None,
+    "seeds": [int],
+    "variants": [{"label": str, "variant": str, "match": str | None, "chosen": str}],
+    "tasks": [{"label": str, "task": str, "metric": str, "higher_is_better": bool, "levels": dict}],
+    "cells": [{"variant": str, "task": str, "seed": int, "id": str}],
+    "command": str,
+    "git": str | None,
+    "config": dict,
+}
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -39,6 +69,16 @@ def atomic_write(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value that was read has the parts that a shape names, of the kinds that it names."""
+    if isinstance(shape, dict):
+        parts = isinstance(value, dict) and shape.keys() <= value.keys()
+        return parts and all(_fits(value[name], part) for name, part in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(part, shape[0]) for part in value)
+    return isinstance(value, shape)
+
+
 class Records(Mapping[str, dict[str, Any]]):
     """Records of cells by id, read from the store whenever one is asked for: thousands need not fit in memory."""
 
@@ -47,9 +87,13 @@ class Records(Mapping[str, dict[str, Any]]):
         self.store, self.ids, self.held = store, dict.fromkeys([*ids, *held]), held
 
     def __getitem__(self, id: str) -> dict[str, Any]:
-        record = self.held.get(id) or (self.store.record(id) if id in self.ids else None)
-        if record is None:
+        """Raises UserError if a record that should be there cannot be read: a damaged one is set aside."""
+        if id not in self.ids:
             raise KeyError(id)
+        record = self.held.get(id) or self.store.record(id)
+        if record is None:
+            where = self.store.folder(id) / "result.json"
+            raise UserError(f"{where} could not be read and is set aside; the same command runs that cell again")
         return record
 
     def __iter__(self) -> Iterator[str]:
@@ -92,12 +136,12 @@ class Store:
         """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted.
         ``execution`` in a result is what has been measured of executed exits, by rule, if anything has.
         """
-        for name, status, needed in (("result.json", "done", "metrics"), ("failure.json", "failed", "reason")):
-            value = self._load(self.folder(id) / name)
-            if value is not None and value.get("status") == status and needed in value:
+        for name, status, shape in (("result.json", "done", RESULT), ("failure.json", "failed", FAILURE)):
+            value = self._load(self.folder(id) / name, {"status": str, **shape})
+            if value is not None and value["status"] == status:
                 execution = self._load(self.folder(id) / "execution.json") if status == "done" else None
                 return value if execution is None else {**value, "execution": execution}
-            if value is not None:  # JSON, but none of ours
+            if value is not None:
                 self._set_aside(self.folder(id) / name)
         return None
 
@@ -147,20 +191,23 @@ class Store:
         self._dump(self.root / "studies" / f"{study}.json", manifest)
 
     def manifest(self, study: str) -> dict[str, Any] | None:
-        """The cells of a study's last run, None if it has not been run."""
-        return self._load(self.root / "studies" / f"{study}.json")
+        """The cells of a study's last run, None if it has not been run or this cannot be read."""
+        return self._load(self.root / "studies" / f"{study}.json", MANIFEST)
 
     def _dump(self, path: Path, value: dict[str, Any]) -> None:
         atomic_write(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
-    def _load(self, path: Path) -> dict[str, Any] | None:
+    def _load(self, path: Path, shape: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """What a file holds, None if it is missing. A damaged one, or one that lacks what the shape names, is set
+        aside.
+        """
         try:
             value = from_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
             value = None
-        if not isinstance(value, dict):
+        if not _fits(value, shape or {}):
             self._set_aside(path)
             return None
         return value

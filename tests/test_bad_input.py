@@ -9,6 +9,8 @@ import copy
 import json
 import os
 import shutil
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import yaml
 from checkpoints import gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import RESULTS
 from test_runner import RAW
 
 from bench.checkpoint import Checkpoints, Every, Position
+from bench.cli import main
 from bench.data import TaskData, get_task
 from bench.errors import UserError
 from bench.lease import Watch, read
@@ -74,14 +78,18 @@ def broken(draw: Any) -> Any:
     return raw
 
 
+def check_parts(study: Study) -> None:
+    for entry in study.variants:
+        get_variant(entry.name, entry.options)
+    for task in study.tasks:
+        get_task(task.name, task.options)
+
+
 def outcome(make: Any) -> Study | None:
     """A study whose parts are valid too, or a complaint of one line."""
     try:
         study: Study = make()
-        for entry in study.variants:
-            get_variant(entry.name, entry.options)
-        for task in study.tasks:
-            get_task(task.name, task.options)
+        check_parts(study)
         return study
     except UserError as error:
         assert str(error) and "\n" not in str(error) and "\r" not in str(error)
@@ -95,26 +103,67 @@ def test_broken_studies(raw: Any) -> None:
     assert study is None or (Path("/runs/studies") / study.name).resolve().parent == Path("/runs/studies")
 
 
-@many
-@given(
-    st.one_of(
-        st.binary(max_size=200), broken().map(lambda raw: yaml.dump(raw).encode()[:-7]), st.text().map(str.encode)
-    )
+files = st.one_of(
+    st.binary(max_size=200), broken().map(lambda raw: yaml.dump(raw).encode()[:-7]), st.text().map(str.encode)
 )
+
+
+@many
+@given(files)
 def test_broken_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.yaml").write_bytes(content)
     outcome(lambda: load_study(str(tmp_path / "x.yaml")))
 
 
-@many
-@given(st.lists(st.one_of(
+overrides = st.lists(st.one_of(
     st.text(max_size=30),
     st.tuples(st.sampled_from(PATHS), scalars).map(lambda pair: f"{'.'.join(map(str, pair[0]))}={pair[1]}"),
     st.tuples(st.sampled_from(["name", "variants.ztt", "variants.ztt.options.gating", "tasks.p_hop.options.hops"]),
               st.text(max_size=9)).map("=".join),
-), max_size=3))  # fmt: skip
+), max_size=3)  # fmt: skip
+
+
+@many
+@given(overrides)
 def test_broken_overrides(overrides: list[str]) -> None:
     outcome(lambda: study_from(copy.deepcopy(RAW), overrides, "fuzz"))
+
+
+class ParsedError(Exception):
+    """The command has got as far as a study whose parts are valid."""
+
+
+def parsed(study: Study, *_: Any) -> None:
+    check_parts(study)
+    raise ParsedError
+
+
+whole = yaml.dump(RAW).encode()
+given_to_run = st.one_of(
+    st.tuples(st.one_of(files, broken().map(lambda raw: yaml.dump(raw).encode())), st.just([])),
+    st.tuples(st.just(whole), overrides),
+)
+
+
+@settings(parent=many, max_examples=max(15, EXAMPLES // 4))
+@given(given_to_run)
+def test_broken_input_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_to_run: tuple[bytes, list[str]]
+) -> None:
+    """One line and exit status 2, and nothing is written: what is planned and run after that is replaced."""
+    content, overrides = given_to_run
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.tune.tuned_plan", parsed)
+    (tmp_path / "x.yaml").write_bytes(content)
+    arguments = [argument for override in overrides for argument in ("--set", override)]
+    monkeypatch.setattr("sys.argv", ["cyclebench", "run", "x.yaml", *arguments])
+    out, err = StringIO(), StringIO()
+    with suppress(ParsedError), redirect_stdout(out), redirect_stderr(err):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = err.getvalue()
+        assert ended.value.code == 2 and told.startswith("error: ") and len(told.splitlines()) == 1, told
+    assert not out.getvalue() and [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +256,22 @@ def test_broken_checkpoints(tmp_path: Path, data: Any) -> None:
     assert all(torch.equal(one, two) for one, two in zip(before, lm.parameters(), strict=True))
 
 
+@st.composite
+def partial(draw: Any) -> Any:
+    """A record with one or two of its parts changed or taken out."""
+    found = dict(draw(st.sampled_from(list(RESULTS.values()))))
+    for _ in range(draw(st.integers(1, 2))):
+        key = draw(st.sampled_from(sorted(found)))
+        found.pop(key)
+        if draw(st.booleans()):
+            found[key] = draw(values)
+    return found
+
+
 @many
-@given(st.one_of(st.binary(max_size=60), values.map(lambda value: json.dumps(value, default=str).encode())))
+@given(
+    st.one_of(st.binary(max_size=60), st.one_of(values, partial()).map(lambda v: json.dumps(v, default=str).encode()))
+)
 def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
     cell = {"variant": "htc", "task": "p_hop", "seed": 0, "id": "a" * 64}

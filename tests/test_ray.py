@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -18,11 +19,14 @@ from bench.store import Store
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cyclebench[ray]'")
 
 
-def test_a_study_survives_the_loss_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_survives_the_loss_of_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ray.cluster_utils import Cluster
 
     root = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
+    monkeypatch.setattr("bench.progress.HEARTBEAT", 0.0)
     made = plan(train={"steps": 40, "batch_size": 4, "eval_sequences": 8}, variants=["htc"], reference=None)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -51,6 +55,7 @@ def test_a_study_survives_the_loss_of_a_node(tmp_path: Path, monkeypatch: pytest
         cluster.shutdown()
     assert killed and {record["status"] for record in results.values()} == {"done"} and len(results) == 2
     assert sorted(seen) == sorted(results)
+    assert re.search(r"^htc p_hop seed \d: step \d+/40, loss", capsys.readouterr().err, re.M), "progress, meanwhile"
     logs = [(store.folder(id) / "log.txt").read_text() for id in results]
     assert sum(text.count("INFO begins") for text in logs) == 3, "the cell of the lost node, and no other, began again"
     here = run_study(made, Store(tmp_path / "here"), Running(jobs=1), lambda *_: None)

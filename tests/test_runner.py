@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from bench.cells import run_cell
+from bench.cells import Job, run_cell
+from bench.checkpoint import Every
 from bench.cli import app, main
+from bench.executors import Event
+from bench.executors.local import LocalExecutor
 from bench.exits.trace import Trace
 from bench.model import CycleForCausalLM
 from bench.plan import Planned, make_plan
@@ -107,6 +112,26 @@ def test_changed_data_are_noticed(tmp_path: Path) -> None:
     assert "the data have changed" in results[cell.id]["reason"]
 
 
+class Seen(str):
+    """A label that becomes, in the worker that it is sent to, the GPUs which that one may see."""
+
+    def __reduce__(self) -> Any:
+        return os.getenv, ("CUDA_VISIBLE_DEVICES",)
+
+
+def test_each_worker_sees_gpus_of_its_own(tmp_path: Path) -> None:
+    cells = [planned.cell.model_copy(update={"fingerprint": "0" * 64}) for planned in plan(variants=["htc"]).cells]
+    told: list[Event] = []
+    with LocalExecutor(2, gpus=4, each=2) as executor:
+        for cell in cells:
+            executor.submit([Job(cell, Seen(), tmp_path, Every(), 1)])
+        while sum(event.kind == "end" for event in told) < 2:
+            told += executor.poll()
+            assert "died" not in [event.kind for event in told]
+    seen = {event.id: event.arguments[0] for event in told if event.kind == "start"}
+    assert seen == {cells[0].id: "0,1", cells[1].id: "2,3"}
+
+
 def test_ids_tell_cells_apart_and_ignore_what_means_nothing() -> None:
     first = plan()
     assert [p.cell.id for p in first.cells] == [p.cell.id for p in plan(question="another", name="other").cells]
@@ -170,6 +195,58 @@ def test_the_command_from_study_to_report_and_sweep(tmp_path: Path, monkeypatch:
     assert "confidence" in Path("runs/reports/tiny/sweep.md").read_text()
 
 
+def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Exit status, standard output and standard error of a command in this process."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(sys, "argv", ["cyclebench", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return exit_.value.code, *capsys.readouterr()
+
+
+def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {"name": "htc", "label": "bad", "train": {"lr": 10.0, "grad_clip": 1e30, "weight_decay": 1e30}}
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "reference": None, "variants": [bad, "htc"]}))
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "tiny.yaml", "--set", "question=Does it?", "--set", "seeds=[3]", "--jobs", "1", "--runs", "my runs"]
+    status, _, told = ended([*given, "--tracking-uri", "http://127.0.0.1:9"], monkeypatch, capsys)
+    again = told.strip().rpartition("to run those again: ")[2]
+    assert status == 1 and "1 of 2 cells failed" in told and "--set 'question=Does it?' --set 'seeds=[3]'" in again
+
+    def stamps(name: str) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in Path("my runs").glob(f"*/{name}")}
+
+    done, failed, cells = stamps("result.json"), stamps("failure.json"), set(Path("my runs").iterdir())
+    status, _, told = ended(shlex.split(again)[1:], monkeypatch, capsys)
+    assert status == 1 and told.strip().endswith(f"to run those again: {again}")
+    assert stamps("result.json") == done and set(Path("my runs").iterdir()) == cells
+    assert len(done) == len(failed) == 1
+    assert all(stamps("failure.json")[path] > stamp for path, stamp in failed.items())
+    status, shown, _ = ended(["status", "tiny.yaml", "--runs", "my runs"], monkeypatch, capsys)
+    first = shlex.join(["cyclebench", *given])
+    assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
+
+
+def test_a_result_that_is_damaged_within_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ends look whole, so that it is taken for done until the report reads it."""
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "reference": None, "variants": ["htc"]}))
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "tiny.yaml", "--jobs", "1", "--tracking-uri", "http://127.0.0.1:9"]
+    assert not ended(command, monkeypatch, capsys)[0]
+    damaged, other = Path("runs").glob("*/result.json")
+    first, kept = json.loads(damaged.read_text()), other.stat().st_mtime_ns
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
+    damaged.write_bytes(content)
+    assert not ended(command, monkeypatch, capsys)[0]
+    assert numbers(json.loads(damaged.read_text())) == numbers(first) and other.stat().st_mtime_ns == kept
+    assert damaged.with_name("result.json.corrupt").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,12 +280,8 @@ def test_mistakes_are_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cyclebench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert message in told and len(told.strip().splitlines()) == 1, told
+    status, _, told = ended(arguments, monkeypatch, capsys)
+    assert status == 2 and message in told and len(told.strip().splitlines()) == 1, told
     assert not list(tmp_path.iterdir())
 
 

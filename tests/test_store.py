@@ -3,26 +3,32 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from records import FAILED, MANIFEST, RESULTS
 
+from bench import store as module
 from bench.errors import UserError
-from bench.store import Store, atomic_write
+from bench.status import status
+from bench.store import Records, Store, atomic_write
 
-RECORD = {"status": "done", "id": "a", "metrics": {}, "value": [1.5, None]}
+CELL = MANIFEST["cells"][0]
+RECORD, FAILURE = RESULTS[CELL["id"]], RESULTS[FAILED]
 
 
 def test_round_trip_and_results_win_over_failures(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     assert store.record("a") is None and not store.done("a") and store.manifest("s") is None
-    store.write_failure("a", {"status": "failed", "reason": "why"})
-    assert not store.done("a") and store.results(["a", "b"]) == {"a": {"status": "failed", "reason": "why"}}
+    store.write_failure("a", FAILURE)
+    assert not store.done("a") and store.results(["a", "b"]) == {"a": FAILURE}
     store.write_result("a", RECORD)
     assert store.done("a") and store.record("a") == RECORD
     assert not (store.folder("a") / "failure.json").exists()
-    store.write_manifest("s", {"cells": []})
-    assert store.manifest("s") == {"cells": []}
+    store.write_manifest("s", MANIFEST)
+    assert store.manifest("s") == MANIFEST
 
 
 def test_results_are_never_overwritten(tmp_path: Path) -> None:
@@ -42,6 +48,45 @@ def test_a_damaged_result_is_set_aside_and_run_again(tmp_path: Path, content: by
     assert (store.folder("a") / "result.json.corrupt").read_bytes() == content
     store.write_result("a", RECORD)
     assert store.done("a")
+
+
+@pytest.mark.parametrize(
+    ("whole", "shape", "name", "read"),
+    [
+        (RECORD, module.RESULT, "x/result.json", lambda store: store.record("x")),
+        (FAILURE, module.FAILURE, "x/failure.json", lambda store: store.record("x")),
+        (MANIFEST, module.MANIFEST, "studies/x.json", lambda store: store.manifest("x")),
+    ],
+)
+def test_json_without_what_others_rely_on_is_set_aside(
+    whole: dict[str, Any], shape: dict[str, Any], name: str, read: Callable[[Store], Any], tmp_path: Path
+) -> None:
+    path, store = tmp_path / name, Store(tmp_path)
+    path.parent.mkdir()
+    lacking = [{key: value for key, value in whole.items() if key != lost} for lost in shape]
+    inner = [
+        {**whole, key: broken} for key, part in shape.items() if isinstance(part, dict | list) for broken in (7, ["7"])
+    ]
+    for value in ({"status": "done", "metrics": {}}, *lacking, *inner):
+        path.write_text(json.dumps(value))
+        assert read(store) is None and not path.exists()
+        assert json.loads(path.with_name(f"{path.name}.corrupt").read_text()) == value
+    path.write_text(json.dumps(whole))
+    assert read(store) == whole
+
+
+@pytest.mark.parametrize("content", ['{"status": "done", "metrics": {}}', '{"status": "done", \0\0 {}}'])
+def test_a_result_that_is_damaged_within_is_not_done_once_it_was_read(tmp_path: Path, content: str) -> None:
+    store = Store(tmp_path)
+    store.folder(CELL["id"]).mkdir()
+    (store.folder(CELL["id"]) / "result.json").write_text(content)
+    assert store.done(CELL["id"]), "finished cells are not read"
+    found = status(store, {**MANIFEST, "cells": [CELL]})
+    assert (found.done, found.waiting) == (0, 1) and not store.done(CELL["id"])
+    with pytest.raises(UserError, match=r"result\.json could not be read .* the same command runs that cell again"):
+        Records(store, [CELL["id"]], {})[CELL["id"]]
+    with pytest.raises(KeyError):
+        Records(store, [], {})[CELL["id"]]
 
 
 def test_numbers_that_json_has_not_are_refused(tmp_path: Path) -> None:

@@ -125,8 +125,10 @@ def run(
     for entry in plan.manifest["variants"]:
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
-    results = run_plan(plan)
-    paths = _write_report(plan.manifest, reports.read(store, plan.manifest), out or runs / "reports" / plan.study.name)
+    results, records = run_plan(plan), reports.read(store, plan.manifest)
+    if results.keys() - results.held.keys() - records.keys():  # damaged ones, set aside when they were read
+        results, records = run_plan(plan), reports.read(store, plan.manifest)
+    paths = _write_report(plan.manifest, records, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
     failed = [planned for planned in plan.cells if planned.cell.id in results.held]
@@ -134,7 +136,7 @@ def run(
         reason = results.held[planned.cell.id]["reason"]
         print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
     if failed:
-        again = f"cyclebench run {study} --retry failed"
+        again = f"{command_line(without=('--retry',))} --retry failed"
         print(f"{len(failed)} of {len(plan.cells)} cells failed; to run those again: {again}", file=sys.stderr)
         raise typer.Exit(1)
 

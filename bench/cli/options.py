@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,11 +56,13 @@ def new_table(title: str, *columns: str) -> Table:
 PLACES = ("--runs", "--out", "--tracking-uri", "--storage", "--address")
 
 
-def command_line() -> str:
-    """The command as it was given, for the record, without the options that only say where things lie."""
+def command_line(given: Sequence[str] | None = None, without: Sequence[str] = PLACES) -> str:
+    """A command without some options and their values. given: its arguments, by default those of this process;
+    without: by default, for the record, the options that only say where things lie.
+    """
     kept, skip = ["cyclebench"], False
-    for argument in sys.argv[1:]:
-        if not skip and argument not in PLACES and not argument.startswith(tuple(f"{name}=" for name in PLACES)):
+    for argument in sys.argv[1:] if given is None else given:
+        if not skip and argument not in without and not argument.startswith(tuple(f"{name}=" for name in without)):
             kept.append(argument)
-        skip = argument in PLACES
+        skip = argument in without
     return shlex.join(kept)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, DEFAULT_TRACKING, Preset, Runs, StudyName, Tracking, new_table, screen
+from bench.cli.options import (
+    DEFAULT_RUNS,
+    DEFAULT_TRACKING,
+    Preset,
+    Runs,
+    StudyName,
+    Tracking,
+    command_line,
+    new_table,
+    screen,
+)
 from bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,8 +65,10 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
         for record in found.failed:
             table.add_row(record["name"], str(record.get("kind")), str(record["reason"]))
         console.print(table)
-        print(f"Those that failed of the environment are run again by `cyclebench run {study}`, ", end="")
-        print(f"all of them by `cyclebench run {study} --retry failed`.")
+        given = [*shlex.split(manifest["command"])[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
+        again = command_line(given, without=("--retry",))
+        print(f"Those that failed of the environment are run again by `{again}`, all of them by ", end="")
+        print(f"`{again} --retry failed`.")
     if found.done < n:
         flops = "unknown" if found.left_flops is None else f"{human(found.left_flops)} training FLOPs"
         print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
