@@ -24,7 +24,8 @@ def latex(context: dict[str, Any]) -> str:
     ):
         if rows:
             added = [key for key in rows[0] if key.endswith(" adds")]
-            parts.append(f"\n% {title}\n{_tabular(pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]])}")
+            frame = pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]]
+            parts.append(f"\n% {title}; from {context['cells']['all']}\n{_tabular(frame)}")
     return "\n".join(parts)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from bench.environment import environments
 from bench.store import atomic_write
 from reports.aggregates import aggregates, fronts
 from reports.execution import executions
@@ -21,13 +22,38 @@ from reports.figures import FIGURES
 from reports.latex import latex
 from reports.look import STYLE
 from reports.render import KINDS, rendering
-from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, done, summary
+from reports.table import (
+    Manifest,
+    Record,
+    columns,
+    costs,
+    csv_of_cells,
+    csv_of_slices,
+    digest,
+    done,
+    named,
+    ran_on,
+    summary,
+)
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
 MANY = 500  # cells: from here on, figures are rendered in processes of their own, while the tables are made
-NEEDS = {"zero": "zero_attention", "exit": "exits"}  # what a record must have to be in a figure, by its first word
+NEEDS: dict[str, Callable[[Record], bool]] = {  # what a record must have to be in a figure, by its first word
+    "zero": lambda record: bool(record["zero_attention"]),
+    "exit": lambda record: bool(record["exits"]),
+    "cycles": lambda record: len(record["cycles"]) > 1,
+}
+
+
+class Drawn(NamedTuple):
+    """A figure of a task. cells: those that it shows, in words."""
+
+    task: str
+    name: str
+    cells: str
+    figure: Figure
 
 
 def write(manifest: Manifest, results: dict[str, Record], out: Path, published: bool = False) -> list[Path]:
@@ -37,9 +63,9 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
     repository shows: PNG, Markdown and CSV.
     """
-    drawn, named = tee(_drawn(manifest, results))
+    drawn, listed = tee(_drawn(manifest, results))
     kinds = ("png",) if published else KINDS
-    with rendering((figure for *_, figure in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
+    with rendering(((one.figure, one.cells) for one in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
         context: dict[str, Any] = {
             "manifest": manifest,
             "summary": [columns(row) for row in summary(manifest, results)],
@@ -52,10 +78,11 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "rules": rule_rows(manifest, results),
             "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
-            "environment": _environments(results),
+            "cells": _sources(manifest, results),
+            "environment": [ran_on(place) for place in environments(results.values())],
             "failures": [r for r in results.values() if r["status"] == "failed"],
         }
-        rendered = [(task, name, found) for (task, name, _), found in zip(named, files, strict=True)]
+        rendered = list(zip(listed, files, strict=True))
     paths, context["sections"] = _sections(manifest, results, rendered, out)
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
@@ -93,25 +120,26 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
 def _sections(
     manifest: Manifest,
     results: dict[str, Record],
-    rendered: list[tuple[str, str, dict[str, bytes]]],
+    rendered: list[tuple[Drawn, dict[str, bytes]]],
     out: Path,
 ) -> tuple[list[Path], list[dict[str, Any]]]:
     """Write the figures' files; their paths, and what the templates say of each task."""
     paths, sections = [], []
     for task in manifest["tasks"]:
         figures = []
-        for name, found in ((name, found) for label, name, found in rendered if label == task["label"]):
-            draw, title = FIGURES[name]
+        for one, found in (pair for pair in rendered if pair[0].task == task["label"]):
+            draw, title = FIGURES[one.name]
+            stem = f"{one.name}_{_file_name(task['label'])}"
             for kind, data in found.items():
-                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
+                paths.append(out / f"{stem}.{kind}")
                 atomic_write(paths[-1], data)
             figures.append(
                 {
                     "title": title,
                     "about": " ".join((inspect.getdoc(draw) or "").split()),
                     "image": base64.b64encode(found["png"]).decode(),
-                    "file": f"{name}_{_file_name(task['label'])}.png",
-                    "cells": _cells(manifest, results, task, NEEDS.get(name.split("_")[0])),
+                    "file": f"{stem}.png",
+                    "cells": one.cells,
                 }
             )
         ids = {
@@ -122,36 +150,44 @@ def _sections(
     return paths, sections
 
 
-def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[tuple[str, str, Figure]]:
-    """Task, name and figure of every figure that has something to show."""
+def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
+    """Every figure that has something to show."""
     for task in manifest["tasks"]:
         mine = {**manifest, "cells": [cell for cell in manifest["cells"] if cell["task"] == task["label"]]}
         for name, (draw, _) in FIGURES.items():
             with mpl.rc_context(STYLE):
                 figure = draw(mine, results, task)
             if figure is not None:
-                yield task["label"], name, figure
+                cells = _cells(mine, results, task, NEEDS.get(name.split("_")[0]))
+                yield Drawn(task["label"], name, cells, figure)
 
 
-def _cells(manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: str | None) -> str:
-    """Which cells a figure shows, in words."""
+def _cells(
+    manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: Callable[[Record], bool] | None
+) -> str:
+    """Which cells a figure shows, in words, and the name of the set."""
     found = {}
     for variant in manifest["variants"]:
         records = done(manifest, results, variant["label"], task["label"])
-        found[variant["label"]] = [record for record in records if not needed or record[needed]]
+        found[variant["label"]] = [record for record in records if not needed or needed(record)]
     planned = sum(cell["task"] == task["label"] and bool(found[cell["variant"]]) for cell in manifest["cells"])
     names = [label for label, records in found.items() if records]
     whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
-    return f"{sum(map(len, found.values()))} of {planned} cells{whose}"
+    ids = [record["id"] for records in found.values() for record in records]
+    return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
 
 
-def _environments(results: dict[str, Record]) -> list[dict[str, Any]]:
-    """The different environments the cells ran in."""
-    found: list[dict[str, Any]] = []
-    for record in results.values():
-        if record["environment"] not in found:
-            found.append(record["environment"])
-    return found
+def _sources(manifest: Manifest, results: dict[str, Record]) -> dict[str, str]:
+    """The finished cells that tables are made from, by what a table needs of them."""
+    found = [results[cell["id"]] for cell in manifest["cells"] if cell["id"] in results]
+    finished = [record for record in found if record["status"] == "done"]
+    trials = [trial for row in manifest.get("tuning", []) for trial in row["trials"] if trial["value"] is not None]
+    return {
+        "all": named(record["id"] for record in finished),
+        "exits": named(record["id"] for record in finished if NEEDS["exit"](record)),
+        "execution": named(record["id"] for record in finished if record.get("execution")),
+        "tuning": named(trial["id"] for trial in trials),
+    }
 
 
 def _file_name(label: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bench.stats import mean_interval
@@ -27,6 +28,27 @@ def cells(manifest: Manifest, results: dict[str, Record], variant: str, task: st
 def done(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[Record]:
     """The finished records of a variant on a task."""
     return [record for _, record in cells(manifest, results, variant, task) if record and record["status"] == "done"]
+
+
+def digest(ids: Iterable[str]) -> str:
+    """A name for a set of cells: the sha256 of their sorted ids, one a line, cut to 12 digits."""
+    lines = "".join(f"{id}\n" for id in sorted(set(ids)))
+    return f"sha256 {hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+def named(ids: Iterable[str]) -> str:
+    """How many cells something was made from, and the name of the set."""
+    found = set(ids)
+    return f"{len(found)} cell{'' if len(found) == 1 else 's'} ({digest(found)})"
+
+
+def ran_on(place: dict[str, Any]) -> str:
+    """The environment of a cell, in words."""
+    return (
+        f"{place['cpu']} ({place['device']}, {place['threads']} threads a cell), {place['platform']}, "
+        f"Python {place['python']}, torch {place['torch']}, transformers {place['transformers']}, "
+        f"revision {place['git'] or 'not known'}"
+    )
 
 
 def score(record: Record, metric: str) -> float:
