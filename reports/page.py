@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from bench.environment import environments
 from bench.store import atomic_write
-from reports.aggregates import aggregates, fronts
+from reports.aggregates import aggregates, comparable, fronts
 from reports.execution import executions
 from reports.exit_figures import findings, rule_rows
-from reports.figures import FIGURES
+from reports.figures import FIGURES, performance_profile
 from reports.latex import latex
 from reports.look import STYLE
 from reports.render import KINDS, rendering
@@ -47,10 +47,16 @@ NEEDS: dict[str, Callable[[Record], bool]] = {  # what a record must have to be 
 }
 
 
-class Drawn(NamedTuple):
-    """A figure of a task. cells: those that it shows, in words."""
+DRAWS: dict[str, tuple[Callable[..., Figure | None], str]] = {
+    **FIGURES,
+    "performance_profile": (performance_profile, "Performance profile"),
+}
 
-    task: str
+
+class Drawn(NamedTuple):
+    """A figure of a task, or of all (None). cells: those that it shows, in words."""
+
+    task: str | None
     name: str
     cells: str
     figure: Figure
@@ -83,7 +89,11 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "failures": [r for r in results.values() if r["status"] == "failed"],
         }
         rendered = list(zip(listed, files, strict=True))
-    paths, context["sections"] = _sections(manifest, results, rendered, out)
+    paths, figures = _files(rendered, out)
+    context["overall"] = figures.get(None, [])
+    context["sections"] = [
+        {**_section(manifest, results, task), "figures": figures.get(task["label"], [])} for task in manifest["tasks"]
+    ]
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
@@ -117,37 +127,31 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
     return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
 
 
-def _sections(
-    manifest: Manifest,
-    results: dict[str, Record],
-    rendered: list[tuple[Drawn, dict[str, bytes]]],
-    out: Path,
-) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Write the figures' files; their paths, and what the templates say of each task."""
-    paths, sections = [], []
-    for task in manifest["tasks"]:
-        figures = []
-        for one, found in (pair for pair in rendered if pair[0].task == task["label"]):
-            draw, title = FIGURES[one.name]
-            stem = f"{one.name}_{_file_name(task['label'])}"
-            for kind, data in found.items():
-                paths.append(out / f"{stem}.{kind}")
-                atomic_write(paths[-1], data)
-            figures.append(
-                {
-                    "title": title,
-                    "about": " ".join((inspect.getdoc(draw) or "").split()),
-                    "image": base64.b64encode(found["png"]).decode(),
-                    "file": f"{stem}.png",
-                    "cells": one.cells,
-                }
-            )
-        ids = {
-            v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
-            for v in manifest["variants"]
-        }
-        sections.append({**task, "figures": figures, "ids": ids, "best": best(manifest, results, task)})
-    return paths, sections
+def _files(
+    rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path
+) -> tuple[list[Path], dict[str | None, list[dict[str, str]]]]:
+    """Write the figures' files; their paths, and by task what the templates say of each figure."""
+    paths: list[Path] = []
+    figures: dict[str | None, list[dict[str, str]]] = {}
+    for one, found in rendered:
+        stem = one.name if one.task is None else f"{one.name}_{_file_name(one.task)}"
+        for kind, data in found.items():
+            paths.append(out / f"{stem}.{kind}")
+            atomic_write(paths[-1], data)
+        draw, title = DRAWS[one.name]
+        told = {"title": title, "about": " ".join((inspect.getdoc(draw) or "").split()), "cells": one.cells}
+        told |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
+        figures.setdefault(one.task, []).append(told)
+    return paths, figures
+
+
+def _section(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> dict[str, Any]:
+    """What the templates say of a task beside its figures."""
+    ids = {
+        v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
+        for v in manifest["variants"]
+    }
+    return {**task, "ids": ids, "best": best(manifest, results, task)}
 
 
 def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
@@ -158,22 +162,33 @@ def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
             with mpl.rc_context(STYLE):
                 figure = draw(mine, results, task)
             if figure is not None:
-                cells = _cells(mine, results, task, NEEDS.get(name.split("_")[0]))
+                cells = _cells(mine, results, [task], NEEDS.get(name.split("_")[0]))
                 yield Drawn(task["label"], name, cells, figure)
+    with mpl.rc_context(STYLE):
+        profile = performance_profile(manifest, results)
+    if profile is not None:
+        yield Drawn(None, "performance_profile", _cells(manifest, results, comparable(manifest), None), profile)
 
 
 def _cells(
-    manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: Callable[[Record], bool] | None
+    manifest: Manifest,
+    results: dict[str, Record],
+    tasks: list[dict[str, Any]],
+    needed: Callable[[Record], bool] | None,
 ) -> str:
-    """Which cells a figure shows, in words, and the name of the set."""
+    """Which cells a figure shows, in words, and the name of the set: those of the variants that have some on each of
+    the tasks.
+    """
     found = {}
     for variant in manifest["variants"]:
-        records = done(manifest, results, variant["label"], task["label"])
-        found[variant["label"]] = [record for record in records if not needed or needed(record)]
-    planned = sum(cell["task"] == task["label"] and bool(found[cell["variant"]]) for cell in manifest["cells"])
-    names = [label for label, records in found.items() if records]
+        by_task = [done(manifest, results, variant["label"], task["label"]) for task in tasks]
+        shown = [[record for record in records if not needed or needed(record)] for records in by_task]
+        found[variant["label"]] = [record["id"] for records in shown for record in records] if all(shown) else []
+    labels = {task["label"] for task in tasks}
+    planned = sum(cell["task"] in labels and bool(found[cell["variant"]]) for cell in manifest["cells"])
+    names = [label for label, ids in found.items() if ids]
     whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
-    ids = [record["id"] for records in found.values() for record in records]
+    ids = [id for some in found.values() for id in some]
     return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
 
 
