@@ -31,6 +31,7 @@ from reports.table import (
     csv_of_slices,
     digest,
     done,
+    further_tests,
     named,
     ran_on,
     summary,
@@ -75,6 +76,7 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
         context: dict[str, Any] = {
             "manifest": manifest,
             "summary": [columns(row) for row in summary(manifest, results)],
+            "further_tests": further_tests(manifest, results),
             "verdicts": verdicts(manifest, results),
             "differences": differences(manifest, results),
             "fronts": fronts(manifest, results),
@@ -194,13 +196,20 @@ def _cells(
 
 def _sources(manifest: Manifest, results: dict[str, Record]) -> dict[str, str]:
     """The finished cells that tables are made from, by what a table needs of them."""
-    found = [results[cell["id"]] for cell in manifest["cells"] if cell["id"] in results]
-    finished = [record for record in found if record["status"] == "done"]
+    finished = [
+        (cell["task"], record)
+        for cell in manifest["cells"]
+        if (record := results.get(cell["id"])) and record["status"] == "done"
+    ]
+    together = {task["label"] for task in comparable(manifest)}
+    further = {row["task"] for row in further_tests(manifest, results)}
     trials = [trial for row in manifest.get("tuning", []) for trial in row["trials"] if trial["value"] is not None]
     return {
-        "all": named(record["id"] for record in finished),
-        "exits": named(record["id"] for record in finished if NEEDS["exit"](record)),
-        "execution": named(record["id"] for record in finished if record.get("execution")),
+        "all": named(record["id"] for _, record in finished),
+        "aggregates": named(record["id"] for task, record in finished if task in together),
+        "further_tests": named(record["id"] for task, record in finished if task in further),
+        "exits": named(record["id"] for _, record in finished if NEEDS["exit"](record)),
+        "execution": named(record["id"] for _, record in finished if record.get("execution")),
         "tuning": named(trial["id"] for trial in trials),
     }
 

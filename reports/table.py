@@ -129,6 +129,39 @@ def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
     return table
 
 
+def further_tests(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+    """The metric on the test split and on every further one (such as longer sequences) by variant, for the tasks that
+    have any: the mean, its 95 % t interval and of how many seeds. A dash: the task has no such split.
+    """
+    rows = []
+    for task in manifest["tasks"]:
+        plain_test = f"test_{task['metric']}"
+        by_variant = {v["label"]: cells(manifest, results, v["label"], task["label"]) for v in manifest["variants"]}
+        finished = [r for found in by_variant.values() for _, r in found if r and r["status"] == "done"]
+        splits = dict.fromkeys(key for r in finished for key in r["metrics"] if key.startswith(f"{plain_test}@"))
+        if not splits:
+            continue
+        for label, found in by_variant.items():
+            metrics = [r["metrics"] if r and r["status"] == "done" else {} for _, r in found]
+            row = {"task": task["label"], "variant": label, "metric": metric_name(task["metric"])}
+            for key in (plain_test, *splits):
+                row[f"test{key.removeprefix(plain_test)}"] = _over_seeds(
+                    [m[key] for m in metrics if key in m], len(found)
+                )
+            rows.append(row)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key, "-") for key in keys} for row in rows]
+
+
+def _over_seeds(values: list[float], planned: int) -> str:
+    """A mean with its interval and of how many seeds."""
+    if not values:
+        return f"missing (0/{planned})"
+    found = mean_interval(values)
+    ends = "" if math.isnan(found.low) else f" [{plain(found.low)}, {plain(found.high)}]"
+    return f"{plain(found.mean)}{ends} ({found.n}/{planned})"
+
+
 def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
     """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
     rows = []
