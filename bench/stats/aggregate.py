@@ -99,4 +99,4 @@ def _ends(samples: Sequence[Array], statistic: Callable[..., Any], confidence: f
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return found.low, found.high
+    return np.asarray(found.low), np.asarray(found.high)
