@@ -31,4 +31,5 @@ def latex(context: dict[str, Any]) -> str:
 
 def _tabular(frame: pd.DataFrame) -> str:
     style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    return style.to_latex(hrules=True, column_format="l" * frame.shape[1])
+    table = style.to_latex(hrules=True, column_format="l" * frame.shape[1])
+    return table.replace("<", r"\textless{}").replace(">", r"\textgreater{}")  # a table has none of its own

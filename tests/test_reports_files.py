@@ -61,6 +61,7 @@ for (const width of [1200, 390]) {
   document.body.append(frame);
 }
 </script></body>"""
+CLAIM = "p_hop < 5 % & #1 > ${x}^2~\\y"  # every character that LaTeX would take for its own
 ROWS = [("2 M", "[-0.5, 1]", "b10"), ("-", "-", "-"), ("1.5 k", "[+0.25, 2]", "b9"), ("1,234", "[0.1, 3]", "a")]
 ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 
@@ -68,7 +69,9 @@ ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    reports.write(ONE_TASK, RESULTS, out)
+    measures = [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
+    claim = {"claim": CLAIM, "better": "ztt", "than": "htc", "task": "p_hop", "measures": measures, "margin": 0.0}
+    reports.write({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out)
     return out
 
 
@@ -114,7 +117,9 @@ def test_the_latex_tables_compile(written: Path, tmp_path: Path) -> None:
 
 def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> None:
     tables = (written / "report.tex").read_text()
-    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 3
+    claim = r"p\_hop \textless{} 5 \% \& \#1 \textgreater{} \$\{x\}\textasciicircum 2\textasciitilde \textbackslash y"
+    assert f"\n{claim} & p\\_hop & inconclusive & " in tables
     assert r"p\_hop & htc & accuracy & 0.695 & " in tables and "1/2 & 150 k & 2 M & 1 failed" in tables
 
 
