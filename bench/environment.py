@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -31,6 +32,15 @@ def environment(train: TrainConfig) -> dict[str, Any]:
         "threads": train.threads,
         "git": git_revision(),
     }
+
+
+def environments(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The different environments that cells ran in, in their order."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        if record["environment"] not in found:
+            found.append(record["environment"])
+    return found
 
 
 def _cpu_name() -> str:

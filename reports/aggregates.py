@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.stats import Interval, bca_interval, dominance, hypervolume, interquartile_mean, probability_of_improvement
+from bench.stats import (
+    Interval,
+    Profile,
+    bca_interval,
+    dominance,
+    hypervolume,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+)
 from reports.table import Manifest, Record, cells, done, score
 from reports.units import human, metric_name, plain
 
 Points = NDArray[np.float64]
+STEPS = 100  # of a profile's axis
 ROOM = 1.1  # the reference budget over the dearest variant's, so that this one counts too
 
 
@@ -58,10 +68,9 @@ def aggregates(manifest: Manifest, results: dict[str, Record]) -> list[dict[str,
     Scores are put on one scale: 0 is a task's level (chance, unigram), 1 is perfect (accuracy 1, loss or bits 0). A
     task without a level, or where a variant has no finished cell, is left out for that variant and shown as left out.
     """
-    tasks = [task for task in manifest["tasks"] if _level(task) is not None]
-    if len(tasks) < 2:
+    tasks, rows = comparable(manifest), []
+    if not tasks:
         return []
-    rows = []
     base = [_normalised(manifest, results, manifest["reference"] or "", task) for task in tasks]
     for variant in manifest["variants"]:
         label = variant["label"]
@@ -85,6 +94,27 @@ def aggregates(manifest: Manifest, results: dict[str, Record]) -> list[dict[str,
             }
         )
     return rows
+
+
+def profiles(manifest: Manifest, results: dict[str, Record]) -> dict[int, Profile]:
+    """By the variant's place in the manifest, its performance profile over the tasks of ``aggregates``; none for a
+    variant that has no finished cell on one of them.
+    """
+    tasks = comparable(manifest)
+    found = {
+        index: [_normalised(manifest, results, variant["label"], task) for task in tasks]
+        for index, variant in enumerate(manifest["variants"])
+    }
+    whole = {index: runs for index, runs in found.items() if runs and all(runs)}
+    lowest = min((value for runs in whole.values() for run in runs for value in run), default=0.0)
+    tau = np.linspace(min(lowest, 0.0), 1.0, STEPS + 1)
+    return {index: performance_profile(runs, tau) for index, runs in whole.items()}
+
+
+def comparable(manifest: Manifest) -> list[dict[str, Any]]:
+    """The tasks that have a level, so that their scores can be put together; none if there are fewer than two."""
+    tasks = [task for task in manifest["tasks"] if _level(task) is not None]
+    return tasks if len(tasks) > 1 else []
 
 
 def points_by_seed(

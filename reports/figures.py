@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bench.stats import mean_interval, median_front
 from reports import exit_figures
-from reports.aggregates import points_by_seed, zero_attention_curve
+from reports.aggregates import comparable, points_by_seed, profiles, zero_attention_curve
 from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
 from reports.table import Manifest, Record, done, score
 
@@ -139,6 +139,27 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
     if not annotated:
         figure.colorbar(all_axes.flat[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
     figure.suptitle(f"{task['label']}: zero attention (probability)")
+    return figure
+
+
+def performance_profile(manifest: Manifest, results: dict[str, Record]) -> Figure | None:
+    """Share of the runs whose normalised score is above tau, tasks weighing alike, with pointwise 95 % bands of the
+    bootstrap over seeds, stratified by task: higher is better. n: runs. A variant that has no run on one of the tasks
+    is left out.
+    """
+    found = profiles(manifest, results)
+    if not found:
+        return None
+    figure, [[axes]] = new(2.4)
+    for index, profile in found.items():
+        shade, label = colour(manifest, index), manifest["variants"][index]["label"]
+        look: dict[str, Any] = {"color": shade, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "ms": 3}
+        look |= {"marker": MARKERS[index], "markevery": (3 * index % 20, 20)}  # where lines lie on each other, too
+        axes.plot(profile.tau, profile.share, label=f"{label} (n = {profile.n})", **look)
+        axes.fill_between(profile.tau, profile.low, profile.high, color=shade, alpha=0.13, lw=0)
+    axes.set(xlabel="normalised score tau (0: level, 1: perfect)", ylabel="share of runs above tau", ylim=(-0.03, 1.03))
+    axes.set_title(f"{len(comparable(manifest))} tasks")
+    legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 

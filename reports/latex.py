@@ -24,10 +24,12 @@ def latex(context: dict[str, Any]) -> str:
     ):
         if rows:
             added = [key for key in rows[0] if key.endswith(" adds")]
-            parts.append(f"\n% {title}\n{_tabular(pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]])}")
+            frame = pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]]
+            parts.append(f"\n% {title}; from {context['cells']['all']}\n{_tabular(frame)}")
     return "\n".join(parts)
 
 
 def _tabular(frame: pd.DataFrame) -> str:
     style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    return style.to_latex(hrules=True, column_format="l" * frame.shape[1])
+    table = style.to_latex(hrules=True, column_format="l" * frame.shape[1])
+    return table.replace("<", r"\textless{}").replace(">", r"\textgreater{}")  # a table has none of its own

@@ -4,30 +4,63 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from bench.environment import environments
 from bench.store import atomic_write
-from reports.aggregates import aggregates, fronts
+from reports.aggregates import aggregates, comparable, fronts
 from reports.execution import executions
 from reports.exit_figures import findings, rule_rows
-from reports.figures import FIGURES
+from reports.figures import FIGURES, performance_profile
 from reports.latex import latex
 from reports.look import STYLE
 from reports.render import KINDS, rendering
-from reports.table import Manifest, Record, columns, costs, csv_of_cells, csv_of_slices, done, summary
+from reports.table import (
+    Manifest,
+    Record,
+    columns,
+    costs,
+    csv_of_cells,
+    csv_of_slices,
+    digest,
+    done,
+    further_tests,
+    named,
+    ran_on,
+    summary,
+)
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
 MANY = 500  # cells: from here on, figures are rendered in processes of their own, while the tables are made
-NEEDS = {"zero": "zero_attention", "exit": "exits"}  # what a record must have to be in a figure, by its first word
+NEEDS: dict[str, Callable[[Record], bool]] = {  # what a record must have to be in a figure, by its first word
+    "zero": lambda record: bool(record["zero_attention"]),
+    "exit": lambda record: bool(record["exits"]),
+    "cycles": lambda record: len(record["cycles"]) > 1,
+}
+
+
+DRAWS: dict[str, tuple[Callable[..., Figure | None], str]] = {
+    **FIGURES,
+    "performance_profile": (performance_profile, "Performance profile"),
+}
+
+
+class Drawn(NamedTuple):
+    """A figure of a task, or of all (None). cells: those that it shows, in words."""
+
+    task: str | None
+    name: str
+    cells: str
+    figure: Figure
 
 
 def write(manifest: Manifest, results: dict[str, Record], out: Path, published: bool = False) -> list[Path]:
@@ -37,12 +70,13 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
     repository shows: PNG, Markdown and CSV.
     """
-    drawn, named = tee(_drawn(manifest, results))
+    drawn, listed = tee(_drawn(manifest, results))
     kinds = ("png",) if published else KINDS
-    with rendering((figure for *_, figure in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
+    with rendering(((one.figure, one.cells) for one in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
         context: dict[str, Any] = {
             "manifest": manifest,
             "summary": [columns(row) for row in summary(manifest, results)],
+            "further_tests": further_tests(manifest, results),
             "verdicts": verdicts(manifest, results),
             "differences": differences(manifest, results),
             "fronts": fronts(manifest, results),
@@ -52,11 +86,16 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "rules": rule_rows(manifest, results),
             "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
-            "environment": _environments(results),
+            "cells": _sources(manifest, results),
+            "environment": [ran_on(place) for place in environments(results.values())],
             "failures": [r for r in results.values() if r["status"] == "failed"],
         }
-        rendered = [(task, name, found) for (task, name, _), found in zip(named, files, strict=True)]
-    paths, context["sections"] = _sections(manifest, results, rendered, out)
+        rendered = list(zip(listed, files, strict=True))
+    paths, figures = _files(rendered, out)
+    context["overall"] = figures.get(None, [])
+    context["sections"] = [
+        {**_section(manifest, results, task), "figures": figures.get(task["label"], [])} for task in manifest["tasks"]
+    ]
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
@@ -90,68 +129,89 @@ def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -
     return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
 
 
-def _sections(
-    manifest: Manifest,
-    results: dict[str, Record],
-    rendered: list[tuple[str, str, dict[str, bytes]]],
-    out: Path,
-) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Write the figures' files; their paths, and what the templates say of each task."""
-    paths, sections = [], []
-    for task in manifest["tasks"]:
-        figures = []
-        for name, found in ((name, found) for label, name, found in rendered if label == task["label"]):
-            draw, title = FIGURES[name]
-            for kind, data in found.items():
-                paths.append(out / f"{name}_{_file_name(task['label'])}.{kind}")
-                atomic_write(paths[-1], data)
-            figures.append(
-                {
-                    "title": title,
-                    "about": " ".join((inspect.getdoc(draw) or "").split()),
-                    "image": base64.b64encode(found["png"]).decode(),
-                    "file": f"{name}_{_file_name(task['label'])}.png",
-                    "cells": _cells(manifest, results, task, NEEDS.get(name.split("_")[0])),
-                }
-            )
-        ids = {
-            v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
-            for v in manifest["variants"]
-        }
-        sections.append({**task, "figures": figures, "ids": ids, "best": best(manifest, results, task)})
-    return paths, sections
+def _files(
+    rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path
+) -> tuple[list[Path], dict[str | None, list[dict[str, str]]]]:
+    """Write the figures' files; their paths, and by task what the templates say of each figure."""
+    paths: list[Path] = []
+    figures: dict[str | None, list[dict[str, str]]] = {}
+    for one, found in rendered:
+        stem = one.name if one.task is None else f"{one.name}_{_file_name(one.task)}"
+        for kind, data in found.items():
+            paths.append(out / f"{stem}.{kind}")
+            atomic_write(paths[-1], data)
+        draw, title = DRAWS[one.name]
+        told = {"title": title, "about": " ".join((inspect.getdoc(draw) or "").split()), "cells": one.cells}
+        told |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
+        figures.setdefault(one.task, []).append(told)
+    return paths, figures
 
 
-def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[tuple[str, str, Figure]]:
-    """Task, name and figure of every figure that has something to show."""
+def _section(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> dict[str, Any]:
+    """What the templates say of a task beside its figures."""
+    ids = {
+        v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
+        for v in manifest["variants"]
+    }
+    return {**task, "ids": ids, "best": best(manifest, results, task)}
+
+
+def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
+    """Every figure that has something to show."""
     for task in manifest["tasks"]:
         mine = {**manifest, "cells": [cell for cell in manifest["cells"] if cell["task"] == task["label"]]}
         for name, (draw, _) in FIGURES.items():
             with mpl.rc_context(STYLE):
                 figure = draw(mine, results, task)
             if figure is not None:
-                yield task["label"], name, figure
+                cells = _cells(mine, results, [task], NEEDS.get(name.split("_")[0]))
+                yield Drawn(task["label"], name, cells, figure)
+    with mpl.rc_context(STYLE):
+        profile = performance_profile(manifest, results)
+    if profile is not None:
+        yield Drawn(None, "performance_profile", _cells(manifest, results, comparable(manifest), None), profile)
 
 
-def _cells(manifest: Manifest, results: dict[str, Record], task: dict[str, Any], needed: str | None) -> str:
-    """Which cells a figure shows, in words."""
+def _cells(
+    manifest: Manifest,
+    results: dict[str, Record],
+    tasks: list[dict[str, Any]],
+    needed: Callable[[Record], bool] | None,
+) -> str:
+    """Which cells a figure shows, in words, and the name of the set: those of the variants that have some on each of
+    the tasks.
+    """
     found = {}
     for variant in manifest["variants"]:
-        records = done(manifest, results, variant["label"], task["label"])
-        found[variant["label"]] = [record for record in records if not needed or record[needed]]
-    planned = sum(cell["task"] == task["label"] and bool(found[cell["variant"]]) for cell in manifest["cells"])
-    names = [label for label, records in found.items() if records]
+        by_task = [done(manifest, results, variant["label"], task["label"]) for task in tasks]
+        shown = [[record for record in records if not needed or needed(record)] for records in by_task]
+        found[variant["label"]] = [record["id"] for records in shown for record in records] if all(shown) else []
+    labels = {task["label"] for task in tasks}
+    planned = sum(cell["task"] in labels and bool(found[cell["variant"]]) for cell in manifest["cells"])
+    names = [label for label, ids in found.items() if ids]
     whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
-    return f"{sum(map(len, found.values()))} of {planned} cells{whose}"
+    ids = [id for some in found.values() for id in some]
+    return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
 
 
-def _environments(results: dict[str, Record]) -> list[dict[str, Any]]:
-    """The different environments the cells ran in."""
-    found: list[dict[str, Any]] = []
-    for record in results.values():
-        if record["environment"] not in found:
-            found.append(record["environment"])
-    return found
+def _sources(manifest: Manifest, results: dict[str, Record]) -> dict[str, str]:
+    """The finished cells that tables are made from, by what a table needs of them."""
+    finished = [
+        (cell["task"], record)
+        for cell in manifest["cells"]
+        if (record := results.get(cell["id"])) and record["status"] == "done"
+    ]
+    together = {task["label"] for task in comparable(manifest)}
+    further = {row["task"] for row in further_tests(manifest, results)}
+    trials = [trial for row in manifest.get("tuning", []) for trial in row["trials"] if trial["value"] is not None]
+    return {
+        "all": named(record["id"] for _, record in finished),
+        "aggregates": named(record["id"] for task, record in finished if task in together),
+        "further_tests": named(record["id"] for task, record in finished if task in further),
+        "exits": named(record["id"] for _, record in finished if NEEDS["exit"](record)),
+        "execution": named(record["id"] for _, record in finished if record.get("execution")),
+        "tuning": named(trial["id"] for trial in trials),
+    }
 
 
 def _file_name(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures as files: that is what a report spends its time on."""
+"""Figures as files, which say what they were made from: that is what a report spends its time on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+SOURCE = {"png": "Description", "svg": "Description", "pdf": "Subject"}  # the field that a viewer shows
 KINDS = tuple(UNDATED)
 WORKERS = 8
 
 
-def render(figure: Figure, kinds: tuple[str, ...]) -> dict[str, bytes]:
-    """The figure's files by kind. It is laid out once, so that all of them are alike."""
+def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, bytes]:
+    """The figure's files by kind. It is laid out once, so that all of them are alike. source: what it was made from."""
     files = {}
     with mpl.rc_context(STYLE):
         figure.dpi = DPI
@@ -36,21 +37,28 @@ def render(figure: Figure, kinds: tuple[str, ...]) -> dict[str, bytes]:
             figure.set_layout_engine(None)  # any engine, even one that does nothing, has every file drawn twice
         for kind in kinds:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=UNDATED[kind])
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata={**UNDATED[kind], SOURCE[kind]: source})
             files[kind] = buffer.getvalue()
     return files
 
 
 @contextmanager
-def rendering(figures: Iterable[Figure], kinds: tuple[str, ...], apart: bool) -> Iterator[Iterator[dict[str, bytes]]]:
-    """``render`` of each, in their order. apart: in processes of their own, while the caller does something else.
+def rendering(
+    figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], apart: bool
+) -> Iterator[Iterator[dict[str, bytes]]]:
+    """``render`` of each with its source, in their order. apart: in processes of their own, while the caller does
+    something else.
 
     New processes take seconds to start: that is worth it where there are many figures or much else to do.
     """
-    one = partial(render, kinds=kinds)
+    one = partial(_one, kinds=kinds)
     if not apart:
         yield map(one, figures)
         return
     workers = min(len(os.sched_getaffinity(0)), WORKERS)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork would copy a process that has threads
         yield pool.map(one, figures)
+
+
+def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...]) -> dict[str, bytes]:
+    return render(*sourced, kinds)

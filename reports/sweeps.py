@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.store import atomic_write
-from reports.look import DPI, MARKERS, STYLE, axis_name, legend, new, orient, with_units
+from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
+from reports.render import render
+from reports.table import named, ran_on
 from reports.units import human, metric_name, plain
 
 SHOWN = 0.8  # share of the FLOPs at full depth that the table shows where there is no limit of the user's own
@@ -116,7 +118,7 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables (CSV), for every task a figure (PNG, SVG), and what was found (``sweep.md``) into ``out``; their
     paths.
     """
-    paths = []
+    paths, pictures = [], []
     for name, rows in (("thresholds", threshold_rows(result, every_budget=True)), ("budgets", budget_rows(result))):
         if rows:
             text = io.StringIO()
@@ -131,19 +133,36 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
             for kind, figure in figures.items():
                 if figure is None:
                     continue
-                for suffix in ("png", "svg"):
-                    buffer = io.BytesIO()
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
-                    label = "".join(c if c.isalnum() or c in "-_" else "_" for c in task["label"])
-                    paths.append(out / f"sweep_{kind}_{label}.{suffix}")
-                    atomic_write(paths[-1], buffer.getvalue())
+                label = "".join(c if c.isalnum() or c in "-_" else "_" for c in task["label"])
+                stem = f"sweep_{kind}_{label}"
+                cells = named(_ids(search for search in result[kind] if search["task"] == task["label"]))
+                for suffix, data in render(figure, cells, ("png", "svg")).items():
+                    paths.append(out / f"{stem}.{suffix}")
+                    atomic_write(paths[-1], data)
+                pictures += [f"![{stem}]({stem}.png)", "", f"From {cells}.", ""]
     told = [f"# Sweep of {result['study']}", "", *(f"- {line}" for line in findings(result)), ""]
-    told += [f"![{path.stem}]({path.name})\n" for path in paths if path.suffix == ".png"]
+    told += [*pictures, *_cell_lists(result)]
     told += [f"- {key}: `{result[key]}`" for key in ("command", "git")]
+    told += [f"- Ran on {ran_on(place)}" for place in result["environment"]]
     paths.append(out / "sweep.md")
     atomic_write(paths[-1], "\n".join([*told, ""]).encode())
     return paths
+
+
+def _ids(searches: Iterable[dict[str, Any]]) -> set[str]:
+    return {id for search in searches for id in search["cells"]}
+
+
+def _cell_lists(result: dict[str, Any]) -> list[str]:
+    """The cells of each table, variant and task: of the thresholds those that the study trained, of the budgets the
+    trials that were trained to their end.
+    """
+    lines = ["## Cells", "", "Sets are named by the sha256 of their sorted ids, one a line, cut to 12 digits.", ""]
+    for kind in ("thresholds", "budgets"):
+        for task, variant in dict.fromkeys((search["task"], search["variant"]) for search in result[kind]):
+            ids = _ids(s for s in result[kind] if (s["task"], s["variant"]) == (task, variant))
+            lines.append(f"- {kind}, {task}, {variant}: {named(ids)}: {', '.join(f'`{id}`' for id in sorted(ids))}")
+    return [*lines, ""]
 
 
 def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bench.stats import mean_interval
@@ -27,6 +28,27 @@ def cells(manifest: Manifest, results: dict[str, Record], variant: str, task: st
 def done(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[Record]:
     """The finished records of a variant on a task."""
     return [record for _, record in cells(manifest, results, variant, task) if record and record["status"] == "done"]
+
+
+def digest(ids: Iterable[str]) -> str:
+    """A name for a set of cells: the sha256 of their sorted ids, one a line, cut to 12 digits."""
+    lines = "".join(f"{id}\n" for id in sorted(set(ids)))
+    return f"sha256 {hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+def named(ids: Iterable[str]) -> str:
+    """How many cells something was made from, and the name of the set."""
+    found = set(ids)
+    return f"{len(found)} cell{'' if len(found) == 1 else 's'} ({digest(found)})"
+
+
+def ran_on(place: dict[str, Any]) -> str:
+    """The environment of a cell, in words."""
+    return (
+        f"{place['cpu']} ({place['device']}, {place['threads']} threads a cell), {place['platform']}, "
+        f"Python {place['python']}, torch {place['torch']}, transformers {place['transformers']}, "
+        f"revision {place['git'] or 'not known'}"
+    )
 
 
 def score(record: Record, metric: str) -> float:
@@ -105,6 +127,39 @@ def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
             *(row[key] for key in shown), end_section=number + 1 < len(rows) and rows[number + 1]["task"] != row["task"]
         )
     return table
+
+
+def further_tests(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+    """The metric on the test split and on every further one (such as longer sequences) by variant, for the tasks that
+    have any: the mean, its 95 % t interval and of how many seeds. A dash: the task has no such split.
+    """
+    rows = []
+    for task in manifest["tasks"]:
+        plain_test = f"test_{task['metric']}"
+        by_variant = {v["label"]: cells(manifest, results, v["label"], task["label"]) for v in manifest["variants"]}
+        finished = [r for found in by_variant.values() for _, r in found if r and r["status"] == "done"]
+        splits = dict.fromkeys(key for r in finished for key in r["metrics"] if key.startswith(f"{plain_test}@"))
+        if not splits:
+            continue
+        for label, found in by_variant.items():
+            metrics = [r["metrics"] if r and r["status"] == "done" else {} for _, r in found]
+            row = {"task": task["label"], "variant": label, "metric": metric_name(task["metric"])}
+            for key in (plain_test, *splits):
+                row[f"test{key.removeprefix(plain_test)}"] = _over_seeds(
+                    [m[key] for m in metrics if key in m], len(found)
+                )
+            rows.append(row)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key, "-") for key in keys} for row in rows]
+
+
+def _over_seeds(values: list[float], planned: int) -> str:
+    """A mean with its interval and of how many seeds."""
+    if not values:
+        return f"missing (0/{planned})"
+    found = mean_interval(values)
+    ends = "" if math.isnan(found.low) else f" [{plain(found.low)}, {plain(found.high)}]"
+    return f"{plain(found.mean)}{ends} ({found.n}/{planned})"
 
 
 def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:

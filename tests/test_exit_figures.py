@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from reports.exit_figures import (
 from reports.figures import FIGURES
 from reports.sweeps import budget_rows, threshold_rows, write
 from reports.sweeps import findings as sweep_findings
+from reports.table import named
 
 P_HOP, KJV = MANIFEST["tasks"]
+DONE = MANIFEST["cells"][0]["id"]
 
 
 def trace(seed: int, n: int = 200) -> Trace:
@@ -157,14 +160,15 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     scores = {"accuracy": 0.75, "flops_per_token": 9.0, "mean_cycles": 1.5}
     point = {"max_flops": 10.0, "share_of_full": 0.8, "thresholds": [[0.25, None]], "single": None}
     point |= {"valid": scores, "test": {**scores, "accuracy": 0.7}}
-    place = {"variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7}
+    place = {"variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7, "cells": [DONE]}
     other = {**point, "share_of_full": 0.5, "max_flops": 6.25}
     searches = [{**place, "rule": "zero_attention", "tuned": [other, point]}]
     params = {"model.d_model": 32, "train.lr": 0.00123}
     trial = {"trial": 3, "params": params, "flops_per_token": 8.0, "train_flops": 1e9, "valid": 0.8, "test": 0.6}
-    found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial}
+    found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial, "cells": ["b" * 64, "a" * 64]}
     result = {"max_flops": None, "tasks": MANIFEST["tasks"], "thresholds": searches, "budgets": [found]}
     result |= {"study": "sample", "command": "cyclebench sweep sample", "git": None}
+    result |= {"environment": [RESULTS[DONE]["environment"]]}
     (row,) = threshold_rows(result)
     assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
     assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows({**result, "max_flops": 10.0})) == 2
@@ -177,6 +181,13 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     text = (tmp_path / "sweep.md").read_text()
     assert "zero_attention is the best of 1 rules on validation data, with a test accuracy of 0.7000." in text
     assert "the best of 7 trials on validation data is model.d_model=32, train.lr=0.00123, with a test accuracy" in text
+    lines = "".join(f"{letter * 64}\n" for letter in "ab")
+    trials = f"2 cells (sha256 {sha256(lines.encode()).hexdigest()[:12]})"
+    assert f"- budgets, p_hop, ztt: {trials}: `{'a' * 64}`, `{'b' * 64}`\n" in text
+    assert f"(sweep_budgets_p_hop.png)\n\nFrom {trials}.\n" in text and "- Ran on a CPU (cpu, 1 threads" in text
+    for kind, cells in (("thresholds", named([DONE])), ("budgets", trials)):
+        for suffix in ("png", "svg"):
+            assert cells.encode() in (tmp_path / f"sweep_{kind}_p_hop.{suffix}").read_bytes()
     point["single"] = {**scores, "accuracy": 0.65}
     assert "in 1 of 1 cases (rules and budgets), by +0.0500 in the mean" in " ".join(sweep_findings(result))
 

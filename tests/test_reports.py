@@ -19,6 +19,7 @@ from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
 import reports
 from reports.figures import FIGURES
+from reports.table import further_tests
 from reports.units import human
 from reports.verdicts import differences
 
@@ -63,6 +64,28 @@ def test_tables_name_failed_and_missing_cells(written: Path) -> None:
     assert [row["test_accuracy@64"] for row in rows].count("0.5") == 6
 
 
+def test_further_test_splits_have_a_table(written: Path) -> None:
+    results = copy.deepcopy(RESULTS)
+    bits = [r["metrics"] for r in results.values() if r["status"] == "done" and r["cell"]["task"] == "kjv"]
+    assert further_tests({**MANIFEST, "tasks": MANIFEST["tasks"][1:]}, results) == [], "bits have no further split"
+    bits[0]["test_bits_per_byte@far"] = 2.5
+    htc = [results[cell["id"]]["metrics"] for cell in MANIFEST["cells"][0:4:2]]
+    htc[1]["test_accuracy@64"], htc[1]["test_accuracy@128"] = 0.6, 0.25
+    rows = {(row["task"], row["variant"]): row for row in further_tests(MANIFEST, results)}
+    assert list(rows["p_hop", "htc"]) == ["task", "variant", "metric", "test", "test@64", "test@128", "test@far"]
+    found = rows["p_hop", "htc"]
+    half = 12.7062 * 0.05  # of the t interval of 0.5 and 0.6
+    assert found["test@64"] == f"0.550 [{0.55 - half:.3f}, {0.55 + half:.3f}] (2/2)"
+    assert found["test"].startswith("0.695 [") and found["test@128"] == "0.250 (1/2)" and found["test@far"] == "-"
+    assert rows["p_hop", "ztt"]["test@64"] == "0.500 (1/2)" and rows["p_hop", "ztt"]["test@128"] == "missing (0/2)"
+    assert rows["kjv", "htc"]["test@far"] == "2.500 (1/2)" and rows["kjv", "ztt"]["test@far"] == "missing (0/2)"
+    markdown, page = ((written / f"report.{kind}").read_text() for kind in ("md", "html"))
+    table = markdown.split("Further test splits")[1].split("\n## ")[0]
+    assert "| p_hop | ztt | accuracy | 0.690 (1/2) | 0.500 (1/2) |\n" in table and "kjv" not in table
+    assert "\n\nFrom 3 cells (sha256 " in table, "those of p_hop alone"
+    assert "<th>test@64</th>" in page
+
+
 def test_slices_stand_in_a_table_of_their_own(written: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((written / "slices.csv").read_text())))
     assert len(rows) == 3 and {row["task"] for row in rows} == {"p_hop"} and FAILED not in {row["id"] for row in rows}
@@ -89,7 +112,7 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
     page = Page()
     page.feed((written / "report.html").read_text())
-    assert len(page.loads) == 2 * len(FIGURES) and all(
+    assert len(page.loads) == 2 * len(FIGURES) + 1 and all(
         value.startswith("data:image/png;base64,") for value in page.loads
     )
     for text in (

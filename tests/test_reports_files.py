@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import re
 import shutil
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
 import reports
 from bench.store import Store
-from reports.figures import accuracy_vs_flops, zero_attention
+from reports.figures import FIGURES, accuracy_vs_flops, zero_attention
 from reports.look import STYLE
 from reports.render import KINDS, rendering
 
@@ -58,6 +61,7 @@ for (const width of [1200, 390]) {
   document.body.append(frame);
 }
 </script></body>"""
+CLAIM = "p_hop < 5 % & #1 > ${x}^2~\\y"  # every character that LaTeX would take for its own
 ROWS = [("2 M", "[-0.5, 1]", "b10"), ("-", "-", "-"), ("1.5 k", "[+0.25, 2]", "b9"), ("1,234", "[0.1, 3]", "a")]
 ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 
@@ -65,7 +69,9 @@ ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    reports.write(ONE_TASK, RESULTS, out)
+    measures = [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
+    claim = {"claim": CLAIM, "better": "ztt", "than": "htc", "task": "p_hop", "measures": measures, "margin": 0.0}
+    reports.write({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out)
     return out
 
 
@@ -111,7 +117,9 @@ def test_the_latex_tables_compile(written: Path, tmp_path: Path) -> None:
 
 def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> None:
     tables = (written / "report.tex").read_text()
-    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 2
+    assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 3
+    claim = r"p\_hop \textless{} 5 \% \& \#1 \textgreater{} \$\{x\}\textasciicircum 2\textasciitilde \textbackslash y"
+    assert f"\n{claim} & p\\_hop & inconclusive & " in tables
     assert r"p\_hop & htc & accuracy & 0.695 & " in tables and "1/2 & 150 k & 2 M & 1 failed" in tables
 
 
@@ -121,15 +129,46 @@ def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert sorted(pictures) == sorted(path.name for path in paths if path.suffix == ".png")
-    for part in ("cyclebench run sample", "torch 2", "a CPU", FAILED[:12], "From 3 of 4 cells.", "cells of ztt."):
+    for part in ("cyclebench run sample", "torch 2", "a CPU", FAILED[:12], "From 3 of 4 cells (", "cells of ztt ("):
         assert part in text, part
+
+
+def _caption(written: Path, name: str) -> str:
+    """What the report says a figure is from."""
+    found = re.search(rf"\({name}_p_hop\.png\)\n\n.* From (.+?\))\.\n", (written / "report.md").read_text())
+    assert found
+    return found[1]
+
+
+def test_every_figure_and_table_names_its_cells(written: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((written / "results.csv").read_text())))
+    done = sorted(row["id"] for row in rows if row["status"] == "done")
+    ztt = [row["id"] for row in rows if row["status"] == "done" and row["variant"] == "ztt"]
+    assert len(done) == 3 and len(ztt) == 1
+    everything, one = (sha256("".join(f"{id}\n" for id in ids).encode()).hexdigest()[:12] for ids in (done, ztt))
+    captions = {name: _caption(written, name) for name in FIGURES}
+    assert captions["accuracy_vs_flops"] == captions["cycles"] == f"3 of 4 cells (sha256 {everything})"
+    assert captions["zero_attention"] == f"1 of 2 cells of ztt (sha256 {one})"
+    for name, caption in captions.items():
+        for kind in KINDS:
+            assert caption.encode() in _plain((written / f"{name}_p_hop.{kind}").read_bytes()), (name, kind)
+    text, page, tables = ((written / f"report.{kind}").read_text() for kind in ("md", "html", "tex"))
+    assert text.count(" --- |\n") == len(re.findall(r"^\|.*\|\n\nFrom \d+ cells? \(sha256 ", text, re.MULTILINE)) >= 4
+    assert page.count("<table>") == page.count('</table></div>\n<p class="note">From ') >= 4
+    assert tables.count(r"\begin{tabular}") == tables.count(f"; from 3 cells (sha256 {everything})\n\\begin{{tabular}}")
+
+
+def _plain(data: bytes) -> bytes:
+    """A PDF's strings without their escapes."""
+    return data.replace(rb"\(", b"(").replace(rb"\)", b")")
 
 
 def test_figures_are_the_same_from_other_processes(written: Path) -> None:
     task = ONE_TASK["tasks"][0]
     with mpl.rc_context(STYLE):
         figures = [figure for draw in (accuracy_vs_flops, zero_attention) if (figure := draw(ONE_TASK, RESULTS, task))]
-    with rendering(figures, KINDS, apart=True) as found:
+    cells = [_caption(written, name) for name in ("accuracy_vs_flops", "zero_attention")]
+    with rendering(zip(figures, cells, strict=True), KINDS, apart=True) as found:
         rendered = dict(zip(("accuracy_vs_flops", "zero_attention"), found, strict=True))
     for name, files in rendered.items():
         for kind in KINDS:

@@ -65,24 +65,31 @@ def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], c
 def performance_profile(tasks: Sequence[ArrayLike], tau: ArrayLike, confidence: float = 0.95) -> Profile:
     """Share of all runs on all tasks above each tau: the run-score distribution (their section 4.2)."""
     taus = np.atleast_1d(np.asarray(tau, dtype=float))
-    found = []
-    for value in taus:
 
-        def statistic(*runs: Array, axis: int, value: float = value) -> Any:
-            # tasks weigh alike, as in a full [runs, tasks] matrix, also where some have fewer runs
-            return np.mean([(run > value).mean(axis=-1) for run in runs], axis=0)
+    def statistic(*runs: Array, axis: int) -> Any:
+        # tasks weigh alike, as in a full [runs, tasks] matrix, also where some have fewer runs
+        return np.mean([np.stack([(run > value).mean(axis=-1) for value in taus]) for run in runs], axis=0)
 
-        found.append(_stratified(tasks, statistic, confidence))
-    share, low, high = np.array([(i.mean, i.low, i.high) for i in found]).T
-    return Profile(taus, share, low, high, found[0].n)
+    samples = [np.asarray(runs, dtype=float) for runs in tasks]
+    share = statistic(*samples, axis=-1)
+    low, high = _ends(samples, statistic, confidence) or np.full((2, len(taus)), math.nan)
+    return Profile(taus, share, low, high, sum(map(len, samples)))
 
 
 def _stratified(tasks: Sequence[ArrayLike], statistic: Callable[..., Any], confidence: float) -> Interval:
     samples = [np.asarray(runs, dtype=float) for runs in tasks]
     n = sum(map(len, samples))
     estimate = float(statistic(*samples, axis=-1))
-    if min(map(len, samples)) < 2:
+    ends = _ends(samples, statistic, confidence)
+    if ends is None:
         return Interval(estimate, math.nan, math.nan, n, "none: a task with one run")
+    return Interval(estimate, float(ends[0]), float(ends[1]), n, "stratified bootstrap")
+
+
+def _ends(samples: Sequence[Array], statistic: Callable[..., Any], confidence: float) -> tuple[Array, Array] | None:
+    """The ends of the interval, of the statistic's shape; None where a task has one run."""
+    if min(map(len, samples)) < 2:
+        return None
     found = stats.bootstrap(
         samples,
         statistic,
@@ -92,4 +99,4 @@ def _stratified(tasks: Sequence[ArrayLike], statistic: Callable[..., Any], confi
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high), n, "stratified bootstrap")
+    return np.asarray(found.low), np.asarray(found.high)

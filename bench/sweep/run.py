@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bench.config import Cell
+from bench.environment import environments
 from bench.errors import UserError
 from bench.plan import Planned, make_plan
 from bench.progress import Progress
@@ -73,6 +74,8 @@ def run_sweep(
                 assert record is not None
                 tracker.log(record, Planned(row["variant"], row["task"], Cell.model_validate(record["cell"])))
             tracker.search(row)
+    swept = dict.fromkeys(id for row in (*result["thresholds"], *result["budgets"]) for id in row["cells"])
+    result["environment"] = environments(record for id in swept if (record := store.record(id)))
     path = store.root / "sweeps" / f"{study.name}.json"
     atomic_write(path, json.dumps(result, indent=1, allow_nan=False).encode())
     tracker.finish([path])
