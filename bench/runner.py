@@ -59,6 +59,8 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
     unique = {planned.cell.id: planned for planned in plan.cells}
     failures = store.failures(unique)
     done = {id for id in unique if id not in failures and store.done(id)}
+    for id in done:
+        store.tidy(id)
     todo = _wanted(unique, done, failures, how.retry)
     with Progress(len(unique)) as progress:
         progress.skip(len(unique) - len(todo))

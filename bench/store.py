@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -157,6 +158,16 @@ class Store:
     def write_cell(self, id: str, cell: dict[str, Any]) -> None:
         """Store what the cell is."""
         self._dump(self.folder(id) / "cell.json", cell)
+
+    def tidy(self, id: str) -> None:
+        """Remove from a finished cell what only serves an unfinished one: its process may have died in between."""
+        with os.scandir(self.folder(id)) as entries:
+            left = [entry for entry in entries if entry.name.startswith("lease.") or entry.name == "checkpoints"]
+        for entry in left:
+            if entry.is_dir():
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
     def write_result(self, id: str, record: dict[str, Any]) -> None:
         """Store a result. Raises UserError if the cell has one: results are never overwritten."""
