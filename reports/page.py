@@ -21,7 +21,7 @@ from reports.exit_figures import findings, rule_rows
 from reports.figures import FIGURES, performance_profile
 from reports.latex import latex
 from reports.look import STYLE
-from reports.render import KINDS, rendering
+from reports.render import KINDS, file_name, rendering
 from reports.table import (
     Manifest,
     Record,
@@ -86,10 +86,10 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
             "rules": rule_rows(manifest, results),
             "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
-            "cells": _sources(manifest, results),
             "environment": [ran_on(place) for place in environments(results.values())],
             "failures": [r for r in results.values() if r["status"] == "failed"],
         }
+        context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
         rendered = list(zip(listed, files, strict=True))
     paths, figures = _files(rendered, out)
     context["overall"] = figures.get(None, [])
@@ -136,7 +136,7 @@ def _files(
     paths: list[Path] = []
     figures: dict[str | None, list[dict[str, str]]] = {}
     for one, found in rendered:
-        stem = one.name if one.task is None else f"{one.name}_{_file_name(one.task)}"
+        stem = one.name if one.task is None else f"{one.name}_{file_name(one.task)}"
         for kind, data in found.items():
             paths.append(out / f"{stem}.{kind}")
             atomic_write(paths[-1], data)
@@ -194,15 +194,14 @@ def _cells(
     return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
 
 
-def _sources(manifest: Manifest, results: dict[str, Record]) -> dict[str, str]:
-    """The finished cells that tables are made from, by what a table needs of them."""
+def _sources(manifest: Manifest, results: dict[str, Record], further: set[str]) -> dict[str, str]:
+    """The finished cells that tables are made from, by what a table needs. further: the tasks with further tests."""
     finished = [
         (cell["task"], record)
         for cell in manifest["cells"]
         if (record := results.get(cell["id"])) and record["status"] == "done"
     ]
     together = {task["label"] for task in comparable(manifest)}
-    further = {row["task"] for row in further_tests(manifest, results)}
     trials = [trial for row in manifest.get("tuning", []) for trial in row["trials"] if trial["value"] is not None]
     return {
         "all": named(record["id"] for _, record in finished),
@@ -212,8 +211,3 @@ def _sources(manifest: Manifest, results: dict[str, Record]) -> dict[str, str]:
         "execution": named(record["id"] for _, record in finished if record.get("execution")),
         "tuning": named(trial["id"] for trial in trials),
     }
-
-
-def _file_name(label: str) -> str:
-    """A label as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label)

@@ -26,6 +26,11 @@ KINDS = tuple(UNDATED)
 WORKERS = 8
 
 
+def file_name(label: str) -> str:
+    """A label as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
+
+
 def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, bytes]:
     """The figure's files by kind. It is laid out once, so that all of them are alike. source: what it was made from."""
     files = {}

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bench.store import atomic_write
 from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
-from reports.render import render
+from reports.render import file_name, render
 from reports.table import named, ran_on
 from reports.units import human, metric_name, plain
 
@@ -133,8 +133,7 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
             for kind, figure in figures.items():
                 if figure is None:
                     continue
-                label = "".join(c if c.isalnum() or c in "-_" else "_" for c in task["label"])
-                stem = f"sweep_{kind}_{label}"
+                stem = f"sweep_{kind}_{file_name(task['label'])}"
                 cells = named(_ids(search for search in result[kind] if search["task"] == task["label"]))
                 for suffix, data in render(figure, cells, ("png", "svg")).items():
                     paths.append(out / f"{stem}.{suffix}")
