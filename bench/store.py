@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
+import orjson
 
 from bench.errors import UserError
 
@@ -213,7 +213,7 @@ class Store:
         aside.
         """
         try:
-            value = from_json(path.read_bytes())
+            value = orjson.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:

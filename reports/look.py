@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from reports.table import Manifest, Record, done
-from reports.units import human, metric_name
+from reports.units import metric_name, tick
 
 WIDTH = 3.4  # inches: a column of a two-column paper, so that a font's size is the size it is printed in
 MARKERS = "osD^vP*Xp<>hHd8" * 8  # 15 kinds against 8 colours and 4 dashes: no pair of the first 120 variants is alike
@@ -20,6 +20,7 @@ COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9, 7)]
 STYLE = {
     **sns.axes_style("whitegrid"),
     **sns.plotting_context("paper"),
+    "image.cmap": "viridis",  # seaborn's own is known only where seaborn is imported, and it is looked up for any PNG
     "font.size": 8,
     "figure.titlesize": 8.5,
     "axes.titlesize": 8.5,
@@ -35,7 +36,6 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
     "svg.hashsalt": "cyclebench",  # the same figure is the same file
 }
-DPI = 250
 _LINE, _LETTER, _HANDLE = 0.145, 0.048, 0.35  # inches: a legend's line, a letter of it, a handle with its space
 
 
@@ -60,11 +60,7 @@ def with_units(axes: Axes, ticks: int = 4) -> None:
     """Ticks of the cost axis at round numbers with unit prefixes, on a linear or a logarithmic scale."""
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-
-
-def _tick(value: float, _: int) -> str:  # by name, so that a figure can go to another process
-    return human(value)
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
 
 
 def orient(axes: Axes, task: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
-MANY = 500  # cells: from here on, figures are rendered in processes of their own, while the tables are made
+MANY = 16  # cells: from here on, figures are rendered in processes of their own, while the tables are made
 NEEDS: dict[str, Callable[[Record], bool]] = {  # what a record must have to be in a figure, by its first word
     "zero": lambda record: bool(record["zero_attention"]),
     "exit": lambda record: bool(record["exits"]),
@@ -72,7 +72,8 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
     """
     drawn, listed = tee(_drawn(manifest, results))
     kinds = ("png",) if published else KINDS
-    with rendering(((one.figure, one.cells) for one in drawn), kinds, len(manifest["cells"]) >= MANY) as files:
+    sourced = ((one.figure, one.cells) for one in drawn)
+    with rendering(sourced, kinds, STYLE, apart=len(manifest["cells"]) >= MANY) as files:
         context: dict[str, Any] = {
             "manifest": manifest,
             "summary": [columns(row) for row in summary(manifest, results)],

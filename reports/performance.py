@@ -65,7 +65,8 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
     drawn = figure(result)
     files["performance.md"] = _markdown(result, drawn is not None).encode()
     if drawn is not None:
-        files["performance.png"] = render(drawn, result["command"], ("png",))["png"]
+        with mpl.rc_context(STYLE):
+            files["performance.png"] = render(drawn, result["command"], ("png",))["png"]
     for name, content in files.items():
         atomic_write(out / name, content)
     return [out / name for name in files]

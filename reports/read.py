@@ -22,6 +22,7 @@ def read(store: Store, manifest: Manifest) -> dict[str, Record]:
     try:
         return {id: _shown(record) for id, record in records if record is not None}
     finally:
+        gc.freeze()  # nor while the report is written
         if collecting:
             gc.enable()
 

@@ -14,8 +14,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reports.look import DPI, STYLE
-
 UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "png": {"Software": None},
     "svg": {"Date": None},
@@ -24,6 +22,7 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
 SOURCE = {"png": "Description", "svg": "Description", "pdf": "Subject"}  # the field that a viewer shows
 KINDS = tuple(UNDATED)
 WORKERS = 8
+DPI = 250
 
 
 def file_name(label: str) -> str:
@@ -32,31 +31,32 @@ def file_name(label: str) -> str:
 
 
 def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, bytes]:
-    """The figure's files by kind. It is laid out once, so that all of them are alike. source: what it was made from."""
+    """The figure's files by kind, in matplotlib's present style. It is laid out once, so that all of them are alike.
+    source: what it was made from.
+    """
     files = {}
-    with mpl.rc_context(STYLE):
-        figure.dpi = DPI
-        if engine := figure.get_layout_engine():
-            engine.execute(figure)
-        with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
-            figure.set_layout_engine(None)  # any engine, even one that does nothing, has every file drawn twice
-        for kind in kinds:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata={**UNDATED[kind], SOURCE[kind]: source})
-            files[kind] = buffer.getvalue()
+    figure.dpi = DPI
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        figure.set_layout_engine(None)  # any engine, even one that does nothing, has every file drawn twice
+    for kind in kinds:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata={**UNDATED[kind], SOURCE[kind]: source})
+        files[kind] = buffer.getvalue()
     return files
 
 
 @contextmanager
 def rendering(
-    figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], apart: bool
+    figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], style: Any, apart: bool
 ) -> Iterator[Iterator[dict[str, bytes]]]:
-    """``render`` of each with its source, in their order. apart: in processes of their own, while the caller does
-    something else.
+    """``render`` of each with its source, in their order and in a style of matplotlib's. apart: in processes of their
+    own, while the caller does something else.
 
     New processes take seconds to start: that is worth it where there are many figures or much else to do.
     """
-    one = partial(_one, kinds=kinds)
+    one = partial(_one, kinds=kinds, style=style)
     if not apart:
         yield map(one, figures)
         return
@@ -65,5 +65,6 @@ def rendering(
         yield pool.map(one, figures)
 
 
-def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...]) -> dict[str, bytes]:
-    return render(*sourced, kinds)
+def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...], style: Any) -> dict[str, bytes]:
+    with mpl.rc_context(style):
+        return render(*sourced, kinds)

@@ -15,6 +15,11 @@ def human(value: float) -> str:
     return f"{value:.3g}"
 
 
+def tick(value: float, _: int) -> str:
+    """``human`` of a place on an axis. Here, because a figure goes to another process with it."""
+    return human(value)
+
+
 def plain(value: float, digits: int = 3) -> str:
     """Fixed digits, a dash for what is not known."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"

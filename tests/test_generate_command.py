@@ -10,7 +10,6 @@ import torch
 from settings import make
 from transformers import AutoTokenizer
 
-import reports
 from bench.cells import run_cell
 from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.errors import UserError
@@ -19,6 +18,7 @@ from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
 from bench.plan import make_plan
 from bench.store import Store
+from reports.page import write
 
 TEXT = ["In the beginning God created the heaven and the earth.\n", "Größe, naïve 日本 \N{ROCKET}  two  spaces\t"] * 4
 STUDY = """
@@ -118,7 +118,7 @@ def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tm
     assert record["execution"] == {"zero_attention": [json.loads(json.dumps(row)) for _, row in found]}
     manifest = store.manifest("tiny")
     assert manifest is not None
-    reports.write(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
+    write(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "saved FLOPs beside saved time" in text and f"{found[0][1]['threshold']:.4g}" in text

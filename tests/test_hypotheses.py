@@ -12,7 +12,6 @@ import pytest
 from records import MANIFEST, RESULTS
 from typer.testing import CliRunner
 
-import reports
 from bench.cli import app
 from bench.data.task import Metric, TaskData, make_data
 from bench.errors import UserError
@@ -21,6 +20,7 @@ from bench.plan import make_plan
 from bench.stats import over_tasks, paired
 from bench.store import Store
 from bench.study import Study, study_from
+from reports.page import write
 from reports.power import power_rows
 from reports.verdicts import differences, verdicts
 
@@ -181,7 +181,7 @@ def test_differences_show_the_metrics_own_direction() -> None:
 
 def test_the_report_answers_each_hypothesis_under_the_question(tmp_path: Path) -> None:
     manifest = declare(MANIFEST, task="p_hop", claim="<ztt> wins")
-    reports.write(manifest, RESULTS, tmp_path)
+    write(manifest, RESULTS, tmp_path)
     page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert (
         page.index("Is &lt;this&gt;") < page.index("Verdicts") < page.index("&lt;ztt&gt; wins") < page.index("Results")

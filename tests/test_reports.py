@@ -17,9 +17,9 @@ import pytest
 from matplotlib.image import imread
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
-import reports
 from reports.figures import FIGURES
-from reports.table import further_tests
+from reports.page import write
+from reports.table import further_tests, summary, summary_table
 from reports.units import human
 from reports.verdicts import differences
 
@@ -30,7 +30,7 @@ TABLES = ("P(dominates reference)", "interquartile mean")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    paths = reports.write(MANIFEST, RESULTS, out)
+    paths = write(MANIFEST, RESULTS, out)
     assert sorted(paths) == sorted(out.iterdir())
     return out
 
@@ -45,7 +45,7 @@ def test_every_figure_is_there_and_drawn(written: Path) -> None:
 
 
 def test_rows_count_what_failed_and_what_is_missing() -> None:
-    rows = {(row["task"], row["variant"]): row for row in reports.summary(MANIFEST, RESULTS)}
+    rows = {(row["task"], row["variant"]): row for row in summary(MANIFEST, RESULTS)}
     assert len(rows) == 4
     complete, failed, missing = rows["p_hop", "htc"], rows["p_hop", "ztt"], rows["kjv", "ztt"]
     assert (complete["done"], complete["failed"], complete["missing"]) == (2, 0, 0)
@@ -128,7 +128,7 @@ def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
 
 
 def test_the_same_results_make_the_same_files(written: Path, tmp_path: Path) -> None:
-    figures = [path for path in reports.write(ONE_TASK, RESULTS, tmp_path) if path.stem.endswith("_p_hop")]
+    figures = [path for path in write(ONE_TASK, RESULTS, tmp_path) if path.stem.endswith("_p_hop")]
     assert len(figures) == 3 * len(FIGURES)
     for path in figures:
         assert path.read_bytes() == (written / path.name).read_bytes(), path.name
@@ -162,7 +162,7 @@ def test_eight_paired_seeds_can_tell() -> None:
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_few_or_no_results_still_make_a_report(keep: int, tmp_path: Path) -> None:
-    paths = reports.write(ONE_TASK, dict(list(RESULTS.items())[:keep]), tmp_path, published=True)
+    paths = write(ONE_TASK, dict(list(RESULTS.items())[:keep]), tmp_path, published=True)
     names = {path.name for path in paths}
     assert {"report.md", "results.csv"} <= names
     assert ("accuracy_vs_flops_p_hop.png" in names) == bool(keep)
@@ -185,5 +185,5 @@ def test_units(value: float, text: str) -> None:
 
 
 def test_terminal_table_shows_every_row() -> None:
-    table: Any = reports.summary_table(MANIFEST, RESULTS)
+    table: Any = summary_table(MANIFEST, RESULTS)
     assert table.row_count == 4

@@ -17,10 +17,11 @@ import matplotlib as mpl
 import pytest
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
-import reports
 from bench.store import Store
 from reports.figures import FIGURES, accuracy_vs_flops, zero_attention
 from reports.look import STYLE
+from reports.page import write
+from reports.read import read
 from reports.render import KINDS, rendering
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
@@ -71,7 +72,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     measures = [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
     claim = {"claim": CLAIM, "better": "ztt", "than": "htc", "task": "p_hop", "measures": measures, "margin": 0.0}
-    reports.write({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out)
+    write({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out)
     return out
 
 
@@ -124,7 +125,7 @@ def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> Non
 
 
 def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
-    paths = reports.write(ONE_TASK, RESULTS, tmp_path, published=True)
+    paths = write(ONE_TASK, RESULTS, tmp_path, published=True)
     assert {path.suffix for path in paths} == {".png", ".md", ".csv"}
     text = (tmp_path / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
@@ -168,7 +169,7 @@ def test_figures_are_the_same_from_other_processes(written: Path) -> None:
     with mpl.rc_context(STYLE):
         figures = [figure for draw in (accuracy_vs_flops, zero_attention) if (figure := draw(ONE_TASK, RESULTS, task))]
     cells = [_caption(written, name) for name in ("accuracy_vs_flops", "zero_attention")]
-    with rendering(zip(figures, cells, strict=True), KINDS, apart=True) as found:
+    with rendering(zip(figures, cells, strict=True), KINDS, STYLE, apart=True) as found:
         rendered = dict(zip(("accuracy_vs_flops", "zero_attention"), found, strict=True))
     for name, files in rendered.items():
         for kind in KINDS:
@@ -179,9 +180,9 @@ def test_what_is_read_from_the_store_makes_the_same_report(written: Path, tmp_pa
     store = Store(tmp_path / "runs")
     for id, record in RESULTS.items():
         (store.write_failure if record["status"] == "failed" else store.write_result)(id, record)
-    results = reports.read(store, MANIFEST)
+    results = read(store, MANIFEST)
     assert results.keys() == RESULTS.keys()
     assert len(json.dumps(results, default=list)) < len(json.dumps(RESULTS))
-    for path in reports.write(ONE_TASK, results, tmp_path / "report", published=True):
+    for path in write(ONE_TASK, results, tmp_path / "report", published=True):
         if path.suffix == ".png" or path.name == "results.csv":
             assert path.read_bytes() == (written / path.name).read_bytes(), path.name

@@ -13,6 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from bench.stats import hedges_g, holm, over_tasks, paired, smallest_p
+from bench.stats.contrasts import FLIPS
 
 
 def flip_p(differences: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -33,6 +34,16 @@ def test_sign_flip_test_by_hand() -> None:
 def test_sign_flip_test_counts_the_patterns(values: list[int], margin: float) -> None:
     data = np.array(values, dtype=float)
     assert paired(data, margin=margin).p == pytest.approx(float(flip_p(data - margin)))
+
+
+@pytest.mark.parametrize("n", [2, 7, 13, 14, 40])
+def test_sign_flip_test_is_scipys(n: int) -> None:
+    data = np.random.default_rng(n).normal(0.3, 1, n)
+    theirs = stats.permutation_test(
+        (data,), np.mean, permutation_type="samples", n_resamples=FLIPS, rng=np.random.default_rng(1)
+    ).pvalue
+    sampled = 2**n > FLIPS
+    assert paired(data).p == pytest.approx(theirs, abs=4 * math.sqrt(theirs / FLIPS) if sampled else 1e-12)
 
 
 def test_sign_flip_test_keeps_its_level_under_the_null() -> None:

@@ -95,7 +95,6 @@ def run(
     Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
     several processes, on several machines that share the results' folder, divides the cells between them.
     """
-    import reports
     from bench.checkpoint import Every
     from bench.environment import git_revision
     from bench.runner import Running, run_study
@@ -104,6 +103,7 @@ def run(
     from bench.sweep.storage import default_url
     from bench.tracking import Tracker
     from bench.tune import tuned_plan
+    from reports.read import read
 
     if address is not None and executor is not Where.ray:
         raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
@@ -125,9 +125,9 @@ def run(
     for entry in plan.manifest["variants"]:
         if entry["chosen"]:
             print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
-    results, records = run_plan(plan), reports.read(store, plan.manifest)
+    results, records = run_plan(plan), read(store, plan.manifest)
     if results.keys() - results.held.keys() - records.keys():  # damaged ones, set aside when they were read
-        results, records = run_plan(plan), reports.read(store, plan.manifest)
+        results, records = run_plan(plan), read(store, plan.manifest)
     paths = _write_report(plan.manifest, records, out or runs / "reports" / plan.study.name)
     tracker.finish(paths)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
@@ -226,22 +226,23 @@ def power(
 
 def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Manifest and records of a study's last run. Raises UserError if it has not been run."""
-    import reports
     from bench.store import Store
+    from reports.read import read
 
     store = Store(runs)
     manifest = manifest_of(study, preset, store)
-    return manifest, reports.read(store, manifest)
+    return manifest, read(store, manifest)
 
 
 def _write_report(
     manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path, published: bool = False
 ) -> list[Path]:
     """Write the report's files, print the summary table and where to look, and return the files."""
-    import reports
+    from reports.page import write
+    from reports.table import summary_table
 
-    paths = reports.write(manifest, results, out, published)
-    screen().print(reports.summary_table(manifest, results))
+    paths = write(manifest, results, out, published)
+    screen().print(summary_table(manifest, results))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in (
             path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-import reports
 from bench.store import Store
 
 NOISE = 0.01
@@ -41,7 +40,7 @@ def multiplied(store: Store, study: str, cells: int, root: Path) -> None:
             record = _noisy(results[template["id"]], float(rng.normal(0, NOISE)))
             folder = root / cell["id"]
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({**record, "id": cell["id"]}))
+            (folder / "result.json").write_text(json.dumps({**record, "id": cell["id"]}, indent=1))
             written.append(cell)
     Store(root).write_manifest(study, {**manifest, "seeds": list(seeds), "cells": written})
 
@@ -67,6 +66,9 @@ def _busy() -> float:
 
 def main() -> None:
     """Print the seconds of reading and of writing."""
+    from reports.page import write  # not above: the processes that render figures begin with this module
+    from reports.read import read
+
     parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", help="a study that has been run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the results")
@@ -77,17 +79,17 @@ def main() -> None:
         start, busy = time.perf_counter(), _busy()
         store = Store(Path(folder))
         manifest = store.manifest(arguments.study) or {}
-        results = reports.read(store, manifest)
-        read, read_busy = time.perf_counter() - start, _busy() - busy
-        paths = reports.write(manifest, results, Path(folder) / "report")
+        results = read(store, manifest)
+        reading, reading_busy = time.perf_counter() - start, _busy() - busy
+        paths = write(manifest, results, Path(folder) / "report")
         whole, whole_busy = time.perf_counter() - start, _busy() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     shape = f"{len(manifest['tasks'])} tasks x {len(manifest['variants'])} variants x {len(manifest['seeds'])} seeds"
     print(f"{len(results):,} cells ({shape}), {len(paths)} files, peak {peak:.1f} GiB")
     print(f"{'':<10}{'seconds':>10}{'CPU s':>10}")
     for name, *numbers in (
-        ("reading", read, read_busy),
-        ("writing", whole - read, whole_busy - read_busy),
+        ("reading", reading, reading_busy),
+        ("writing", whole - reading, whole_busy - reading_busy),
         ("whole", whole, whole_busy),
     ):
         print(f"{name:<10}" + "".join(f"{number:>10.1f}" for number in numbers))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from bench.stats.intervals import Interval, bca_interval, has_spread
 
@@ -38,18 +39,35 @@ def paired(a: ArrayLike, b: ArrayLike = 0.0, margin: float = 0.0) -> Paired:
     difference = np.atleast_1d(np.subtract(a, b)).astype(float)
     n = len(difference)
     sd = float(difference.std(ddof=1)) if n > 1 else math.nan
-    p = 1.0
-    if n > 1:
-        found = stats.permutation_test(
-            (difference - margin,),
-            _mean,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=FLIPS,
-            rng=np.random.default_rng(0),
-        )
-        p = float(found.pvalue)
-    return Paired(bca_interval(difference), p, smallest_p(n), hedges_g(difference), sd)
+    return Paired(bca_interval(difference), sign_flip_p(difference - margin), smallest_p(n), hedges_g(difference), sd)
+
+
+def sign_flip_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p that differences [n] lie symmetrically about zero: twice the share of sign patterns whose mean is at
+    least as far out, on the rarer side. 1 for fewer than two.
+
+    All patterns where there are at most ``FLIPS`` of them; otherwise a sample, to which what was seen belongs too
+    (Phipson & Smyth 2010). ``scipy.stats.permutation_test`` says the same and takes ten times as long.
+    """
+    n = len(differences)
+    if n < 2:
+        return 1.0
+    exact = 2**n <= FLIPS
+    means = _signs(n) @ differences / n
+    seen = differences.mean()
+    near = abs(1e-14 * seen)  # sums of the same numbers in another order
+    tails = [np.count_nonzero(side) + (not exact) for side in (means <= seen + near, means >= seen - near)]
+    return float(min(1.0, 2 * min(tails) / (len(means) + (not exact))))
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int) -> NDArray[np.float64]:
+    """Sign patterns [F, n] of 1 and -1; not to be changed."""
+    if 2**n <= FLIPS:
+        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        bits = np.random.default_rng(0).integers(2, size=(FLIPS, n))
+    return np.where(bits, -1.0, 1.0)
 
 
 def smallest_p(n: int) -> float:
@@ -95,7 +113,3 @@ def over_tasks(differences: ArrayLike, same_unit: bool) -> NDArray[np.float64]:
         scale = np.sqrt(np.mean(data**2, axis=1, keepdims=True))
         data = np.divide(data, scale, out=np.zeros_like(data), where=scale > 0)
     return np.asarray(data.mean(axis=0))
-
-
-def _mean(sample: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    return np.asarray(np.mean(sample, axis=axis))

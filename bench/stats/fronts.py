@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,13 +76,13 @@ def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: 
     if len(a) != len(b):
         raise ValueError(f"fronts of {len(a)} and {len(b)} seeds cannot be paired")
     sign = 1.0 if higher_is_better else -1.0
-    grid, rows = _grid([*a, *b], sign), _resamples(len(a))
+    grid, drawn = _grid([*a, *b], sign), _resamples(len(a))
     mine, theirs = _attained(a, grid, sign), _attained(b, grid, sign)
-    better = np.zeros(len(rows), dtype=bool)
+    better = np.zeros(len(drawn), dtype=bool)
     for some in np.array_split(np.arange(len(grid)), -(-len(grid) // 16)):  # most resamples are out after a few costs
-        one, other = _medians(mine[:, some], rows), _medians(theirs[:, some], rows)
+        one, other = _medians(mine[:, some], drawn), _medians(theirs[:, some], drawn)
         left = (one >= other).all(axis=1)
-        rows, better = rows[left], (better | (one > other).any(axis=1))[left]
+        drawn, better = drawn[left], (better | (one > other).any(axis=1))[left]
     return Dominance(float(better.sum() / RESAMPLES), len(a))
 
 
@@ -118,12 +119,21 @@ def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
     return gains
 
 
-def _resamples(n: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+@lru_cache(maxsize=8)
+def _resamples(n: int) -> NDArray[np.int32]:
+    """How often each of n seeds is drawn, [R, n]; not to be changed."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.int32)
 
 
-def _medians(gains: Array, rows: NDArray[np.int64]) -> Array:
-    """Median [R, C] over each resample's seeds, a share of the resamples at a time: [R, n, C] may be large."""
-    parts = np.array_split(rows, max(1, gains.size * len(rows) // 2**20))
-    columns = np.ascontiguousarray(gains.T)
-    return np.concatenate([np.median(columns[:, part], axis=-1).T for part in parts])
+def _medians(gains: Array, drawn: NDArray[np.int32]) -> Array:
+    """Median [R, C] over the seeds of each resample: from sums over the sorted seeds, which costs a fifth of selecting
+    the middle of every resample.
+    """
+    n = len(gains)
+    medians = np.empty((len(drawn), gains.shape[1]))
+    for column, median in zip(gains.T, medians.T, strict=True):
+        order = np.argsort(column)
+        up_to = drawn[:, order].cumsum(axis=1, dtype=np.int32)
+        low, high = (column[order][(up_to <= place).sum(axis=1)] for place in ((n - 1) // 2, n // 2))
+        median[:] = (low + high) / 2
+    return medians
