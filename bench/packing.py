@@ -3,9 +3,11 @@
 The models stay what they are, each with its own parameters, optimizer, evaluation and checkpoints. A step stacks their
 parameters [S, ...] and batches [S, B, T], runs ``torch.func.functional_call`` under ``torch.vmap``, and every model
 gets its own gradient, within float tolerance the one it would have got alone. S models then cost the calls of one: it
-pays where the calls take the time and not the arithmetic (``bench.packs``). On a CPU the numbers of a model in a stack
-of two or more do not depend on the others to the last bit, so that a pack may be broken up and regrouped at any step; a
-single model is computed by other kernels, so one that is left over is stacked with a copy of itself.
+pays where the calls take the time and not the arithmetic (``bench.packs``). Where a cell has several CPU threads, each
+computes a stack of its own: models need nothing of one another, while the threads of one operation wait for each other.
+On a CPU the numbers of a model in a stack of two or more do not depend on the others to the last bit, so that a pack
+may be broken up and regrouped at any step; a single model is computed by other kernels, so one that is left over is
+stacked with a copy of itself.
 
 A variant needs to know nothing of it. What draws at random in training is refused, since the draws would not be those
 of the model alone, and what decides by its data which operations to run is, too.
@@ -13,7 +15,11 @@ of the model alone, and what decides by its data which operations to run is, too
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +32,7 @@ from bench.model.language_model import CycleForCausalLM
 from bench.model.stacks import linear
 
 Loss = Callable[..., Any]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class _Linear(TorchFunctionMode):
@@ -40,12 +47,42 @@ def tensors_of(lm: CycleForCausalLM) -> dict[str, Tensor]:
     return dict([*lm.named_parameters(), *lm.named_buffers()])
 
 
+def side_by_side(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    """What the jobs return, each computed in a thread of its own whose operations have no further threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if len(jobs) == 1:
+            return [jobs[0]()]
+        return list(_pool(len(jobs)).map(lambda job: job(), jobs))
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _pool(size: int) -> ThreadPoolExecutor:
+    """Threads that stay: new ones would begin without the memory that the old ones have at hand."""
+    return ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Have the process keep what it frees: by default glibc gives the room of a stack's large tensors back at every
+    step, and to get it again takes up to a third of the step (page faults). Nothing happens with other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**30)):
+            mallopt(option, value)
+
+
 def run_stacked(lms: Sequence[CycleForCausalLM], loss: Loss, *batches: Tensor) -> Any:
     """``loss(model, *batch)`` of every model on its part of the batches [S, ...], every result stacked [S, ...].
 
     loss: is given something to be called as the models are; a gradient of its result goes to the models' parameters.
     Raises RuntimeError for what cannot be done in a stack.
     """
+    keep_freed_memory()
     each = [tensors_of(lm) for lm in lms]
     stacks = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
 

@@ -21,7 +21,7 @@ from bench.variant import Variant, get_variant
 
 LEAST = 4  # cells in a pack made unasked: fewer do not repay their stacking
 MOST = 16  # cells in a pack; more have nothing left to gain
-CPU_FLOPS = 1e8  # of a step, on one CPU thread: above it the arithmetic and not the calls takes the time
+CPU_FLOPS = 6e8  # of a step, on one CPU thread: above it the arithmetic and not the calls takes the time
 CUDA_FLOPS = 1e12  # of a step of all cells of a pack: that much keeps a GPU busy
 CUDA_SHARE = 0.5  # of the free memory that a pack's activations may take
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from bench.evaluate import evaluate
 from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
 from bench.model.language_model import IGNORED, CycleForCausalLM
-from bench.packing import run_stacked
+from bench.packing import run_stacked, side_by_side
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
@@ -52,9 +53,12 @@ def repeatable(seed: int, threads: int) -> Iterator[None]:
     torch.manual_seed(seed)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory: Any = torch.utils.deterministic
+    fill, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # costs a pass over every tensor
     try:
         yield
     finally:
+        memory.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(before)
 
@@ -279,33 +283,49 @@ def _step(group: Sequence[Training]) -> dict[Training, Exception]:
 
 
 def gradients(runs: Sequence[Training]) -> torch.Tensor:
-    """The gradients of the next step of all models, over the micro-batches of their batches [S, B, T]; returns the
-    losses [S] at full depth, not yet read. Runs of more than one are stacked, and so is a stacked run by itself.
+    """The gradients of the next step of all models; returns the losses [S] at full depth, not yet read. Stacked models
+    (any number; others one by one) make a stack for each of a cell's CPU threads.
     """
-    config, device, team, at = runs[0].config, runs[0].lm.device, runs[0].team, runs[0].at
-    n_cycles, wanted_of = runs[0].cycles[at.step], len(runs)
-    if at.stacked and wanted_of == 1:
-        runs = [*runs, *runs]  # other kernels compute a single model, to other last digits
-    batches = [run.batches.batch(run.at.step) for run in runs]
-    ids, targets = (np.stack(part) for part in zip(*batches, strict=True))
-    scored = (targets != IGNORED).sum((1, 2))
-    total = torch.zeros(len(runs), device=device)
+    if not runs[0].at.stacked:
+        return _gradients_alone(runs[0])
+    shares = runs[0].config.threads if runs[0].lm.device.type == "cpu" else 1
+    parts = [[runs[at] for at in part] for part in np.array_split(range(len(runs)), min(shares, len(runs)))]
+    return torch.cat(side_by_side([partial(_gradients_of_stack, part) for part in parts]))
 
-    losses = loss_of(config, n_cycles)
-    for tokens, goal in zip(
-        np.split(ids, config.accumulation, 1), np.split(targets, config.accumulation, 1), strict=True
-    ):
-        parts = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in (tokens, goal))
-        with autocast(config, device):
-            inputs, wanted = parts
-            if not at.stacked:  # the mean over a team's ranks is that of the whole micro-batch
-                loss, last = runs[0].run(losses, inputs[0], wanted[0], int(scored[0]) / team.size)
-            else:
-                among = torch.from_numpy(scored).to(device, non_blocking=True)
-                loss, last = run_stacked([run.lm for run in runs], losses, inputs, wanted, among)
-        loss[:wanted_of].sum().backward() if at.stacked else loss.backward()
+
+def _gradients_alone(run: Training) -> torch.Tensor:
+    losses, team, total = loss_of(run.config, run.cycles[run.at.step]), run.team, torch.zeros(1, device=run.lm.device)
+    for inputs, targets, scored in _micro_batches([run]):
+        with autocast(run.config, run.lm.device):
+            # The mean over a team's ranks is that of the whole micro-batch.
+            loss, last = run.run(losses, inputs[0], targets[0], float(scored[0]) / team.size)
+        loss.backward()
         total += last
-    return team.mean(total[:wanted_of])
+    return team.mean(total)
+
+
+def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
+    wanted, first = len(runs), runs[0]
+    if wanted == 1:
+        runs = [first, first]  # other kernels compute a single model, to other last digits
+    losses, total = loss_of(first.config, first.cycles[first.at.step]), torch.zeros(wanted, device=first.lm.device)
+    for inputs, targets, scored in _micro_batches(runs):
+        with autocast(first.config, first.lm.device):
+            among = scored.to(first.lm.device, non_blocking=True)
+            loss, last = run_stacked([run.lm for run in runs], losses, inputs, targets, among)
+        loss[:wanted].sum().backward()
+        total += last[:wanted]
+    return total
+
+
+def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Inputs and targets [S, b, T] of the next step on the device, and how many targets each whole batch scores [S]."""
+    config, device, team = runs[0].config, runs[0].lm.device, runs[0].team
+    ids, targets = (np.stack(part) for part in zip(*(run.batches.batch(run.at.step) for run in runs), strict=True))
+    scored = torch.from_numpy((targets != IGNORED).sum((1, 2)))
+    for parts in zip(*(np.split(whole, config.accumulation, 1) for whole in (ids, targets)), strict=True):
+        inputs, goal = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in parts)
+        yield inputs, goal, scored
 
 
 def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,30 @@ def test_training_together_is_training_alone(data: TaskData) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_with_whom_a_model_is_stacked_changes_no_bit(data: TaskData, threads: int) -> None:
-    whole, by_itself, two = runs_of(data, CONFIG, seeds=4), runs_of(data, CONFIG)[1:2], runs_of(data, CONFIG)[1:]
+    config = CONFIG.model_copy(update={"threads": threads})  # as many stacks
+    whole, by_itself, two = runs_of(data, config, seeds=4), runs_of(data, config)[1:2], runs_of(data, config)[1:]
     with repeatable(0, threads):
         for group in (whole, by_itself, two):
             assert all(error is None for _, error in train_together(group))
     for run in (*by_itself, two[0]):
         assert all(map(torch.equal, run.lm.parameters(), whole[1].lm.parameters()))
+
+
+def test_threads_have_stacks_of_their_own(data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(lms: Any, *rest: Any) -> Any:
+        seen.append((threading.get_ident(), torch.get_num_threads(), [id(lm) for lm in lms]))
+        return run_stacked(lms, *rest)
+
+    monkeypatch.setattr("bench.train.run_stacked", watched)
+    runs = runs_of(data, CONFIG.model_copy(update={"threads": 2, "accumulation": 1}), seeds=5)
+    with repeatable(0, 2):
+        check_gradients(runs)
+        assert torch.get_num_threads() == 2
+    assert [len(lms) for _, _, lms in sorted(seen, key=lambda call: -len(call[2]))] == [3, 2]
+    assert len({thread for thread, *_ in seen} - {threading.get_ident()}) == 2
+    assert {threads for _, threads, _ in seen} == {1}
 
 
 def test_one_that_blows_up_leaves_the_others_alone(data: TaskData) -> None:

@@ -33,7 +33,7 @@ def rows(device: torch.device, rounds: int, seeds: dict[str, Sequence[int]] | No
     cells = {"quick study": quick, "tiny": quick.model_copy(update=small)}
     found = []
     for threads, (label, numbers) in product(sorted({1, torch.get_num_threads()}), (seeds or SEEDS).items()):
-        cell = cells[label]
+        cell = cells[label].model_copy(update={"train": cells[label].train.model_copy(update={"threads": threads})})
         data = task_data(cell.task, cell.task_options)
         for number in numbers:
             sides = [
