@@ -194,7 +194,10 @@ class TrainConfig(Strict):
         description="keep the states between cycles alone for the backward pass and compute what is inside each again "
         "(Chen et al. 2016, arXiv 1604.06174): less memory, the same numbers; FLOPs are counted without it",
     )
-    compile: bool = False
+    compile: bool = Field(
+        False,
+        description="torch.compile the blocks, once for all cycles; on a CPU no faster than without (cyclebench bench)",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

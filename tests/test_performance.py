@@ -70,11 +70,12 @@ def test_a_compiled_model_says_what_compiling_took(monkeypatch: pytest.MonkeyPat
         return run
 
     monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(training, "compile_blocks", lambda lm: None)
     monkeypatch.setattr(training, "no_compiler", lambda: None)
     monkeypatch.setattr(training, "missing", lambda name: "not here" if name == training.X else None)
     rows = training.rows(CPU, 1, (), [training.shape(32, "gpt2", 1)], (), batch=1, length=8)
-    assert [row["mode"] for row in rows] == ["compiled"] * 3 and rows[2]["note"] == "not here"
-    assert all(row["compile_seconds"] > 0.3 for row in rows[:2])
+    assert [row["mode"] for row in rows] == ["compiled"] * 4 and rows[2]["note"] == "not here"
+    assert all(row["compile_seconds"] > 0.3 for row in rows[:2]) and rows[3]["model"] == training.BLOCKS
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from bench.usage import Usage
 from bench.variant import get_variant
 
 TITLE = "the harness: lease, log, checkpoints, progress and MLflow as a share of training; skipping finished cells"
-STEPS, CELLS, MOST = 300, 5000, 3
+STEPS, CELLS, MOST = 200, 5000, 3
 
 
 def rows(device: torch.device, rounds: int, steps: int = STEPS, cells: int = CELLS) -> list[Row]:

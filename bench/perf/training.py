@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from torch._inductor.utils import fresh_cache
 from bench.config import ModelConfig, TrainConfig
 from bench.costs import build_model, count, training_flops
 from bench.data import TaskData
+from bench.model.language_model import CycleForCausalLM
 from bench.perf.rivals import XTransformers, beside_trainer, missing, stock
 from bench.perf.timing import VOCAB, Row, in_turns, matmul, quartiles, timed, training_step, wait
 from bench.plan import task_data
-from bench.train import Training, gradients
+from bench.train import Training, compile_blocks, gradients
 from bench.variant import get_variant
 
 TITLE = "training, float32: tokens/s, share of the matmul peak; ratio: how many times as fast ours is"
 GPT2, LLAMA, X = "transformers GPT-2", "transformers Llama", "x-transformers"
+BLOCKS = "ours, as train.compile does it"
 TRAINER, LOOP = "transformers' Trainer", "ours, in cyclebench's loop"
 
 
@@ -71,13 +73,15 @@ def rows(
 def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int, compiled: bool) -> list[Row]:
     """Single training steps on random tokens."""
     mode = "compiled" if compiled else "eager"
-    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
+    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X, *([BLOCKS] if compiled else []))
     sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
     steps = []
     with fresh_cache():  # what was compiled before would not be compiled now
         for name, lm in sides.items():
-            run: Any = torch.compile(lm) if compiled else lm
+            run: Any = torch.compile(lm) if compiled and name != BLOCKS else lm
+            if name == BLOCKS:
+                compile_blocks(cast(CycleForCausalLM, lm))
             steps.append(training_step(lm, VOCAB, batch, length, run))
             if compiled:
                 first = timed(steps[-1])
@@ -147,7 +151,7 @@ def _ours(model: ModelConfig, length: int, data: TaskData | None = None) -> Any:
 
 
 def _model(name: str, model: ModelConfig, length: int) -> nn.Module:
-    if name == "ours":
+    if name in ("ours", BLOCKS):
         return _ours(model, length)
     return XTransformers(model, VOCAB, length) if name == X else stock(model, VOCAB, length)
 
