@@ -150,7 +150,7 @@ def _curves(axes: Axes, rows: Sequence[Row], by: str, x: str, relative: bool) ->
     axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.legend(frameon=False, loc="lower left", fontsize=6.5, labelspacing=0.3).set_in_layout(False)
+    axes.legend(frameon=False, loc="best", fontsize=6.5, labelspacing=0.3).set_in_layout(False)
 
 
 def _training(axes: Axes, rows: Sequence[Row]) -> None:
