@@ -137,11 +137,9 @@ class Team:
                 found.append((0.0, _lost(rank, process)))
         return min(found, key=lambda failure: failure[0])[1] if found else error
 
-    def step(self, lm: CycleForCausalLM, run: Callable[..., Any]) -> nn.Module:
+    def step(self, lm: CycleForCausalLM) -> nn.Module:
         """What trains a model: to be called with a loss (``bench.train.loss_of``) and a micro-batch. With FSDP the
         model's parameters are sharded from here on.
-
-        run: the model, or its compiled form.
         """
         if self.size > 1 and self.full:
             from torch.distributed.device_mesh import init_device_mesh
@@ -149,8 +147,8 @@ class Team:
 
             fully_shard(lm, mesh=init_device_mesh(lm.device.type, (self.size,)))
         elif self.size > 1:
-            return nn.parallel.DistributedDataParallel(_Step(run), find_unused_parameters=True)
-        return _Step(run)
+            return nn.parallel.DistributedDataParallel(_Step(lm), find_unused_parameters=True)
+        return _Step(lm)
 
     def seed(self, seed: int) -> int:
         """Of this rank's random numbers; 32 bits of their own, as the CPU's generator looks at no more."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any
 
@@ -54,7 +54,9 @@ def side_by_side(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
     try:
         if len(jobs) == 1:
             return [jobs[0]()]
-        return list(_pool(len(jobs)).map(lambda job: job(), jobs))
+        futures = [_pool(len(jobs)).submit(job) for job in jobs]
+        wait(futures)  # all of them, also where one fails: the models must be left alone before anybody goes on
+        return [future.result() for future in futures]
     finally:
         torch.set_num_threads(before)
 
@@ -71,9 +73,9 @@ def keep_freed_memory() -> None:
     step, and to get it again takes up to a third of the step (page faults). Nothing happens with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**30)):
-            mallopt(option, value)
+    sizes = (2**30, 2**25)  # older ones take no more than the second
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in sizes):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run_stacked(lms: Sequence[CycleForCausalLM], loss: Loss, *batches: Tensor) -> Any:
@@ -82,7 +84,6 @@ def run_stacked(lms: Sequence[CycleForCausalLM], loss: Loss, *batches: Tensor) -
     loss: is given something to be called as the models are; a gradient of its result goes to the models' parameters.
     Raises RuntimeError for what cannot be done in a stack.
     """
-    keep_freed_memory()
     each = [tensors_of(lm) for lm in lms]
     stacks = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}
 

@@ -77,9 +77,8 @@ def _most(kind: str, asked: bool) -> int:
         kept *= config.batch_size // config.accumulation
         most = min(most, int(CUDA_SHARE * torch.cuda.mem_get_info()[0] / kept))
     if not asked:
-        most = min(
-            most, int(CUDA_FLOPS / flops) if device.type == "cuda" else MOST * (flops < CPU_FLOPS * config.threads)
-        )
+        stacks = min(config.threads, LEAST // 2)  # side by side, of the smallest pack
+        most = min(most, int(CUDA_FLOPS / flops) if device.type == "cuda" else MOST * (flops < CPU_FLOPS * stacks))
     return most if most > 1 and stackable(variant, cell.model, data.vocab_size, data.length, config) else 1
 
 

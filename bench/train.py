@@ -27,7 +27,7 @@ from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.language_model import IGNORED, CycleForCausalLM
-from bench.packing import run_stacked, side_by_side
+from bench.packing import keep_freed_memory, run_stacked, side_by_side
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
@@ -102,12 +102,18 @@ def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.Ada
 def compile_blocks(lm: CycleForCausalLM, on: bool = True) -> None:
     """``torch.compile`` the attention and the MLP of the blocks, or take it back.
 
-    All blocks and all cycles share what is compiled, whatever their number, while the whole model would be compiled
-    with every cycle written out: seconds instead of most of a minute for a step as fast (``cyclebench bench``).
+    All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
+    every step: a gate by head, an adapter), while the whole model would be compiled with every cycle written out:
+    seconds instead of most of a minute for a step as fast (``cyclebench bench``). What was compiled before, of another
+    cell, is forgotten: torch keeps but so many versions of a function, and which would depend on the cells before.
     """
+    torch.compiler.reset()
     for block in cast(list[Block], lm.blocks):
         for part in (block.attention, block.mlp):
-            part.compile() if on else setattr(part, "_compiled_call_impl", None)
+            if on:
+                vars(part)["forward"] = torch.compile(part.forward)
+            else:
+                del part.forward
 
 
 class Training:
@@ -144,7 +150,7 @@ class Training:
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed)
         lm.gradient_checkpointing = config.activation_checkpointing
-        self.run = team.step(lm, lm)
+        self.run = team.step(lm)
         if config.compile:
             compile_blocks(lm)
         self.optimizer = make_optimizer(lm, config)
@@ -321,6 +327,7 @@ def _gradients_alone(run: Training) -> torch.Tensor:
 
 
 def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
+    keep_freed_memory()
     wanted, first = len(runs), runs[0]
     if wanted == 1:
         runs = [first, first]  # other kernels compute a single model, to other last digits

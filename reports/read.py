@@ -20,9 +20,10 @@ def read(store: Store, manifest: Manifest) -> dict[str, Record]:
     collecting = gc.isenabled()
     gc.disable()  # a record has no cycles, and to look for some in all that were read before takes half of the time
     try:
-        return {id: _shown(record) for id, record in records if record is not None}
-    finally:
+        found = {id: _shown(record) for id, record in records if record is not None}
         gc.freeze()  # nor while the report is written
+        return found
+    finally:
         if collecting:
             gc.enable()
 

@@ -54,13 +54,14 @@ def rendering(
     """``render`` of each with its source, in their order and in a style of matplotlib's. apart: in processes of their
     own, while the caller does something else.
 
-    New processes take seconds to start: that is worth it where there are many figures or much else to do.
+    New processes take a second to start: that is worth it where there are many figures or much else to do.
     """
     one = partial(_one, kinds=kinds, style=style)
     if not apart:
         yield map(one, figures)
         return
-    workers = min(len(os.sched_getaffinity(0)), WORKERS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, WORKERS)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork would copy a process that has threads
         yield pool.map(one, figures)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,29 @@ def test_a_stack_that_is_too_large_goes_on_in_parts(data: TaskData, monkeypatch:
         assert [error for _, error in train_together(runs)] == [None] * 3
     for run, history in zip(runs, alone(data, runs), strict=True):
         assert_near(run.at.history, history)
+
+
+def test_a_thread_that_fails_leaves_none_behind(data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other stack is waited for: its gradients must not arrive in the steps that follow."""
+    ended = list[bool]()
+
+    def first_fails(lms: Any, *rest: Any) -> Any:
+        if len(lms) == 2 and not ended and lms[0] is runs[0].lm:
+            raise torch.OutOfMemoryError("no room")
+        if not ended:
+            time.sleep(0.3)
+            ended.append(True)
+        return run_stacked(lms, *rest)
+
+    monkeypatch.setattr("bench.train.run_stacked", first_fails)
+    runs = runs_of(data, CONFIG.model_copy(update={"threads": 2}), seeds=4)
+    with repeatable(0, 2):
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients(runs)
+        assert ended and torch.get_num_threads() == 2
+        for run in runs:
+            run.optimizer.zero_grad(set_to_none=True)
+        check_gradients(runs)
 
 
 class PowerCut(BaseException):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -170,11 +171,17 @@ def test_few_or_no_results_still_make_a_report(keep: int, tmp_path: Path) -> Non
 
 
 def test_reading_results_imports_no_model() -> None:
-    code = (
-        "import reports, sys; print([m for m in ('torch', 'transformers', 'mlflow', 'datasets') if m in sys.modules])"
-    )
+    assert _loaded("reports.page, reports.read, reports.table", "torch", "transformers", "mlflow", "datasets") == []
+
+
+def test_a_process_that_renders_starts_with_little() -> None:
+    assert _loaded("reports.render, reports.units", "torch", "seaborn", "pandas", "scipy") == []
+
+
+def _loaded(modules: str, *heavy: str) -> list[str]:
+    code = f"import {modules}, sys, json; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    return list(json.loads(found.stdout))
 
 
 @pytest.mark.parametrize(

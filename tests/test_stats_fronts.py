@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.stats import dominance, hypervolume, median_front, pareto_front
+from bench.stats.fronts import _medians, _resamples
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=15)
 
@@ -71,3 +72,13 @@ def test_dominance() -> None:
     assert dominance(mixed, base, True).n == 9
     with pytest.raises(ValueError, match="9 and 8 seeds"):
         dominance(base, base[:8], True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 25])
+def test_medians_of_resamples_are_numpys(n: int) -> None:
+    rng = np.random.default_rng(n)
+    gains, drawn = rng.normal(size=(n, 20)).round(1), _resamples(n)[:200]
+    gains[rng.random(gains.shape) < 0.3] = -np.inf
+    assert (drawn.sum(axis=1) == n).all() and drawn.shape == (200, n)
+    expected = [np.median(np.repeat(gains, times, axis=0), axis=0) for times in drawn]
+    np.testing.assert_array_equal(_medians(gains, drawn), expected)

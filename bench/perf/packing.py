@@ -18,7 +18,7 @@ from bench.plan import task_data
 from bench.train import Training, gradients, repeatable
 from bench.variant import get_variant
 
-TITLE = "seed packing: a step of all seeds in one stack / one after another (below 1: packing is faster)"
+TITLE = "seed packing: a step of all seeds stacked / one after another (below 1: packing is faster)"
 SEEDS = {"quick study": (1, 2, 4, 8), "tiny": (1, 2, 4, 8, 16)}
 TINY = {"d_model": 16, "n_heads": 2}  # where the calls and not the arithmetic take the time
 SHARE = 2  # of the rounds

@@ -55,7 +55,7 @@ def sign_flip_p(differences: NDArray[np.float64]) -> float:
     exact = 2**n <= FLIPS
     means = _signs(n) @ differences / n
     seen = differences.mean()
-    near = abs(1e-14 * seen)  # sums of the same numbers in another order
+    near = 1e-14 * np.abs(differences).mean()  # sums of the same numbers in another order
     tails = [np.count_nonzero(side) + (not exact) for side in (means <= seen + near, means >= seen - near)]
     return float(min(1.0, 2 * min(tails) / (len(means) + (not exact))))
 
