@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,14 @@ def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys
         "--checkpoint-every",
         "5",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
+    )
     while not list(tmp_path.glob("runs/*/checkpoints/0*")) and process.poll() is None:
         time.sleep(0.05)
     commands.status(str(tmp_path / "tiny.yaml"), runs=tmp_path / "runs")
