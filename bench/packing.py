@@ -47,6 +47,11 @@ def tensors_of(lm: CycleForCausalLM) -> dict[str, Tensor]:
     return dict([*lm.named_parameters(), *lm.named_buffers()])
 
 
+def stacks(models: int, threads: int) -> int:
+    """How many stacks so many models make on a CPU: one a thread, none of a single model beside others."""
+    return min(threads, -(-models // 2))
+
+
 def side_by_side(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
     """What the jobs return, each computed in a thread of its own whose operations have no further threads."""
     before = torch.get_num_threads()
@@ -67,7 +72,6 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
 
 
-@lru_cache(maxsize=1)
 def keep_freed_memory() -> None:
     """Have the process keep what it frees: by default glibc gives the room of a stack's large tensors back at every
     step, and to get it again takes up to a third of the step (page faults). Nothing happens with other C libraries.

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.config import CELL, Cell, ModelConfig, TrainConfig
 from bench.costs import activation_bytes, build_model, meta_model, training_flops
 from bench.freezing import freeze
-from bench.packing import run_stacked
+from bench.packing import run_stacked, stacks
 from bench.plan import Planned, task_data
 from bench.train import loss_of, pick_device
 from bench.variant import Variant, get_variant
@@ -77,8 +77,8 @@ def _most(kind: str, asked: bool) -> int:
         kept *= config.batch_size // config.accumulation
         most = min(most, int(CUDA_SHARE * torch.cuda.mem_get_info()[0] / kept))
     if not asked:
-        stacks = min(config.threads, LEAST // 2)  # side by side, of the smallest pack
-        most = min(most, int(CUDA_FLOPS / flops) if device.type == "cuda" else MOST * (flops < CPU_FLOPS * stacks))
+        cpu_flops = CPU_FLOPS * stacks(LEAST, config.threads)  # of the smallest pack's threads
+        most = min(most, int(CUDA_FLOPS / flops) if device.type == "cuda" else MOST * (flops < cpu_flops))
     return most if most > 1 and stackable(variant, cell.model, data.vocab_size, data.length, config) else 1
 
 

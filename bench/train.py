@@ -27,7 +27,7 @@ from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.language_model import IGNORED, CycleForCausalLM
-from bench.packing import keep_freed_memory, run_stacked, side_by_side
+from bench.packing import keep_freed_memory, run_stacked, side_by_side, stacks
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
@@ -159,6 +159,8 @@ class Training:
             self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
         if not self.at.step:
             self.at.stacked = stacked
+        if self.at.stacked:
+            keep_freed_memory()
         self.last = self.at.seconds
         if watch is not None:
             for entry in self.at.history:
@@ -310,8 +312,8 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
     """
     if not runs[0].at.stacked:
         return _gradients_alone(runs[0])
-    stacks = min(runs[0].config.threads if runs[0].lm.device.type == "cpu" else 1, -(-len(runs) // 2))
-    parts = [[runs[at] for at in part] for part in np.array_split(range(len(runs)), stacks)]
+    number = stacks(len(runs), runs[0].config.threads) if runs[0].lm.device.type == "cpu" else 1
+    parts = [[runs[at] for at in part] for part in np.array_split(range(len(runs)), number)]
     return torch.cat(side_by_side([partial(_gradients_of_stack, part) for part in parts]))
 
 
@@ -327,7 +329,6 @@ def _gradients_alone(run: Training) -> torch.Tensor:
 
 
 def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
-    keep_freed_memory()
     wanted, first = len(runs), runs[0]
     if wanted == 1:
         runs = [first, first]  # other kernels compute a single model, to other last digits
