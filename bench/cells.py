@@ -21,7 +21,7 @@ from bench.config import RESULTS_SCHEMA, Cell
 from bench.environment import environment
 from bench.errors import CellError, RankError, UserError
 from bench.lease import BEAT, Lease, LeaseLostError
-from bench.store import Store, atomic_write
+from bench.store import Store, atomic_write, whole_folder
 from bench.usage import Usage
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Going:
         import torch
 
         from bench.costs import costs
+        from bench.data.prepared import cell_data
         from bench.distributed import ALONE
         from bench.freezing import freeze
-        from bench.plan import task_data
         from bench.pretrained.start import initial_model
         from bench.train import Training, pick_device
         from bench.variant import get_variant
@@ -99,10 +99,7 @@ class Going:
         team.start()
         if team.rank == 0:
             _sweep(self.folder)
-        self.data = data = task_data(cell.task, cell.task_options)
-        if data.fingerprint != cell.fingerprint:
-            found, planned = data.fingerprint[:12], cell.fingerprint[:12]
-            raise CellError(f"the data have changed: fingerprint {found}, planned {planned}")
+        self.data = data = cell_data(cell, store)
         variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
         torch.manual_seed(cell.seed)
         lm = initial_model(cell, data, store)
@@ -162,7 +159,7 @@ class Going:
             "environment": environment(cell.train),
             "stacked": self.training.at.stacked,
         }
-        with _whole_folder(folder / "model") as target:
+        with whole_folder(folder / "model", folder) as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
         atomic_write(folder / "trace.npz", trace.to_bytes())
         atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
@@ -404,14 +401,3 @@ def _sweep(folder: Path) -> None:
     """Remove what killed writers have left half written."""
     for path in (*folder.glob(".[!l]*"), *folder.glob("checkpoints/.*")):  # not of the lease: that one is being renewed
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when it is complete."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)

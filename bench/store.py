@@ -70,6 +70,26 @@ def atomic_write(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+@contextmanager
+def whole_folder(path: Path, room: Path) -> Iterator[Path]:
+    """A folder to fill, in the folder ``room``. It becomes ``path`` when all is on the disk, in place of what is there,
+    and vanishes if anything goes wrong. Raises OSError if another process makes ``path`` at the same moment.
+    """
+    partial = room / f".{path.name}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _fits(value: Any, shape: Any) -> bool:
     """Whether a value that was read has the parts that a shape names, of the kinds that it names."""
     if isinstance(shape, dict):
@@ -106,7 +126,8 @@ class Records(Mapping[str, dict[str, Any]]):
 
 class Store:
     """Results under one folder: ``<id>/cell.json``, ``result.json`` (written last: it says that a cell is done),
-    ``failure.json``, and what else a cell leaves; ``studies/<name>.json`` names the cells of a study's last run.
+    ``failure.json``, and what else a cell leaves; ``studies/<name>.json`` names the cells of a study's last run;
+    ``data/<fingerprint>/`` holds what cells are trained and tested on, which is made again where it is missing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -118,6 +139,10 @@ class Store:
     def folder(self, id: str) -> Path:
         """The folder of a cell."""
         return self.root / id
+
+    def data(self, fingerprint: str) -> Path:
+        """The folder of prepared data."""
+        return self.root / "data" / fingerprint
 
     def done(self, id: str) -> bool:
         """Whether the cell has a result, judged by its ends alone: it was written whole, but a disk may have cut it."""

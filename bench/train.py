@@ -211,7 +211,7 @@ class Training:
 
     def _validate(self) -> None:
         at, step, config = self.at, self.at.step, self.config
-        ids, targets = (column[: config.eval_sequences] for column in arrays(self.data.valid))
+        ids, targets = arrays(self.data.valid, config.eval_sequences)
         with autocast(config, self.lm.device):
             scores = evaluate(self.lm, ids, targets).leaving(1)
         scores = with_bits(scores, self.data.bytes_of("valid"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.data.task import Tokens
 
@@ -12,14 +13,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def arrays(split: Dataset) -> tuple[Tokens, Tokens]:
-    """Inputs and targets of a split, each [N, T]."""
+def views(split: Dataset) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Inputs and targets of a split as they are held, each [N, T]: nothing is copied, nor read before it is used."""
 
-    def column(name: str) -> Tokens:
-        values = split.data.column(name).combine_chunks()
-        return np.array(values.flatten()).reshape(len(values), -1)  # a copy: Arrow's own memory is read-only
+    def column(name: str) -> NDArray[Any]:
+        (values,) = split.data.column(name).chunks
+        return values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), -1)
 
     return column("input_ids"), column("targets")
+
+
+def arrays(split: Dataset, first: int | None = None) -> tuple[Tokens, Tokens]:
+    """Inputs and targets of a split, or of its first so many sequences, as arrays of their own, each [N, T]."""
+    ids, targets = (column[:first].astype(np.int64) for column in views(split))
+    return ids, targets
 
 
 class Batches:
@@ -27,7 +34,7 @@ class Batches:
 
     def __init__(self, split: Dataset, batch_size: int, seed: int) -> None:
         """split: with columns ``input_ids`` and ``targets``; batch_size: sequences in a batch."""
-        self.ids, self.targets = arrays(split)
+        self.ids, self.targets = views(split)
         self.batch_size, self.seed = batch_size, seed
         self._epoch = (-1, np.empty(0, dtype=np.int64))
 
@@ -36,7 +43,7 @@ class Batches:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, len(self.ids))
         chosen = np.concatenate([self._permutation(e)[offsets[epochs == e]] for e in np.unique(epochs)])
-        return self.ids[chosen], self.targets[chosen]
+        return self.ids[chosen].astype(np.int64), self.targets[chosen].astype(np.int64)
 
     def _permutation(self, epoch: int) -> Tokens:
         if self._epoch[0] != epoch:

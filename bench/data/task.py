@@ -48,7 +48,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
+    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints, in one piece.
 
     ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
     more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
@@ -148,12 +148,13 @@ def make_data(
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
         for axis, labels in sample.slices.items():
             digest.update(json.dumps([axis, labels.astype(str).tolist()]).encode())
-    made = {name: _dataset(sample) for name, sample in samples.items()}
+    fingerprint = digest.hexdigest()
+    made = {name: dataset(_table(sample, vocab_size), name, fingerprint) for name, sample in samples.items()}
     return TaskData(
         **{name: made.pop(name) for name in main},
         vocab_size=vocab_size,
         length=samples["train"].ids.shape[1],
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         metric=metric,
         bytes_per_token=bytes_per_token,
         tokenizer=tokenizer or partial(number_tokenizer, vocab_size),
@@ -161,14 +162,22 @@ def make_data(
     )
 
 
-def _dataset(sample: Sample) -> Dataset:
+def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
+    """A split from its columns; fingerprint: of the task's data, since ``datasets`` would pickle it all to make one."""
     from datasets import Dataset
 
+    return Dataset(table, fingerprint=f"{fingerprint[:16]}-{name}")
+
+
+def _table(sample: Sample, vocab_size: int) -> pa.Table:
+    """Tokens in as few bytes as hold them and the -100 of what is not scored: training reads them from the disk."""
+    kind = np.int16 if vocab_size <= np.iinfo(np.int16).max else np.int32
+
     def column(values: Tokens) -> pa.FixedSizeListArray:
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind).ravel()), values.shape[1])
 
     slices = {axis: pa.array(labels.astype(str).tolist()) for axis, labels in sample.slices.items()}
-    return Dataset(pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices}))
+    return pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices})
 
 
 def rows(ids: Tokens) -> NDArray[np.void]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,22 +78,38 @@ def execute(
     own. Raises UserError if the rule cannot be used with the model, and for tokens if the variant chooses them itself.
     """
     known = None if rule is None else get_rule(rule)
-    by_token = granularity == "token" and known is not None
+    run = _tokens if granularity == "token" and known is not None else _batch
     training = lm.training
     lm.eval()
-    cycle, found = np.zeros(ids.shape if by_token else len(ids), np.int64), np.zeros((2, len(ids)))
+    found: list[_Left] = []
     started = time.perf_counter()
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
         tokens, goal = (torch.from_numpy(column[part]).to(lm.device) for column in (ids, targets))
-        rows = torch.arange(start, start + len(tokens), device=lm.device)
-        run = _tokens if by_token else _batch
-        for which, left, score in run(lm, tokens, goal, rows, known, threshold, n_cycles):
-            cycle[which.cpu().numpy()], found[:, which.cpu().numpy()] = left.cpu().numpy(), score.cpu().numpy()
+        found += run(lm, tokens, goal, np.arange(start, start + len(tokens)), known, threshold, n_cycles)
+    loss, correct = torch.cat([left.score for left in found], 1).cpu().numpy()
     seconds = time.perf_counter() - started
     lm.train(training)
+    order = np.argsort(np.concatenate([left.rows for left in found]))
+    cycle = np.concatenate([left.cycle for left in found])[order]
     flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles)
-    return Execution(cycle, found[0], found[1], (targets != IGNORED).sum(1), flops, seconds)
+    return Execution(cycle, loss[order], correct[order], (targets != IGNORED).sum(1), flops, seconds)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Sequences that have left together. rows: [N], which they are; cycle: that they, or their tokens, left after, [N]
+    or [N, T]; score: their loss and correct targets [2, N], on the device.
+    """
+
+    rows: NDArray[np.int64]
+    cycle: NDArray[np.int64]
+    score: Tensor
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device, without waiting for it."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def executed_flops(
@@ -110,37 +126,40 @@ def _batch(
     lm: CycleForCausalLM,
     tokens: Tensor,
     goal: Tensor,
-    rows: Tensor,
+    rows: NDArray[np.int64],
     rule: Rule | None,
     threshold: Threshold,
     n_cycles: int | None,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For the sequences of every exit taken: which they are [N], their cycle [N], loss and correct targets [2, N]."""
+) -> list[_Left]:
+    """Score the sequences ``rows`` [B] of the data. At an exit point the host waits for the device once, to learn who
+    leaves.
+    """
+    device = tokens.device
     state = lm.embed(tokens, n_cycles=n_cycles)
-    last, found = state.schedule.n_cycles, []
-    watch = Watch([rule] if rule is not None else [], rows)
+    last, found = state.schedule.n_cycles, list[_Left]()
+    watch = Watch([rule] if rule is not None else [], upload(rows, device))
     lm.start(state)
     for number in range(1, last + 1):
-        reads = rule is not None and rule.reads_zero_attention and number < last
-        state.context.with_mass = reads
+        state.context.with_mass = rule is not None and rule.reads_zero_attention and number < last
         lm.cycle(number - 1, state)
-        logits, leaves = None, torch.full_like(rows, number == last, dtype=torch.bool)
+        logits, leaves = None, np.full(len(rows), number == last)
         if rule is not None and number < last:
             logits, signals = watch.look(lm, state, number)
-            leaves = rule.leaves(rule.pool(_signal(rule, signals, lm)), threshold_at(threshold, number))
-        if not bool(leaves.any()):
+            leaves = _host(rule.leaves(rule.pool(_signal(rule, signals, lm)), threshold_at(threshold, number)))
+        if not leaves.any():
             continue
-        everyone = bool(leaves.all())
+        gone, stay = np.flatnonzero(leaves), np.flatnonzero(~leaves)
+        at = upload(gone, device)
         if logits is None:
-            logits = lm.lm_head(lm.read_out(state if everyone else state.select(leaves)))
-        elif not everyone:
-            logits = logits[leaves]
-        left = torch.full_like(rows[leaves], number)
-        found.append((rows[leaves], left, _score(logits.float(), goal[leaves])))
-        if everyone:
+            logits = lm.lm_head(lm.read_out(state if not len(stay) else state.select(at)))
+        elif len(stay):
+            logits = logits[at]
+        found.append(_Left(rows[gone], np.full(len(gone), number), _score(logits.float(), goal[at])))
+        if not len(stay):
             break
-        state, goal, rows = state.select(~leaves), goal[~leaves], rows[~leaves]
-        watch.keep(~leaves)
+        at = upload(stay, device)
+        state, goal, rows = state.select(at), goal[at], rows[stay]
+        watch.keep(at)
     return found
 
 
@@ -148,42 +167,48 @@ def _tokens(
     lm: CycleForCausalLM,
     tokens: Tensor,
     goal: Tensor,
-    rows: Tensor,
+    rows: NDArray[np.int64],
     rule: Rule | None,
     threshold: Threshold,
     n_cycles: int | None,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What ``_batch`` gives, with the cycles [N, T] of the tokens. A sequence is scored when all of them have left."""
+) -> list[_Left]:
+    """What ``_batch`` gives, with the cycles of the tokens. A sequence is scored when all of them have left."""
     assert rule is not None
+    device, length = tokens.device, tokens.shape[1]
     state = lm.embed(tokens, n_cycles=n_cycles)
-    last, found = state.schedule.n_cycles, []
-    left = torch.full_like(tokens, last)
-    inside = torch.ones_like(tokens, dtype=torch.bool)
+    last, found = state.schedule.n_cycles, list[_Left]()
+    left, inside = np.full(tokens.shape, last), np.ones(tokens.shape, bool)
     # A row of its own for every token: a random rule must not draw the same for all of a sequence.
-    watch = Watch(
-        [rule], (rows[:, None] * tokens.shape[1] + torch.arange(tokens.shape[1], device=rows.device)).flatten()
-    )
+    watch = Watch([rule], upload((rows[:, None] * length + np.arange(length)).ravel(), device))
     lm.start(state)
     for number in range(1, last + 1):
         state.context.with_mass = rule.reads_zero_attention and number < last
         cycle = TokenCycle(lm, state, inside)
         cycle.run(number - 1, state)
         if number < last:
-            logits = lm.lm_head(lm.read_out(state)[inside]).float()[:, None] if rule.reads_logits else None
-            signal = _signal(rule, watch.look(lm, tokens_of(state, cycle.at), number, logits)[1], lm)[:, 0]
-            leaves = rule.leaves(signal, threshold_at(threshold, number))
-            watch.keep(~leaves)
-            gone = torch.zeros_like(inside).masked_scatter(inside, leaves)
-            left, inside = left.masked_fill(gone, number), inside & ~gone
-        stays = inside.any(1) if number < last else torch.zeros_like(rows, dtype=torch.bool)
-        if bool(stays.all()):
+            own = lm.lm_head(lm.read_out(state).flatten(0, 1)[cycle.at]).float()[:, None] if rule.reads_logits else None
+            signal = _signal(rule, watch.look(lm, tokens_of(state, cycle.at), number, own)[1], lm)[:, 0]
+            leaves = _host(rule.leaves(signal, threshold_at(threshold, number)))
+            watch.keep(upload(np.flatnonzero(~leaves), device))
+            gone = np.zeros_like(inside)
+            gone[inside] = leaves
+            left, inside = np.where(gone, number, left), inside & ~gone
+        stays = inside.any(1) if number < last else np.zeros(len(rows), bool)
+        if stays.all():
             continue
-        logits = lm.lm_head(lm.read_out(state.select(~stays)))
-        found.append((rows[~stays], left[~stays], _score(logits.float(), goal[~stays])))
-        if not bool(stays.any()):
+        at = upload(np.flatnonzero(~stays), device)
+        logits = lm.lm_head(lm.read_out(state.select(at)))
+        found.append(_Left(rows[~stays], left[~stays], _score(logits.float(), goal[at])))
+        if not stays.any():
             break
-        state = state.select(stays)
-        goal, rows, left, inside = (tensor[stays] for tensor in (goal, rows, left, inside))
+        at = upload(np.flatnonzero(stays), device)
+        state, goal = state.select(at), goal[at]
+        rows, left, inside = rows[stays], left[stays], inside[stays]
+    return found
+
+
+def _host(leaves: Tensor) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = leaves.cpu().numpy()
     return found
 
 

@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from bench.errors import UserError, unknown
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
-from bench.exits.execute import Threshold, threshold_at
+from bench.exits.execute import Threshold, threshold_at, upload
 from bench.exits.rules import Watch, get_rule
 from bench.model.blocks import Context
 from bench.model.language_model import CycleForCausalLM, CycleOutput, Walk, default_positions
@@ -134,13 +135,13 @@ class _Pass:
             if not stay:
                 break
             if len(stay) < len(inside):
-                watch.keep(torch.tensor(stay, device=self.device))
+                watch.keep(self._index(stay))
                 inside = [inside[place] for place in stay]
         waiting = [row for row in range(self.batch) if logits[row] is None]
         for number, rows in groups(waiting, left.__getitem__):
             for row, found in zip(rows, self._read_out(number, rows, keep), strict=True):
                 logits[row] = found
-        depth = torch.tensor([self.schedule.exits[c - 1] + self.schedule.n_coda for c in left], device=self.device)
+        depth = self._index([self.schedule.exits[c - 1] + self.schedule.n_coda for c in left])
         if self.cache is not None:
             if not self.lazy:
                 for number, rows in groups(list(range(self.batch)), left.__getitem__):
@@ -243,4 +244,4 @@ class _Pass:
         return None if len(rows) == self.batch else self._index(rows)
 
     def _index(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, device=self.device)
+        return upload(np.array(rows), self.device)

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.errors import UserError
@@ -42,18 +44,24 @@ def tokens_of(state: Walk, at: Tensor) -> Walk:
 class TokenCycle:
     """A cycle run for the tokens that have not left.
 
-    state: before the cycle, [B, T, ...]; inside: [B, T], the tokens that have not left, some of every sequence.
+    state: before the cycle, [B, T, ...]; inside: [B, T], the tokens that have not left, some of every sequence. at:
+    [N], where these are among all B T.
     """
 
-    def __init__(self, lm: CycleForCausalLM, state: Walk, inside: Tensor) -> None:
-        self.lm, self.before, self.inside = lm, state.branch(), inside
-        self.at = inside.flatten().nonzero()[:, 0]
-        wanted = inside.flip(1).cummax(1).values.flip(1)  # up to the last that has not left
-        self.frozen = (wanted & ~inside).flatten().nonzero()[:, 0]
+    def __init__(self, lm: CycleForCausalLM, state: Walk, inside: NDArray[np.bool_]) -> None:
+        self.lm, self.before = lm, state.branch()
+        wanted = np.logical_or.accumulate(inside[:, ::-1], 1)[:, ::-1]  # up to the last that has not left
+        frozen = (wanted & ~inside).ravel().nonzero()[0]
+        self.all, self.any_frozen, self.counts = bool(inside.all()), len(frozen) > 0, inside.sum(1).tolist()
+        # What the host knows is uploaded once a cycle, so that no step waits for the device.
+        self.inside, self.at, self.frozen = (
+            torch.from_numpy(values).to(state.hidden.device, non_blocking=True)
+            for values in (inside, inside.ravel().nonzero()[0], frozen)
+        )
 
     def run(self, number: int, state: Walk) -> None:
         """Run cycle 0, 1, ... on the state, in place. Raises UserError if the variant itself chooses the tokens."""
-        if bool(self.inside.all()):
+        if self.all:
             self.lm.cycle(number, state)
             return
         self.lm.cycle(number, state, self._walk)
@@ -70,7 +78,7 @@ class TokenCycle:
             )
         frozen, own = tokens_of(self.before, self.frozen), tokens_of(state, self.at)
         for step in steps:
-            served = self.lm.keys_and_values(step, frozen) if len(self.frozen) else None
+            served = self.lm.keys_and_values(step, frozen) if self.any_frozen else None
             own.context.attend = partial(self._attend, served)
             self.lm.walk([step], own)
             if step.depth in own.zero_attention:
@@ -109,9 +117,9 @@ class TokenCycle:
         )
         seen = causal_mask(length, length, n_prefix, query)
         outs, masses = [], []
-        own = query[:, :, 0].split(self.inside.sum(1).tolist())
-        for row, queries in enumerate(own):
-            at = None if len(queries) == length else seen[self.inside[row]]
+        own = zip(query[:, :, 0].split(self.counts), (self.at % length).split(self.counts), strict=True)
+        for row, (queries, places) in enumerate(own):
+            at = None if len(queries) == length else seen[places]
             whole = queries.transpose(0, 1)[None], keys[row, None], values[row, None]
             out, mass = attend(*whole, prefix, at, with_mass, dropout)
             outs.append(out[0].transpose(0, 1))
