@@ -198,6 +198,11 @@ class TrainConfig(Strict):
         False,
         description="torch.compile the blocks, once for all cycles; on a CPU no faster than without (cyclebench bench)",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="repeat the recorded forward and backward passes of a step instead of launching every kernel anew: "
+        "for small models on a GPU, where the launches take the time",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -214,6 +219,11 @@ class TrainConfig(Strict):
             raise ValueError(f"compile = True needs processes = 1, not {self.processes}")
         if self.compile and self.activation_checkpointing:
             raise ValueError("activation_checkpointing = True needs compile = False, which decides itself what to keep")
+        for other in ("compile", "activation_checkpointing", "random_cycles"):
+            if self.cuda_graphs and getattr(self, other):
+                raise ValueError(f"cuda_graphs = True needs {other} = False")
+        if self.cuda_graphs and self.processes > 1:
+            raise ValueError(f"cuda_graphs = True needs processes = 1, not {self.processes}")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.halting_loss != "none" and self.exit_loss:

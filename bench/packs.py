@@ -64,8 +64,9 @@ def _most(kind: str, asked: bool) -> int:
     cell = Cell.model_validate(told)
     data, device = task_data(cell.task, cell.task_options), pick_device(cell.train)
     variant, config = get_variant(cell.variant, cell.options), cell.train
-    if config.compile or config.activation_checkpointing or config.processes > 1 or config.random_cycles:
-        return 1  # another program; computed again outside of the stack; on ranks; another depth for every seed
+    apart = config.compile, config.cuda_graphs, config.activation_checkpointing, config.random_cycles
+    if any(apart) or config.processes > 1:
+        return 1  # other programs; computed again outside of the stack; another depth for every seed; on ranks
     if cell.init is not None and not cell.init.source.startswith(CELL):
         return 1  # a pretrained model is large enough
     lm = meta_model(variant, cell.model, data.vocab_size, data.max_length)

@@ -25,6 +25,7 @@ from bench.errors import CellError, UserError
 from bench.evaluate import evaluate
 from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
+from bench.graphs import Passes, Replayed, cuda_graph
 from bench.model.blocks import Block
 from bench.model.language_model import IGNORED, CycleForCausalLM
 from bench.packing import keep_freed_memory, run_stacked, side_by_side, stacks
@@ -40,10 +41,15 @@ WatchHistory = Callable[[dict[str, float]], None]
 
 
 def pick_device(config: TrainConfig) -> torch.device:
-    """The device asked for; ``auto`` takes CUDA where there is one. Raises UserError if it is not there."""
+    """The device asked for; ``auto`` takes CUDA where there is one. Raises UserError if it, or a device that can do
+    what is asked for, is not there.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device: 'cuda' is not available on this machine (allowed here: 'auto', 'cpu')")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.cuda_graphs and device.type != "cuda":
+        raise UserError("train.cuda_graphs: True needs a GPU (allowed here: False)")
+    return device
 
 
 @contextmanager
@@ -153,6 +159,9 @@ class Training:
         self.run = team.step(lm)
         if config.compile:
             compile_blocks(lm)
+        self.passes: Passes = self._passes
+        if config.cuda_graphs:
+            self.passes = Replayed(self._passes, list(lm.parameters()), lm.device, cuda_graph)
         self.optimizer = make_optimizer(lm, config)
         self.tokens_per_step = config.batch_size * data.length
         with team.rank_0_first():  # it sets damaged checkpoints aside
@@ -167,13 +176,21 @@ class Training:
                 watch(entry)
         lm.train()
 
+    def _passes(self, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of a micro-batch [b, T] to those there are; its share of the batch's loss at full depth."""
+        losses = loss_of(self.config, self.cycles[self.at.step])
+        with autocast(self.config, self.lm.device):
+            loss, last = self.run(losses, inputs, targets, scored)
+        loss.backward()
+        return cast(torch.Tensor, last)
+
     def advance(self, loss: torch.Tensor) -> None:
         """Take the step whose gradients are there; loss: scalar, at full depth, not yet read."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.at.step, self.config)
         nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.config.cuda_graphs)
         self.at.pending.append(loss)
         self.at.step += 1
 
@@ -205,6 +222,7 @@ class Training:
 
     def end(self) -> None:
         """After the last step: from here on the model is its own again."""
+        self.passes = self._passes  # a graph gives its memory back
         if self.config.compile:
             compile_blocks(self.lm, False)
         self.lm = self.team.plain(self.lm)
@@ -318,13 +336,10 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
 
 
 def _gradients_alone(run: Training) -> torch.Tensor:
-    losses, team, total = loss_of(run.config, run.cycles[run.at.step]), run.team, torch.zeros(1, device=run.lm.device)
+    team, total = run.team, torch.zeros(1, device=run.lm.device)
     for inputs, targets, scored in _micro_batches([run]):
-        with autocast(run.config, run.lm.device):
-            # The mean over a team's ranks is that of the whole micro-batch.
-            loss, last = run.run(losses, inputs[0], targets[0], float(scored[0]) / team.size)
-        loss.backward()
-        total += last
+        # The mean over a team's ranks is that of the whole micro-batch.
+        total += run.passes(inputs[0], targets[0], scored[0] / team.size)
     return team.mean(total)
 
 

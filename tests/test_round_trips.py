@@ -1,4 +1,6 @@
-"""Leaving early asks a GPU only who leaves. Whatever else makes the host wait for it has to read a value there."""
+"""The host waits for a GPU where it reads a value there: never in a training step, and once at an exit point, to learn
+who leaves.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,13 @@ import torch
 from settings import DEFAULT_ID, DEFAULTS, make, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.config import TrainConfig
+from bench.data import get_task
 from bench.errors import UserError
 from bench.exits.execute import Granularity, execute
 from bench.exits.generation import EarlyExit
 from bench.model import CycleForCausalLM
+from bench.train import Training, gradients
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.unique_consecutive)
@@ -73,3 +78,15 @@ def test_a_pass_of_generation(name: str, options: dict[str, Any], kv: Any) -> No
                 for seed in range(3):
                     lm(tokens(4, 1, seed), cache=cache, use_cache=True)
             assert not waits.found, (key, threshold)
+
+
+@defaults
+def test_a_training_step(name: str, options: dict[str, Any]) -> None:
+    data = get_task("p_hop", {"length": 12, "n_train": 50, "n_valid": 5, "n_test": 5}).build()
+    lm = make(name, options, dropout=0.1)  # with which attention takes the form that it has on a GPU
+    run = Training(lm, data, TrainConfig(steps=9, batch_size=4, accumulation=2, eval_every=9), 0)
+    for _ in range(2):
+        with Waits() as waits:
+            run.advance(gradients([run])[0])
+            assert run.read() is None
+        assert not waits.found

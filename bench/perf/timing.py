@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.config import TrainConfig
+from bench.graphs import Passes, Replayed, cuda_graph
 from bench.train import make_optimizer
 
 Step = Callable[[], None]
@@ -31,10 +32,12 @@ def random_tokens(batch: int, length: int, device: torch.device, vocab_size: int
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def training_step(model: Any, vocab_size: int, batch: int, length: int, run: Callable[..., Any] | None = None) -> Step:
+def training_step(
+    model: Any, vocab_size: int, batch: int, length: int, run: Callable[..., Any] | None = None, graph: bool = False
+) -> Step:
     """One training step (forward, loss, backward, AdamW) of a model on random tokens, done when it returns.
 
-    run: what is called instead of the model, such as the compiled model.
+    run: what is called instead of the model, such as the compiled model; graph: forward and backward as a CUDA graph.
     """
     ours = hasattr(model, "schedule")
     optimizer = (
@@ -44,10 +47,17 @@ def training_step(model: Any, vocab_size: int, batch: int, length: int, run: Cal
     model.train()
     call = model if run is None else run
 
+    def passes(tokens: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = call(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    backward: Passes = Replayed(passes, list(model.parameters()), model.device, cuda_graph) if graph else passes
+
     def step() -> None:
-        call(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        backward(tokens)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=not graph)
         wait(model.device)
 
     return step

@@ -24,9 +24,9 @@ from bench.variant import get_variant
 
 TITLE = "training, float32: tokens/s, share of the matmul peak; ratio: how many times as fast ours is"
 GPT2, LLAMA, X = "transformers GPT-2", "transformers Llama", "x-transformers"
-BLOCKS = "ours, as train.compile does it"
+BLOCKS, GRAPH = "ours, as train.compile does it", "ours, as train.cuda_graphs does it"
 TRAINER, LOOP = "transformers' Trainer", "ours, in cyclebench's loop"
-OURS = ("ours", BLOCKS, LOOP)  # no rivals to be faster than
+OURS = ("ours", BLOCKS, GRAPH, LOOP)  # no rivals to be faster than
 
 
 def shape(d_model: int, family: Literal["gpt2", "llama"] = "gpt2", n_blocks: int = 6) -> ModelConfig:
@@ -74,7 +74,8 @@ def rows(
 def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int, compiled: bool) -> list[Row]:
     """Single training steps on random tokens."""
     mode = "compiled" if compiled else "eager"
-    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X, *([BLOCKS] if compiled else []))
+    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
+    names += (BLOCKS,) if compiled else (GRAPH,) if device.type == "cuda" else ()
     sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
     steps = []
@@ -85,7 +86,7 @@ def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, le
             run: Any = torch.compile(lm) if compiled and name != BLOCKS else lm
             if name == BLOCKS:
                 compile_blocks(cast(CycleForCausalLM, lm))
-            steps.append(training_step(lm, VOCAB, batch, length, run))
+            steps.append(training_step(lm, VOCAB, batch, length, run, name == GRAPH))
             if compiled:
                 first = timed(steps[-1])
                 extra[name]["compile_seconds"] = first - timed(steps[-1])
