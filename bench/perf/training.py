@@ -74,7 +74,7 @@ def rows(
 def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int, compiled: bool) -> list[Row]:
     """Single training steps on random tokens."""
     mode = "compiled" if compiled else "eager"
-    names = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
+    names: tuple[str, ...] = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
     names += (BLOCKS,) if compiled else (GRAPH,) if device.type == "cuda" else ()
     sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
