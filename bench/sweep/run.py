@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from bench.config import Cell
 from bench.environment import environments
 from bench.errors import UserError
 from bench.plan import Planned, make_plan
+from bench.processes import become_worker, worker_context
 from bench.progress import Progress
 from bench.store import Store, atomic_write
 from bench.study import Study
@@ -205,12 +204,12 @@ def _budget_worker(job: budgets.BudgetJob, events: Any) -> None:
 @contextmanager
 def _pool(workers: int, progress: Progress) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
     """Worker processes, and a queue of progress events that they may fill."""
-    context = multiprocessing.get_context("spawn")  # fork after torch has started threads can hang
+    context = worker_context()
     with context.Manager() as manager:
         events = manager.Queue()
         listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
         listener.start()
-        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+        pool = ProcessPoolExecutor(workers, context, initializer=become_worker)
         try:
             yield pool, events
         except BaseException:
@@ -229,12 +228,3 @@ def _listen(events: Any, progress: Progress) -> None:
     while (event := events.get()) is not None:
         name, arguments = event
         getattr(progress, name)(*arguments)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and the terminal to the progress bars."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
