@@ -159,6 +159,7 @@ class Going:
             "environment": environment(cell.train),
             "stacked": self.training.at.stacked,
         }
+        shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
         with whole_folder(folder / "model", folder) as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
         atomic_write(folder / "trace.npz", trace.to_bytes())

@@ -234,10 +234,14 @@ class TrainConfig(Strict):
             )
         return self
 
-    def check_halting(self, model: ModelConfig) -> None:
-        """Raises UserError if the model has a halting gate that nothing would train."""
+    def check(self, model: ModelConfig) -> None:
+        """Raises UserError if the model cannot be trained so: it has a halting gate that nothing would train, or
+        rotary frequencies that are made on the host.
+        """
         if model.halting == "gate" and self.halting_loss == "none":
             raise UserError("model.halting: 'gate' is trained by train.halting_loss, which must not be 'none' then")
+        if self.cuda_graphs and model.rope_scaling is not None:
+            raise UserError("train.cuda_graphs: True cannot be had with model.rope_scaling (allowed: False)")
 
     @property
     def trains_exits(self) -> bool:

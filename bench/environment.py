@@ -19,9 +19,9 @@ def environment(train: TrainConfig) -> dict[str, Any]:
     import torch
     import transformers
 
-    from bench.train import pick_device
+    from bench.train import device_of
 
-    device = pick_device(train)
+    device = device_of(train)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -26,7 +26,7 @@ def cuda_graph(run: Callable[[], None]) -> Callable[[], object]:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # back to it also after a failure
         run()
     return graph.replay
 
@@ -36,29 +36,29 @@ class Replayed:
     be set to zero between steps and never be taken away.
     """
 
-    def __init__(self, passes: Passes, parameters: list[Tensor], device: torch.device, record: Record) -> None:
-        """passes: given a batch, adds to the gradients of ``parameters``, which have none yet, and returns a scalar;
-        record: ``cuda_graph``.
-        """
-        self.passes, self.parameters, self.device, self.record = passes, parameters, device, record
+    def __init__(self, parameters: list[Tensor], device: torch.device, record: Record) -> None:
+        """parameters: which have no gradients yet; record: ``cuda_graph``."""
+        self.parameters, self.device, self.record = parameters, device, record
         self.replay: Callable[[], object] | None = None
 
-    def __call__(self, *batch: Tensor) -> Tensor:
-        """What the passes return for a batch of the first one's shapes."""
+    def __call__(self, passes: Passes, *batch: Tensor) -> Tensor:
+        """What the passes return for a batch of the first one's shapes: a scalar, beside which they add to the
+        parameters' gradients. They are the same at every call.
+        """
         if self.replay is None:
-            self._begin(batch)
+            self._begin(passes, batch)
         assert self.replay is not None
         for place, value in zip(self.batch, batch, strict=True):
             place.copy_(value, non_blocking=True)
         self.replay()
         return self.result.clone()
 
-    def _begin(self, batch: tuple[Tensor, ...]) -> None:
+    def _begin(self, passes: Passes, batch: tuple[Tensor, ...]) -> None:
         self.batch = [value.to(self.device, copy=True) for value in batch]
         self.result = torch.zeros((), device=self.device)
 
         def run() -> None:
-            self.result.copy_(self.passes(*self.batch))
+            self.result.copy_(passes(*self.batch))
 
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # trial runs draw for nobody
             self.replay = self.record(run)

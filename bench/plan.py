@@ -149,7 +149,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 check_start(init, entry.sharing, variant, model, data)
             variant.schedule(model)  # an impossible shape or device must be refused before anything runs
             pick_device(train)
-            train.check_halting(model)
+            train.check(model)
             if text or steps:
                 chosen[entry.label][task.label] = text or steps
             for seed in study.seeds:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from bench.cells import Job, failure
 from bench.checkpoint import Every
 from bench.config import CELL
+from bench.data.prepared import prepare
 from bench.executors import Event, Executor
 from bench.executors.local import LocalExecutor
 from bench.lease import BEAT, EXPIRY, Watch
@@ -65,6 +66,7 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
     with Progress(len(unique)) as progress:
         progress.skip(len(unique) - len(todo))
         if todo:
+            prepare((planned.cell for planned in todo), store)
             with _executor(how, todo) as executor:
                 for stage in stages(todo):
                     study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures)

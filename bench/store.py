@@ -72,8 +72,8 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path, room: Path) -> Iterator[Path]:
-    """A folder to fill, in the folder ``room``. It becomes ``path`` when all is on the disk, in place of what is there,
-    and vanishes if anything goes wrong. Raises OSError if another process makes ``path`` at the same moment.
+    """A folder to fill, in the folder ``room``. It becomes ``path`` when all is on the disk, and vanishes if anything
+    goes wrong. Raises OSError if there is a ``path`` that is not empty.
     """
     partial = room / f".{path.name}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -84,8 +84,7 @@ def whole_folder(path: Path, room: Path) -> Iterator[Path]:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         path.parent.mkdir(exist_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        os.rename(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

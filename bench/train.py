@@ -25,7 +25,7 @@ from bench.errors import CellError, UserError
 from bench.evaluate import evaluate
 from bench.exits.losses import exit_losses
 from bench.exits.trace import with_bits
-from bench.graphs import Passes, Replayed, cuda_graph
+from bench.graphs import Replayed, cuda_graph
 from bench.model.blocks import Block
 from bench.model.language_model import IGNORED, CycleForCausalLM
 from bench.packing import keep_freed_memory, run_stacked, side_by_side, stacks
@@ -40,13 +40,16 @@ WatchHistory = Callable[[dict[str, float]], None]
 """Called with every entry of the history as it is made; whatever it raises ends the training."""
 
 
+def device_of(config: TrainConfig) -> torch.device:
+    """The device asked for, where it is there; ``auto`` takes CUDA where there is one."""
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def pick_device(config: TrainConfig) -> torch.device:
-    """The device asked for; ``auto`` takes CUDA where there is one. Raises UserError if it, or a device that can do
-    what is asked for, is not there.
-    """
+    """``device_of``. Raises UserError if it is not the one asked for or cannot do what is asked for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device: 'cuda' is not available on this machine (allowed here: 'auto', 'cpu')")
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = device_of(config)
     if config.cuda_graphs and device.type != "cuda":
         raise UserError("train.cuda_graphs: True needs a GPU (allowed here: False)")
     return device
@@ -142,7 +145,7 @@ class Training:
         """
         if config.processes != team.size:
             raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
-        config.check_halting(lm.model_shape)
+        config.check(lm.model_shape)
         reinjects = lm.recurrence is not None and lm.recurrence.reinjects
         if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
             raise UserError(
@@ -159,9 +162,7 @@ class Training:
         self.run = team.step(lm)
         if config.compile:
             compile_blocks(lm)
-        self.passes: Passes = self._passes
-        if config.cuda_graphs:
-            self.passes = Replayed(self._passes, list(lm.parameters()), lm.device, cuda_graph)
+        self.replayed = Replayed(list(lm.parameters()), lm.device, cuda_graph) if config.cuda_graphs else None
         self.optimizer = make_optimizer(lm, config)
         self.tokens_per_step = config.batch_size * data.length
         with team.rank_0_first():  # it sets damaged checkpoints aside
@@ -176,7 +177,7 @@ class Training:
                 watch(entry)
         lm.train()
 
-    def _passes(self, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    def passes(self, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         """Add the gradients of a micro-batch [b, T] to those there are; its share of the batch's loss at full depth."""
         losses = loss_of(self.config, self.cycles[self.at.step])
         with autocast(self.config, self.lm.device):
@@ -222,7 +223,8 @@ class Training:
 
     def end(self) -> None:
         """After the last step: from here on the model is its own again."""
-        self.passes = self._passes  # a graph gives its memory back
+        self.replayed = None
+        self.optimizer.zero_grad(set_to_none=True)
         if self.config.compile:
             compile_blocks(self.lm, False)
         self.lm = self.team.plain(self.lm)
@@ -339,7 +341,8 @@ def _gradients_alone(run: Training) -> torch.Tensor:
     team, total = run.team, torch.zeros(1, device=run.lm.device)
     for inputs, targets, scored in _micro_batches([run]):
         # The mean over a team's ranks is that of the whole micro-batch.
-        total += run.passes(inputs[0], targets[0], scored[0] / team.size)
+        batch = inputs[0], targets[0], scored[0] / team.size
+        total += run.passes(*batch) if run.replayed is None else run.replayed(run.passes, *batch)
     return team.mean(total)
 
 
@@ -350,18 +353,17 @@ def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
     losses, total = loss_of(first.config, first.cycles[first.at.step]), torch.zeros(wanted, device=first.lm.device)
     for inputs, targets, scored in _micro_batches(runs):
         with autocast(first.config, first.lm.device):
-            among = scored.to(first.lm.device, non_blocking=True)
-            loss, last = run_stacked([run.lm for run in runs], losses, inputs, targets, among)
+            loss, last = run_stacked([run.lm for run in runs], losses, inputs, targets, scored)
         loss[:wanted].sum().backward()
         total += last[:wanted]
     return total
 
 
 def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Inputs and targets [S, b, T] of the next step on the device, and how many targets each whole batch scores [S]."""
+    """Inputs and targets [S, b, T] of the next step and how many targets each whole batch scores [S], on the device."""
     config, device, team = runs[0].config, runs[0].lm.device, runs[0].team
     ids, targets = (np.stack(part) for part in zip(*(run.batches.batch(run.at.step) for run in runs), strict=True))
-    scored = torch.from_numpy((targets != IGNORED).sum((1, 2)))
+    scored = torch.from_numpy((targets != IGNORED).sum((1, 2))).to(device, non_blocking=True)
     for parts in zip(*(np.split(whole, config.accumulation, 1) for whole in (ids, targets)), strict=True):
         inputs, goal = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in parts)
         yield inputs, goal, scored

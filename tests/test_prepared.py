@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from bench.cells import run_cell
 from bench.config import Cell
 from bench.data import TaskData, get_task
 from bench.data.batches import Batches, arrays, views
-from bench.data.prepared import cell_data, load, save
+from bench.data.prepared import cell_data, load, prepare, save
+from bench.data.task import Metric, make_data
 from bench.errors import CellError
-from bench.plan import make_plan
+from bench.plan import make_plan, task_data
+from bench.processes import worker_context
 from bench.store import Store
 from bench.study import Study
 
@@ -30,13 +33,13 @@ def splits(data: TaskData) -> dict[str, Any]:
     return {"train": data.train, "valid": data.valid, "test": data.test, **data.tests}
 
 
-def cell(task: str = "recall") -> Cell:
+def cell(task: str = "recall", seed: int = 0) -> Cell:
     raw = {
         "name": "tiny",
         "question": "?",
         "variants": ["htc"],
         "tasks": [{"name": task, "options": TASKS[task]}],
-        "seeds": [0],
+        "seeds": [seed],
         "model": {"n_blocks": 4, "d_model": 8, "n_heads": 2, "n_cycles": 2},
         "train": {"steps": 4, "batch_size": 4, "eval_sequences": 4, "device": "cpu"},
     }
@@ -47,9 +50,10 @@ def cell(task: str = "recall") -> Cell:
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_read_is_what_was_made(tmp_path: Path, task: str) -> None:
     made = get_task(task, TASKS[task]).build()
-    save(made, tmp_path / "data", tmp_path)
-    read = load(tmp_path / "data")
-    assert read is not None and list(tmp_path.iterdir()) == [tmp_path / "data"]
+    save(made, tmp_path / made.fingerprint, tmp_path)
+    read = load(tmp_path / made.fingerprint)
+    assert read is not None and list(tmp_path.iterdir()) == [tmp_path / made.fingerprint]
+    shutil.rmtree(tmp_path / made.fingerprint)  # a cell that has begun needs it no more
     for name in ("vocab_size", "length", "max_length", "fingerprint", "metric", "bytes_per_token"):
         assert getattr(read, name) == getattr(made, name)
     assert splits(read).keys() == splits(made).keys()
@@ -61,9 +65,9 @@ def test_what_is_read_is_what_was_made(tmp_path: Path, task: str) -> None:
 
 def test_training_reads_the_file_itself(tmp_path: Path) -> None:
     made = get_task("recall", {"length": 64, "n_train": 20_000, "n_valid": 5, "n_test": 5}).build()
-    save(made, tmp_path / "data", tmp_path)
+    save(made, tmp_path / made.fingerprint, tmp_path)
     before = pa.total_allocated_bytes()
-    read = load(tmp_path / "data")
+    read = load(tmp_path / made.fingerprint)
     assert read is not None
     mapped, whole = Batches(read.train, 8, 0), Batches(made.train, 8, 0)
     size = mapped.ids.nbytes + mapped.targets.nbytes
@@ -75,15 +79,15 @@ def test_training_reads_the_file_itself(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("vocab_size", "kind"), [(32_767, np.int16), (32_768, np.int32)])
-def test_tokens_take_as_few_bytes_as_hold_them(vocab_size: int, kind: type) -> None:
-    from bench.data.task import Metric, make_data
-
+@pytest.mark.parametrize(("vocab_size", "kind"), [(32_768, np.int16), (32_769, np.int32)])
+def test_tokens_take_two_bytes_where_they_fit(vocab_size: int, kind: type) -> None:
     ids = np.array([[0, vocab_size - 1]])
     one = (ids, np.array([[-100, vocab_size - 1]]))
     data = make_data({"train": one, "valid": one, "test": one}, vocab_size, Metric("accuracy", True, {}))
     assert [column.dtype for column in views(data.train)] == [kind, kind]
     np.testing.assert_array_equal(arrays(data.train), one)
+    with pytest.raises(ValueError, match=f"split 'train' has the token {vocab_size - 1}, of {vocab_size - 1}"):
+        make_data({"train": one, "valid": one, "test": one}, vocab_size - 1, Metric("accuracy", True, {}))
 
 
 def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
@@ -101,10 +105,11 @@ def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
         shutil.rmtree(store.folder(planned.id))
         assert run_cell(planned, store)["metrics"] == first["metrics"]
     assert (folder / "train.arrow").stat().st_mtime_ns == stamp
-    for name, cut in (("train.arrow", 100), ("data.json", 10), ("24.arrow", 0)):
-        with (folder / name).open("r+b") as file:
-            file.truncate(cut)
-        assert load(folder) is None
+    for name in ("train.arrow", "data.json", "24.arrow", "tokenizer/tokenizer.json"):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+        assert load(folder) is None, name
         shutil.rmtree(store.folder(planned.id))
         assert run_cell(planned, store)["metrics"] == first["metrics"]
         assert load(folder) is not None
@@ -118,18 +123,47 @@ def test_data_other_than_planned_are_refused_and_not_stored(tmp_path: Path) -> N
 
 
 def test_what_another_process_has_stored_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, planned = Store(tmp_path), cell()
-    folder, remove = store.data(planned.fingerprint), shutil.rmtree
+    """Its files may be mapped already: they must stay."""
+    store, first, second = Store(tmp_path), cell(), cell(seed=1)
+    folder = store.data(first.fingerprint)
 
-    def late(path: Path, **options: Any) -> None:
-        if path == folder:
-            (folder / "of another").mkdir(parents=True)
-        else:
-            remove(path, **options)
+    def slow(name: str, options: dict[str, Any]) -> TaskData:
+        monkeypatch.undo()
+        cell_data(first, store)
+        return task_data(name, options)
 
-    monkeypatch.setattr("bench.store.shutil.rmtree", late)
-    assert cell_data(planned, store).fingerprint == planned.fingerprint
-    assert list(folder.iterdir()) == [folder / "of another"] and not list(store.folder(planned.id).iterdir())
+    monkeypatch.setattr("bench.plan.task_data", slow)
+    assert cell_data(second, store).fingerprint == first.fingerprint
+    kept = (folder / "train.arrow").stat().st_ino
+    cell_data(second, store)
+    assert (folder / "train.arrow").stat().st_ino == kept
+    with pytest.raises(OSError, match="not empty"):
+        save(task_data(first.task, first.task_options), folder, store.folder(second.id))
+    assert not list(store.folder(second.id).iterdir()) and (folder / "train.arrow").stat().st_ino == kept
+
+
+def test_processes_that_begin_together_leave_one_whole_copy(tmp_path: Path) -> None:
+    store, cells = Store(tmp_path), [cell(seed=seed) for seed in range(4)]
+    folder = store.data(cells[0].fingerprint)
+    for damaged in (False, True):
+        if damaged:
+            (folder / "tokenizer" / "tokenizer.json").unlink()
+        with ProcessPoolExecutor(4, worker_context()) as pool:
+            found = list(pool.map(_fingerprint, cells, [store] * 4))
+        assert found == [cells[0].fingerprint] * 4 and load(folder) is not None
+        assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def _fingerprint(one: Cell, store: Store) -> str:
+    return cell_data(one, store).fingerprint
+
+
+def test_a_study_prepares_its_data_before_its_cells_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    prepare([cell(), cell("kjv"), cell(seed=1)], store)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {cell().fingerprint, cell("kjv").fingerprint}
+    prepare([cell().model_copy(update={"fingerprint": "0" * 64})], store)  # its cells say why there are none
+    assert load(store.data("0" * 64)) is None
 
 
 def test_a_disk_that_refuses_the_data_is_told(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ def test_a_study_survives_the_loss_of_a_node(
     monkeypatch.setenv("PYTHONPATH", root)
     monkeypatch.setattr("bench.progress.HEARTBEAT", 0.0)
     made = plan(train={"steps": 40, "batch_size": 4, "eval_sequences": 8}, variants=["htc"], reference=None)
+    over = threading.Event()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         doomed = cluster.add_node(num_cpus=1)
         store = Store(tmp_path / "ray")
         killed: list[bool] = []
-        over = threading.Event()
 
         def kill() -> None:
             """When both cells have got somewhere, one of them on the doomed node."""
@@ -44,10 +44,13 @@ def test_a_study_survives_the_loss_of_a_node(
                     return
                 time.sleep(0.005)
 
-        threading.Thread(target=kill).start()
+        killer = threading.Thread(target=kill)
+        killer.start()
         how = Running(every=Every(None, 1), executor="ray", address=cluster.address, beat=0.5, expiry=5.0)
         seen: list[str] = []
         results = run_study(made, store, how, lambda record, planned: seen.append(record["id"]))
+        over.set()
+        killer.join()
     finally:
         over.set()
         ray.shutdown()

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def views(split: Dataset) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Inputs and targets of a split as they are held, each [N, T]: nothing is copied, nor read before it is used."""
+    """Inputs and targets of a split as they are held, each [N, T]: what is in one piece is not copied."""
 
     def column(name: str) -> NDArray[Any]:
-        (values,) = split.data.column(name).chunks
+        column = split.data.column(name)
+        values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         return values.flatten().to_numpy(zero_copy_only=True).reshape(len(values), -1)
 
     return column("input_ids"), column("targets")

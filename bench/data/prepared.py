@@ -2,29 +2,40 @@
 
 What makes the data (reads text, trains a BPE, tokenises, draws sequences) is done once for a store. After that a cell's
 tokens are read from the disk as its batches ask for them, and the memory that holds them is one for all processes of a
-machine.
+machine. The files have digests: a damaged one is never trained on, but made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from bench.config import Cell
 from bench.data.task import Metric, TaskData, dataset
-from bench.errors import CellError
+from bench.errors import CellError, UserError
 from bench.store import Store, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "valid", "test")
-TOKENIZER = "tokenizer"
+ABOUT, TOKENIZER = "data.json", "tokenizer"
+
+
+def prepare(cells: Iterable[Cell], store: Store) -> None:
+    """Store the data of all of the cells. What cannot be made or written, the cells themselves will tell."""
+    for cell in {cell.fingerprint: cell for cell in cells}.values():
+        with suppress(CellError, UserError, OSError):
+            cell_data(cell, store)
 
 
 def cell_data(cell: Cell, store: Store) -> TaskData:
@@ -34,27 +45,42 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     """
     from bench.plan import task_data
 
-    folder = store.data(cell.fingerprint)
+    folder, room = store.data(cell.fingerprint), store.folder(cell.id)
     found = load(folder)
     if found is not None:
         return found
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
-    try:
-        save(made, folder, store.folder(cell.id))
-    except OSError:
-        if not folder.is_dir():  # else another process has been faster
-            raise
+    for _ in range(2):
+        try:
+            save(made, folder, room)
+            break
+        except OSError:
+            found = load(folder)
+            if found is not None:  # of a process that has been faster
+                return found
+            if not folder.is_dir():
+                raise
+            aside = room / f".damaged.{os.getpid()}"
+            with suppress(FileNotFoundError):  # another one has found the same damage
+                os.rename(folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
     return load(folder) or made
 
 
 def save(data: TaskData, folder: Path, room: Path) -> None:
-    """Write data to a folder, which is filled in another, ``room``, and appears when it is complete."""
+    """Write data to a folder, which is filled in another, ``room``, and appears when it is complete. Raises OSError if
+    it is there already.
+    """
     with whole_folder(folder, room) as target:
-        for name, split in _splits(data).items():
-            with pa.OSFile(str(target / f"{name}.arrow"), "wb") as file, pa.ipc.new_file(file, split.schema) as writer:
-                writer.write_table(split)
+        for name, split in {**{name: getattr(data, name) for name in SPLITS}, **data.tests}.items():
+            table = split.data.table
+            with (
+                pa.OSFile(str(target / f"{name}.arrow"), "wb") as file,
+                pa.ipc.new_file(file, table.schema) as writer,
+            ):
+                writer.write_table(table)
         data.tokenizer().save_pretrained(target / TOKENIZER)
         about = {
             "vocab_size": data.vocab_size,
@@ -63,31 +89,39 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
             "metric": asdict(data.metric),
             "bytes_per_token": data.bytes_per_token,
             "tests": list(data.tests),
+            "digests": _digests(target),
         }
-        (target / "data.json").write_text(json.dumps(about, indent=1))
+        (target / ABOUT).write_text(json.dumps(about, indent=1))
 
 
 def load(folder: Path) -> TaskData | None:
-    """The data in a folder, mapped into memory; None if it is missing or damaged."""
+    """The data in a folder of the name of their fingerprint, mapped into memory; None if they are missing or damaged.
+    Nothing of the folder is needed by name afterwards. Raises OSError if it cannot be read.
+    """
     try:
-        about = json.loads((folder / "data.json").read_text())
+        about = json.loads((folder / ABOUT).read_text())
+        whole = about.pop("digests") == _digests(folder) and about["fingerprint"] == folder.name
         tests, metric = about.pop("tests"), Metric(**about.pop("metric"))
-        found = {
-            name: dataset(_mapped(folder / f"{name}.arrow"), name, about["fingerprint"]) for name in (*SPLITS, *tests)
-        }
-        main = {name: found.pop(name) for name in SPLITS}
-        return TaskData(**main, **about, metric=metric, tokenizer=partial(_tokenizer, folder / TOKENIZER), tests=found)
-    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are of these kinds
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    if not whole:
+        return None
+    found = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
+    main, tokenizer = {name: found.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
+    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=found)
+
+
+def _digests(folder: Path) -> dict[str, Any]:
+    """SHA-256 by path of all files but the one that tells of the others."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ABOUT):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _mapped(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _splits(data: TaskData) -> dict[str, pa.Table]:
-    splits = {**{name: getattr(data, name) for name in SPLITS}, **data.tests}
-    return {name: split.data.table for name, split in splits.items()}
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -48,7 +48,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints, in one piece.
+    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
 
     ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
     more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
@@ -143,8 +143,10 @@ def make_data(
     )
     main = ("train", "valid", "test")
     samples = {name: Sample(*splits[name]) for name in (*main, *(name for name in splits if name not in main))}
-    for sample in samples.values():
+    for name, sample in samples.items():
         for column in (sample.ids, sample.targets):
+            if column.max() >= vocab_size:
+                raise ValueError(f"split {name!r} has the token {column.max()}, of {vocab_size}")
             digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
         for axis, labels in sample.slices.items():
             digest.update(json.dumps([axis, labels.astype(str).tolist()]).encode())
@@ -170,8 +172,8 @@ def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
 
 
 def _table(sample: Sample, vocab_size: int) -> pa.Table:
-    """Tokens in as few bytes as hold them and the -100 of what is not scored: training reads them from the disk."""
-    kind = np.int16 if vocab_size <= np.iinfo(np.int16).max else np.int32
+    """Tokens in two bytes, in four where there are too many different ones: training reads them from the disk."""
+    kind = np.int16 if vocab_size - 1 <= np.iinfo(np.int16).max else np.int32
 
     def column(values: Tokens) -> pa.FixedSizeListArray:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind).ravel()), values.shape[1])

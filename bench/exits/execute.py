@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from bench.data.task import IGNORED
 from bench.errors import UserError
 from bench.evaluate import EVAL_BATCH, rule_flops
 from bench.exits.rules import Rule, Watch, get_rule
-from bench.exits.tokens import TokenCycle, tokens_of
+from bench.exits.tokens import TokenCycle, tokens_of, upload
 from bench.model.language_model import CycleForCausalLM
 
 Granularity = Literal["sequence", "token"]
@@ -85,7 +85,7 @@ def execute(
     started = time.perf_counter()
     for start in range(0, len(ids), batch):
         part = slice(start, start + batch)
-        tokens, goal = (torch.from_numpy(column[part]).to(lm.device) for column in (ids, targets))
+        tokens, goal = (upload(column[part], lm.device) for column in (ids, targets))
         found += run(lm, tokens, goal, np.arange(start, start + len(tokens)), known, threshold, n_cycles)
     loss, correct = torch.cat([left.score for left in found], 1).cpu().numpy()
     seconds = time.perf_counter() - started
@@ -105,11 +105,6 @@ class _Left:
     rows: NDArray[np.int64]
     cycle: NDArray[np.int64]
     score: Tensor
-
-
-def upload(values: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on the device, without waiting for it."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def executed_flops(

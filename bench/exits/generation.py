@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache
 
 from bench.errors import UserError, unknown
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
-from bench.exits.execute import Threshold, threshold_at, upload
+from bench.exits.execute import Threshold, threshold_at
 from bench.exits.rules import Watch, get_rule
+from bench.exits.tokens import upload
 from bench.model.blocks import Context
 from bench.model.language_model import CycleForCausalLM, CycleOutput, Walk, default_positions
 from bench.schedule import Step

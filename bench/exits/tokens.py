@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ from bench.model.attention import Prefix, attend, causal_mask
 from bench.model.blocks import Context
 from bench.model.language_model import CycleForCausalLM, Walk
 from bench.schedule import Step
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device, without waiting for it."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def tokens_of(state: Walk, at: Tensor) -> Walk:
@@ -55,8 +61,7 @@ class TokenCycle:
         self.all, self.any_frozen, self.counts = bool(inside.all()), len(frozen) > 0, inside.sum(1).tolist()
         # What the host knows is uploaded once a cycle, so that no step waits for the device.
         self.inside, self.at, self.frozen = (
-            torch.from_numpy(values).to(state.hidden.device, non_blocking=True)
-            for values in (inside, inside.ravel().nonzero()[0], frozen)
+            upload(values, state.hidden.device) for values in (inside, inside.ravel().nonzero()[0], frozen)
         )
 
     def run(self, number: int, state: Walk) -> None:

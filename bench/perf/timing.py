@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.config import TrainConfig
-from bench.graphs import Passes, Replayed, cuda_graph
+from bench.graphs import Replayed, cuda_graph
 from bench.train import make_optimizer
 
 Step = Callable[[], None]
@@ -52,10 +52,10 @@ def training_step(
         loss.backward()
         return loss.detach()
 
-    backward: Passes = Replayed(passes, list(model.parameters()), model.device, cuda_graph) if graph else passes
+    replayed = Replayed(list(model.parameters()), model.device, cuda_graph) if graph else None
 
     def step() -> None:
-        backward(tokens)
+        passes(tokens) if replayed is None else replayed(passes, tokens)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not graph)
         wait(model.device)
