@@ -124,7 +124,7 @@ class Team:
         A RankError tells of it.
         """
         self._failed = True
-        if not isinstance(error, RuntimeError):  # what torch raises when another rank has gone
+        if not self._others or not isinstance(error, RuntimeError):  # which torch raises when another rank has gone
             return error
         ranks = {connection: (rank, process) for rank, (process, connection) in enumerate(self._others, 1)}
         found: list[tuple[float, RankError]] = []

@@ -196,3 +196,9 @@ def test_cells_at_a_time_count_the_processes(monkeypatch: pytest.MonkeyPatch) ->
 def test_cells_of_several_processes_are_not_packed() -> None:
     planned = [Planned("ztt", "p_hop", cell(**TEAM).model_copy(update={"seed": seed})) for seed in range(3)]
     assert [len(pack) for pack in packs(planned, 1, 3)] == [1, 1, 1]
+
+
+def test_a_cell_alone_waits_for_no_other_rank_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "wait", lambda *_: pytest.fail("it waits"))
+    error = RuntimeError("of its own")
+    assert distributed.Team().cause(error) is error

@@ -26,7 +26,7 @@ from bench.runner import Running, run_study
 from bench.store import Store
 from bench.tracking import EXPERIMENT, Tracker
 
-KILLS = int(os.environ.get("CYCLEBENCH_KILLS", "25"))
+KILLS = int(os.environ.get("CYCLEBENCH_KILLS", "15"))
 TIMES = ("timing", "seconds", "tokens_per_second")
 
 

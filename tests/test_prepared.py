@@ -23,9 +23,10 @@ from bench.processes import worker_context
 from bench.store import Store
 from bench.study import Study
 
+ROOT = Path(__file__).parents[1]
 TASKS: dict[str, dict[str, Any]] = {
     "recall": {"length": 16, "n_train": 40, "n_valid": 5, "n_test": 5, "test_lengths": [24]},
-    "kjv": {"length": 32, "tokenizer": "bpe", "bpe_vocab_size": 300, "n_train": 40, "n_valid": 5, "n_test": 5},
+    "text": {"files": [str(ROOT / "README.md")], "length": 32, "tokenizer": "bpe", "bpe_vocab_size": 300},
 }
 
 
@@ -160,8 +161,8 @@ def _fingerprint(one: Cell, store: Store) -> str:
 
 def test_a_study_prepares_its_data_before_its_cells_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    prepare([cell(), cell("kjv"), cell(seed=1)], store)
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {cell().fingerprint, cell("kjv").fingerprint}
+    prepare([cell(), cell("text"), cell(seed=1)], store)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {cell().fingerprint, cell("text").fingerprint}
     prepare([cell().model_copy(update={"fingerprint": "0" * 64})], store)  # its cells say why there are none
     assert load(store.data("0" * 64)) is None
 
