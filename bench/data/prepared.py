@@ -7,6 +7,7 @@ machine. The files have digests: a damaged one is never trained on, but made aga
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,21 +53,27 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
-    for _ in range(2):
-        try:
-            save(made, folder, room)
-            break
-        except OSError:
-            found = load(folder)
-            if found is not None:  # of a process that has been faster
-                return found
-            if not folder.is_dir():
-                raise
-            aside = room / f".damaged.{os.getpid()}"
-            with suppress(FileNotFoundError):  # another one has found the same damage
-                os.rename(folder, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+    if not _stored(made, folder, room):
+        found = load(folder)
+        if found is not None:  # of a process that has been faster
+            return found
+        aside = room / f".damaged.{os.getpid()}"
+        with suppress(FileNotFoundError):  # another one has found the same damage
+            os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        _stored(made, folder, room)
     return load(folder) or made
+
+
+def _stored(made: TaskData, folder: Path, room: Path) -> bool:
+    """Whether the data could be saved; not if there is something already."""
+    try:
+        save(made, folder, room)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
 
 
 def save(data: TaskData, folder: Path, room: Path) -> None:
@@ -100,14 +107,17 @@ def load(folder: Path) -> TaskData | None:
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
-        whole = about.pop("digests") == _digests(folder) and about["fingerprint"] == folder.name
+        if about.pop("digests") != _digests(folder) or about["fingerprint"] != folder.name:
+            return None
         tests, metric = about.pop("tests"), Metric(**about.pop("metric"))
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        found = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
+        main, tokenizer = {name: found.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
+    except OSError as error:
+        if error.errno in (None, errno.ENOENT):  # moved away meanwhile; transformers' own has no number
+            return None
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if not whole:
-        return None
-    found = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
-    main, tokenizer = {name: found.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
     return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=found)
 
 
