@@ -30,10 +30,6 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def splits(data: TaskData) -> dict[str, Any]:
-    return {"train": data.train, "valid": data.valid, "test": data.test, **data.tests}
-
-
 def cell(task: str = "recall", seed: int = 0) -> Cell:
     raw = {
         "name": "tiny",
@@ -57,9 +53,9 @@ def test_what_is_read_is_what_was_made(tmp_path: Path, task: str) -> None:
     shutil.rmtree(tmp_path / made.fingerprint)  # a cell that has begun needs it no more
     for name in ("vocab_size", "length", "max_length", "fingerprint", "metric", "bytes_per_token"):
         assert getattr(read, name) == getattr(made, name)
-    assert splits(read).keys() == splits(made).keys()
-    for name, split in splits(made).items():
-        assert splits(read)[name].to_dict() == split.to_dict() and splits(read)[name].features == split.features
+    assert read.splits.keys() == made.splits.keys()
+    for name, split in made.splits.items():
+        assert read.splits[name].to_dict() == split.to_dict() and read.splits[name].features == split.features
     ids = arrays(made.test)[0][0].tolist()
     assert read.tokenizer().decode(ids) == made.tokenizer().decode(ids)
 
@@ -159,7 +155,7 @@ def _fingerprint(one: Cell, store: Store) -> str:
     return cell_data(one, store).fingerprint
 
 
-def test_a_study_prepares_its_data_before_its_cells_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_prepares_its_data_before_its_cells_begin(tmp_path: Path) -> None:
     store = Store(tmp_path)
     prepare([cell(), cell("text"), cell(seed=1)], store)
     assert {path.name for path in (tmp_path / "data").iterdir()} == {cell().fingerprint, cell("text").fingerprint}

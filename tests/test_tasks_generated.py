@@ -45,10 +45,6 @@ def build(setting: str, **changes: Any) -> TaskData:
     return get_task(name, {"n_train": 300, "n_valid": 50, "n_test": 150, **options, **changes}).build()
 
 
-def splits(data: TaskData) -> dict[str, Any]:
-    return {"train": data.train, "valid": data.valid, "test": data.test, **data.tests}
-
-
 def solve_p_hop(row: Row, options: Options) -> Solved:
     hops = options["hops"][row[0] - 4]
     return [IGNORED, *(hop_oracle(row[1:], t, hops) for t in range(len(row) - 1))], {"hops": hops}
@@ -154,7 +150,7 @@ def test_every_generated_task_has_a_setting_and_a_solver() -> None:
 def test_the_solver_agrees_with_every_label_and_slice(setting: str) -> None:
     name, options = SETTINGS[setting]
     data = build(setting)
-    for split_name, split in splits(data).items():
+    for split_name, split in data.splits.items():
         sliced = {axis: split[axis] for axis in split.column_names if axis not in COLUMNS}
         for at, (row, targets) in enumerate(zip(*(column.tolist() for column in arrays(split)), strict=True)):
             if at == 100:
@@ -169,7 +165,7 @@ def test_the_solver_agrees_with_every_label_and_slice(setting: str) -> None:
 def test_columns_and_tokens(setting: str) -> None:
     data = build(setting)
     used = set()
-    for name, split in splits(data).items():
+    for name, split in data.splits.items():
         assert split.column_names[:2] == list(COLUMNS)
         if name in ("train", "valid"):
             assert len(split.column_names) == 2
@@ -181,13 +177,13 @@ def test_columns_and_tokens(setting: str) -> None:
         assert ids.min() >= 0 and max(ids.max(), targets.max()) < data.vocab_size and targets[scored].min() >= 0
         used |= set(ids.ravel().tolist()) | set(targets[scored].tolist())
     assert max(used) >= data.vocab_size - 2  # no token too many (the last value of memorisation may have no key)
-    assert data.max_length == max(arrays(split)[0].shape[1] for split in splits(data).values())
+    assert data.max_length == max(arrays(split)[0].shape[1] for split in data.splits.values())
 
 
 @every
 def test_no_sequence_is_in_two_splits_or_twice_in_one(setting: str) -> None:
     by_length: dict[int, list[Any]] = defaultdict(list)
-    for split in splits(build(setting)).values():
+    for split in build(setting).splits.values():
         ids = arrays(split)[0]
         by_length[ids.shape[1]].append(rows(ids))
     for parts in by_length.values():
@@ -202,7 +198,7 @@ def test_data_are_a_function_of_the_options_and_the_seed(setting: str) -> None:
     assert again.fingerprint == build(setting).fingerprint != build(setting, seed=1).fingerprint
     larger = build(setting, n_train=500)
     for split_name in ("test", "valid"):
-        np.testing.assert_array_equal(arrays(splits(again)[split_name])[0], arrays(splits(larger)[split_name])[0])
+        np.testing.assert_array_equal(arrays(again.splits[split_name])[0], arrays(larger.splits[split_name])[0])
 
 
 @pytest.mark.parametrize("setting", [s for s, (_, options) in SETTINGS.items() if any("test_" in o for o in options)])

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from bench.config import Cell
-from bench.data.task import Metric, TaskData, dataset
+from bench.data.task import SPLITS, Metric, TaskData, dataset
 from bench.errors import CellError, UserError
 from bench.store import Store, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLITS = ("train", "valid", "test")
 ABOUT, TOKENIZER = "data.json", "tokenizer"
 
 
@@ -81,7 +80,7 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
     it is there already.
     """
     with whole_folder(folder, room) as target:
-        for name, split in {**{name: getattr(data, name) for name in SPLITS}, **data.tests}.items():
+        for name, split in data.splits.items():
             table = split.data.table
             with (
                 pa.OSFile(str(target / f"{name}.arrow"), "wb") as file,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a target that is not scored
+SPLITS = ("train", "valid", "test")  # of every task; whatever else it has are further tests
 COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split has are its slices
 
 
@@ -67,6 +68,11 @@ class TaskData:
     bytes_per_token: dict[str, float] | None
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     tests: dict[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        """All splits by name, the further tests last."""
+        return {**{name: getattr(self, name) for name in SPLITS}, **self.tests}
 
     @property
     def max_length(self) -> int:
@@ -141,8 +147,7 @@ def make_data(
     digest = hashlib.sha256(
         json.dumps([vocab_size, asdict(metric), bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
     )
-    main = ("train", "valid", "test")
-    samples = {name: Sample(*splits[name]) for name in (*main, *(name for name in splits if name not in main))}
+    samples = {name: Sample(*splits[name]) for name in (*SPLITS, *(name for name in splits if name not in SPLITS))}
     for name, sample in samples.items():
         for column in (sample.ids, sample.targets):
             if column.max() >= vocab_size:
@@ -153,7 +158,7 @@ def make_data(
     fingerprint = digest.hexdigest()
     made = {name: dataset(_table(sample, vocab_size), name, fingerprint) for name, sample in samples.items()}
     return TaskData(
-        **{name: made.pop(name) for name in main},
+        **{name: made.pop(name) for name in SPLITS},
         vocab_size=vocab_size,
         length=samples["train"].ids.shape[1],
         fingerprint=fingerprint,
