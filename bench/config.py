@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.errors import UserError, from_validation
 
+IGNORED = -100  # the target of a position that is not scored
 RESULTS_SCHEMA = 2  # part of every cell's id: raise it when a change makes older results incomparable
 
 
@@ -167,7 +168,7 @@ class TrainConfig(Strict):
         0.0, ge=0.0, description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth"
     )
     halting_loss: Literal["none", "gate_cdf", "pondernet", "act"] = Field(
-        "none", description="train model.halting: the loss expected under it, with a penalty (bench.exits.losses)"
+        "none", description="train model.halting: the loss expected under it, with a penalty (bench.train.losses)"
     )
     halting_weight: float = Field(
         0.01, ge=0.0, description="of the penalty: beta of gate_cdf and pondernet, tau of act"

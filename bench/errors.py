@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 from pydantic import ValidationError
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 class UserError(Exception):
@@ -26,6 +31,12 @@ class RankError(Exception):
     def __init__(self, reason: str, kind: str, trace: str | None = None) -> None:
         super().__init__(reason)
         self.reason, self.kind, self.trace = reason, kind, trace
+
+
+def first_line(error: BaseException | str) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    text = str(error).strip() or (error if isinstance(error, str) else type(error).__name__)
+    return text.splitlines()[0] if text else ""
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> UserError:
@@ -50,3 +61,18 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
     return UserError(f"{path}: {message}{given}")
+
+
+def reason_of(error: Exception) -> tuple[str, str, str | None]:
+    """Why a cell failed, in one line; whether of itself or of its environment; the traceback where it is of use."""
+    if isinstance(error, RankError):
+        return error.reason, error.kind, error.trace
+    text = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
+    if isinstance(error, CellError | UserError):
+        return str(error), "cell", None
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return f"out of memory: {text}", "environment", traceback.format_exc()
+    full = isinstance(error, OSError) and error.errno in DISK
+    if full or any(os.strerror(number) in str(error) for number in DISK):  # libraries wrap it in errors of their own
+        return f"the disk refuses to be written: {text}", "environment", traceback.format_exc()
+    return text, "cell", traceback.format_exc()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def worker_context() -> Any:
@@ -17,7 +21,7 @@ def worker_context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.cells", "bench.costs", "bench.train", "bench.plan"])
+    context.set_forkserver_preload(["bench.run.cells", "bench.run.going", "bench.study.plan"])
     return context
 
 
@@ -49,3 +53,34 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def me() -> dict[str, Any]:
+    """This process, so that others on this machine can tell whether it is still there."""
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def _machine() -> str:
+    """Same for two processes only if they see each other's process ids: one boot of one kernel, one id space."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def _born(pid: int) -> float | None:
+    """When a process started, None if there is none, or only one that has ended and is not collected yet."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def gone(owner: dict[str, Any]) -> bool:
+    """Whether a process (as ``me`` told of it) is known to be dead."""
+    if owner["machine"] != _machine():
+        return False
+    born, then = _born(owner["pid"]), owner["born"]
+    return born is None or (isinstance(then, float) and abs(born - then) > 1.0)

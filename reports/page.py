@@ -13,8 +13,8 @@ import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from bench.environment import environments
-from bench.store import atomic_write
+from bench.store.environment import environments
+from bench.store.files import atomic_write
 from reports.aggregates import aggregates, comparable, fronts
 from reports.execution import executions
 from reports.exit_figures import findings, rule_rows

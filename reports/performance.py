@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from bench.store import atomic_write
+from bench.store.files import atomic_write
 from reports.look import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 from reports.render import render
 from reports.units import human

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.store import Store
+from bench.store.store import Store
 from reports.exit_figures import BOUNDS, BUDGET
 from reports.table import Manifest, Record
 

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.store import atomic_write
+from bench.store.files import atomic_write
 from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
 from reports.render import file_name, render
 from reports.table import named, ran_on

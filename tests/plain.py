@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from bench.model import CycleForCausalLM
+from bench.model.language_model import CycleForCausalLM
 
 
 def weights(lm: CycleForCausalLM, index: int) -> dict[str, Tensor]:

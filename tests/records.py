@@ -6,8 +6,8 @@ import hashlib
 from typing import Any
 
 from bench.config import Cell, ModelConfig, TrainConfig
-from bench.exits.trace import ORACLES
-from bench.plan import Planned
+from bench.evaluate.trace import ORACLES
+from bench.study.plan import Planned
 
 VARIANTS = ["htc", "ztt"]
 TASKS: list[dict[str, Any]] = [

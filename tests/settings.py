@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 
 from bench.config import ModelConfig
-from bench.costs import build_model
 from bench.errors import UserError
-from bench.model import CycleForCausalLM
-from bench.variant import Variant, get_variant, variant_class, variant_names
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import Variant, get_variant, variants
 
 VOCAB, LENGTH = 19, 12
 FAMILIES = ("gpt2", "llama")
@@ -44,7 +43,7 @@ def option_settings(name: str) -> Iterator[dict[str, Any]]:
     """Every option value of a variant with the others at their defaults, the defaults first. A value that is refused
     there stands beside the first value of another option that lets it in, and is left out if none does.
     """
-    fields = variant_class(name).Options.model_fields
+    fields = variants.get(name).Options.model_fields
     axes = {key: _values(field.annotation, field.default) for key, field in fields.items()}
     yield {}
     for key, field in fields.items():
@@ -68,12 +67,12 @@ def _name(name: str, options: dict[str, Any]) -> str:
     return "-".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
-DEFAULTS = [(name, {}) for name in variant_names()]
+DEFAULTS = [(name, {}) for name in variants.names()]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
 # Both families for every variant; its options on the one that asks more (grouped heads, rotary positions, SwiGLU).
 EVERY = [
     (name, options, family)
-    for name in variant_names()
+    for name in variants.names()
     for options in option_settings(name)
     for family in (FAMILIES if not options else FAMILIES[-1:])
 ]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from bench.config import ModelConfig
-from bench.costs import costs
 from bench.errors import UserError
+from bench.model.costs import costs
+from bench.model.variant import get_variant
 from bench.perf.additions import cost_rows, shown, write
-from bench.plan import shape_of
-from bench.study import load_study, study_from, study_names
-from bench.variant import get_variant
+from bench.study.load import load_study, study_from, study_names
+from bench.study.plan import shape_of
 
 RAW: dict[str, Any] = {
     "name": "tiny",

@@ -22,16 +22,17 @@ from hypothesis import strategies as st
 from records import RESULTS
 from test_runner import RAW
 
-from bench.checkpoint import Checkpoints, Every, Position
 from bench.cli import main
-from bench.data import TaskData, get_task
+from bench.data.task import TaskData, get_task
 from bench.errors import UserError
-from bench.lease import Watch, read
+from bench.model.variant import get_variant
 from bench.pretrained.command import convert_to
-from bench.status import status
-from bench.store import Store
-from bench.study import Study, load_study, study_from
-from bench.variant import get_variant
+from bench.run.lease import Watch, read
+from bench.run.status import status
+from bench.store.store import Store
+from bench.study.load import load_study, study_from
+from bench.study.schema import Study
+from bench.train.checkpoints import Checkpoints, Every, Position
 
 EXAMPLES = int(os.environ.get("CYCLEBENCH_FUZZ", "60"))
 many = settings(
@@ -153,7 +154,7 @@ def test_broken_input_of_the_command(
     """One line and exit status 2, and nothing is written: what is planned and run after that is replaced."""
     content, overrides = given_to_run
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.tune.tuned_plan", parsed)
+    monkeypatch.setattr("bench.sweep.tune.tuned_plan", parsed)
     (tmp_path / "x.yaml").write_bytes(content)
     arguments = [argument for override in overrides for argument in ("--set", override)]
     monkeypatch.setattr("sys.argv", ["cyclebench", "run", "x.yaml", *arguments])

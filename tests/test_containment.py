@@ -17,14 +17,14 @@ import pytest
 import torch
 from test_runner import RAW, numbers, plan
 
-from bench import cells
-from bench.cells import Job, work
-from bench.checkpoint import Every
 from bench.cli import runs as commands
-from bench.executors.local import LocalExecutor
-from bench.runner import DEATHS, Running, run_study
-from bench.store import Store
-from bench.usage import Usage
+from bench.run import cells
+from bench.run.cells import Job, work
+from bench.run.executors.local import LocalExecutor
+from bench.run.runner import DEATHS, Running, run_study
+from bench.run.usage import Usage
+from bench.store.store import Store
+from bench.train.checkpoints import Every
 
 ONE = plan(variants=["htc"], seeds=[0], reference=None)
 
@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_again_and_again_fails_its_cell_alone(
     made = plan(variants=["htc"], reference=None, train={**RAW["train"], "steps": 300})
     victim, other = (planned.cell.id for planned in made.cells)
     monkeypatch.setattr(Deadly, "victim", victim)
-    monkeypatch.setattr("bench.runner.LocalExecutor", Deadly)
+    monkeypatch.setattr("bench.run.runner.LocalExecutor", Deadly)
     results = run_study(made, Store(tmp_path), Running(2), nothing)
     assert Deadly.deaths == DEATHS and results[other]["status"] == "done"
     assert results[victim]["kind"] == "environment"
@@ -115,8 +115,8 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
         pytest.skip("this system lets nobody mount a file system of his own (unshare -rm)")
     cell = ONE.cells[0].cell
     code = (
-        "import json, sys; from pathlib import Path; from bench.cells import Job, work\n"
-        "from bench.checkpoint import Every; from bench.config import Cell\n"
+        "import json, sys; from pathlib import Path; from bench.run.cells import Job, work\n"
+        "from bench.train.checkpoints import Every; from bench.config import Cell\n"
         "cell = Cell.model_validate_json(sys.argv[1])\n"
         "def fill(kind, arguments):\n"
         "    if kind == 'start':\n"
@@ -179,7 +179,7 @@ def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys
 
 
 def test_usage_is_sampled_and_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.usage.MOST", 8)
+    monkeypatch.setattr("bench.run.usage.MOST", 8)
     with Usage(0.002) as usage:
         until = time.monotonic() + 30
         while usage.interval < 0.005 and time.monotonic() < until:

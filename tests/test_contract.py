@@ -13,10 +13,10 @@ from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VO
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.costs import costs, measured_flops, non_embedding, pass_flops, training_flops
-from bench.model import CycleForCausalLM
-from bench.train import make_optimizer
-from bench.variant import get_variant
+from bench.model.costs import costs, measured_flops, non_embedding, pass_flops, training_flops
+from bench.model.language_model import CycleForCausalLM
+from bench.model.variant import get_variant
+from bench.train.loop import make_optimizer
 
 every = pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)

@@ -13,21 +13,22 @@ import torch
 from checkpoints import BLOCKS, VOCAB, gpt2, llama
 from transformers import AutoModelForCausalLM
 
-from bench.cells import run_cell
 from bench.config import ModelConfig
-from bench.costs import build_model, count, measured_flops, pass_flops, training_flops
 from bench.errors import UserError
-from bench.freezing import freeze
+from bench.model.costs import count, measured_flops, pass_flops, training_flops
+from bench.model.freezing import freeze
+from bench.model.language_model import build_model
 from bench.model.parts import PARTS
-from bench.plan import make_plan
+from bench.model.schedule import cycle, middle_cycle
+from bench.model.variant import get_variant
 from bench.pretrained.command import convert_to
 from bench.pretrained.convert import convert
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import load, outline
-from bench.schedule import cycle, middle_cycle
-from bench.store import Store
-from bench.study import study_from
-from bench.variant import get_variant
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.load import study_from
+from bench.study.plan import make_plan
 
 EXACT = ["vanilla", "bc", "htc", "ztt", "relaxed", "sequence", "middle_sequence"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bench.errors import UserError
-from bench.study import Study, study_from
+from bench.study.load import study_from
+from bench.study.schema import Study
 
 RAW: dict[str, Any] = {"name": "s", "question": "q", "tasks": ["p_hop"], "variants": ["htc"], "seeds": 2}
 

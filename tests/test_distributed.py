@@ -12,20 +12,21 @@ import pytest
 import torch
 from settings import make
 
-from bench import distributed
-from bench.cells import Job, run_cell, work
-from bench.checkpoint import Every
 from bench.config import Cell, ModelConfig, TrainConfig, parse
-from bench.data import get_task
+from bench.data.task import get_task
 from bench.errors import UserError
-from bench.executors.local import LocalExecutor
-from bench.model import CycleForCausalLM
-from bench.packs import packs
-from bench.plan import Planned
-from bench.runner import default_jobs
-from bench.store import Store
-from bench.train import Training, train
-from bench.variant import get_variant
+from bench.model.language_model import CycleForCausalLM
+from bench.model.variant import get_variant
+from bench.run.cells import Job, work
+from bench.run.executors.local import LocalExecutor
+from bench.run.going import run_cell
+from bench.run.packs import packs
+from bench.run.runner import default_jobs
+from bench.store.store import Store
+from bench.study.plan import Planned
+from bench.train import distributed
+from bench.train.checkpoints import Every
+from bench.train.loop import Training, train
 
 TRAIN = {"steps": 12, "batch_size": 8, "lr": 3e-3, "eval_sequences": 16, "eval_every": 4, "grad_clip": 0.3}
 OPTIONS = {"hops": 1, "length": 12, "n_train": 60, "n_valid": 20, "n_test": 20}

@@ -14,16 +14,16 @@ import torch
 from mlflow import MlflowClient
 from settings import shape
 
-from bench.costs import build_model, measured_flops
-from bench.data import get_task
 from bench.data.batches import arrays
+from bench.data.task import get_task
 from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.downstream.command import evaluate_all, task_options
 from bench.errors import UserError
-from bench.evaluate import evaluate
-from bench.model import CycleForCausalLM
+from bench.evaluate.evaluation import evaluate
+from bench.model.costs import measured_flops
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
-from bench.variant import get_variant
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 

@@ -10,12 +10,12 @@ import torch
 from settings import DEFAULT_ID, DEFAULTS, LENGTH, make, tokens
 from torch.nn.functional import cross_entropy
 
-from bench.costs import counted_flops, exit_flops, measured_flops, pass_flops, read_out_flops
+from bench.config import IGNORED
 from bench.errors import UserError
+from bench.evaluate.rules import Watch, get_rule
 from bench.exits.execute import execute
-from bench.exits.rules import Watch, get_rule
-from bench.model import CycleForCausalLM
-from bench.model.language_model import IGNORED
+from bench.model.costs import counted_flops, exit_flops, measured_flops, pass_flops, read_out_flops
+from bench.model.language_model import CycleForCausalLM
 
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
 N = 6

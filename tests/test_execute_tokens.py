@@ -10,13 +10,13 @@ import torch
 from settings import DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, make, tokens
 from torch.nn.functional import cross_entropy
 
-from bench.costs import counted_flops, measured_flops, pass_flops
+from bench.config import IGNORED
 from bench.errors import UserError
+from bench.evaluate.rules import Watch, get_rule
 from bench.exits.execute import execute
 from bench.exits.generation import EarlyExit
-from bench.exits.rules import Watch, get_rule
-from bench.model import CycleForCausalLM
-from bench.model.language_model import IGNORED
+from bench.model.costs import counted_flops, measured_flops, pass_flops
+from bench.model.language_model import CycleForCausalLM
 
 CHOOSES = "mor"  # its tokens by itself
 cycled = [

@@ -14,8 +14,8 @@ from records import MANIFEST, RESULTS
 from scipy.stats import spearmanr
 
 from bench.data.task import Metric
-from bench.exits.record import calibration, exits_record, rank
-from bench.exits.trace import Trace
+from bench.evaluate.record import calibration, exits_record, rank
+from bench.evaluate.trace import Trace
 from reports.exit_figures import (
     BOUNDS,
     cycles_at_test,

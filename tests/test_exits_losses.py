@@ -10,20 +10,19 @@ import pytest
 import torch
 from settings import DEFAULTS, FAMILIES, LENGTH, halts, make, tokens
 
-from bench.config import ModelConfig, TrainConfig
-from bench.costs import build_model, cycle_flops, head_flops, measured_flops, pass_flops, step_flops, training_flops
-from bench.costs import counted_flops as counted
-from bench.data import TaskData, get_task
+from bench.config import IGNORED, ModelConfig, TrainConfig
+from bench.data.task import TaskData, get_task
 from bench.errors import UserError
-from bench.evaluate import evaluate
-from bench.exits.losses import exit_losses, halting_chances, halting_penalty
-from bench.exits.rules import get_rule
-from bench.model import CycleForCausalLM
-from bench.model.language_model import IGNORED
-from bench.plan import make_plan
-from bench.study import study_from
-from bench.train import train
-from bench.variant import get_variant
+from bench.evaluate.evaluation import evaluate
+from bench.evaluate.rules import get_rule
+from bench.model.costs import counted_flops as counted
+from bench.model.costs import cycle_flops, head_flops, measured_flops, pass_flops, step_flops, training_flops
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
+from bench.study.load import study_from
+from bench.study.plan import make_plan
+from bench.train.loop import train
+from bench.train.losses import exit_losses, halting_chances, halting_penalty
 
 CYCLED = [name for name, _ in DEFAULTS if make(name, {}).schedule.n_cycles > 1]
 KINDS = ("gate_cdf", "pondernet", "act")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.cells import run_cell
+from bench.data.task import task_data
 from bench.errors import UserError
-from bench.exits.record import BUDGETS, POINTS, exits_record
-from bench.exits.trace import Trace
-from bench.plan import make_plan, task_data
-from bench.store import Store
-from bench.study import study_from
+from bench.evaluate.record import BUDGETS, POINTS, exits_record
+from bench.evaluate.trace import Trace
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.load import study_from
+from bench.study.plan import make_plan
 
 RAW: dict[str, Any] = {
     "name": "tiny",

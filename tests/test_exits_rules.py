@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from settings import DEFAULTS, LENGTH, VOCAB, halts, make, tokens
 from torch.nn.functional import cross_entropy
 
+from bench.config import IGNORED
 from bench.errors import UserError
-from bench.evaluate import evaluate
-from bench.exits.rules import Prediction, Rule, View, Watch, all_rules, get_rule, register, rule_names
-from bench.model.language_model import IGNORED
+from bench.evaluate.evaluation import evaluate
+from bench.evaluate.rules import Prediction, Rule, View, Watch, all_rules, get_rule, register, rules
 
 N, CYCLES = 6, 3
 KEYS = [rule.key for rule in all_rules()]
@@ -250,7 +250,7 @@ def test_patience_counts_cycles_without_a_change() -> None:
 
 
 def test_names_are_checked() -> None:
-    assert {"zero_attention", "halting", "fixed", "random"} <= set(rule_names())
+    assert {"zero_attention", "halting", "fixed", "random"} <= set(rules.names())
     assert all(get_rule(key).key == key for key in KEYS)
     with pytest.raises(UserError, match=r"unknown exit rule 'entrpy'; did you mean 'entropy'"):
         get_rule("entrpy")

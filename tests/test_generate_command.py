@@ -10,14 +10,14 @@ import torch
 from settings import make
 from transformers import AutoTokenizer
 
-from bench.cells import run_cell
 from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.errors import UserError
-from bench.exits.clock import execute_study
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
-from bench.plan import make_plan
-from bench.store import Store
+from bench.run.execution import execute_study
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.plan import make_plan
 from reports.page import write
 
 TEXT = ["In the beginning God created the heaven and the earth.\n", "Größe, naïve 日本 \N{ROCKET}  two  spaces\t"] * 4
@@ -46,7 +46,7 @@ def test_the_saved_tokeniser_is_the_tasks_own(kind: str, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A finished study of two cells."""
-    from bench.study import load_study
+    from bench.study.load import load_study
 
     root = tmp_path_factory.mktemp("runs")
     (root / "tiny.yaml").write_text(STUDY)

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from bench.errors import UserError
+from bench.evaluate.rules import Watch, get_rule
 from bench.exits.cache import ExitCache
 from bench.exits.generation import EarlyExit, Policy
-from bench.exits.rules import Watch, get_rule
-from bench.model import CycleForCausalLM
+from bench.model.language_model import CycleForCausalLM
 
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
 families = pytest.mark.parametrize("family", FAMILIES)

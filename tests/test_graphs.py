@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.config import ModelConfig, TrainConfig
-from bench.data import TaskData, get_task
+from bench.data.task import TaskData, get_task
 from bench.errors import UserError
-from bench.graphs import Replayed
-from bench.train import pick_device, repeatable, train
+from bench.train.device import pick_device, repeatable
+from bench.train.graphs import Replayed
+from bench.train.loop import train
 
 CONFIG = TrainConfig(steps=12, batch_size=8, accumulation=2, eval_sequences=8, cuda_graphs=True)
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
@@ -49,7 +50,7 @@ class Recorder(TorchDispatchMode):
 
 
 def recorded(run: Callable[[], None]) -> Callable[[], object]:
-    """``bench.graphs.cuda_graph`` on a CPU: a run that is not wanted, and one that is recorded."""
+    """``bench.train.graphs.cuda_graph`` on a CPU: a run that is not wanted, and one that is recorded."""
     run()
     with Recorder() as recorder:
         run()
@@ -73,7 +74,7 @@ def test_recorded_passes_train_to_the_same_bits(
     """A step of every variant is the same operations every time; micro-batches add up and steps do not; what is run to
     be recorded leaves neither gradients nor draws (dropout, noise).
     """
-    monkeypatch.setattr("bench.train.cuda_graph", recorded)
+    monkeypatch.setattr("bench.train.loop.cuda_graph", recorded)
     plain = trained(data, CONFIG.model_copy(update={"cuda_graphs": False}), name, options, "cpu", 0.1)
     found = trained(data, CONFIG, name, options, "cpu", 0.1)
     assert found[0] == plain[0]

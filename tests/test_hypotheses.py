@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.data.task import Metric, TaskData, make_data
 from bench.errors import UserError
-from bench.hypotheses import resolve
-from bench.plan import make_plan
 from bench.stats import over_tasks, paired
-from bench.store import Store
-from bench.study import Study, study_from
+from bench.store.store import Store
+from bench.study.hypotheses import resolve
+from bench.study.load import study_from
+from bench.study.plan import make_plan
+from bench.study.schema import Study
 from reports.page import write
 from reports.power import power_rows
 from reports.verdicts import differences, verdicts

@@ -19,12 +19,12 @@ import pytest
 from mlflow import MlflowClient
 from test_runner import plan
 
-from bench.checkpoint import Every
-from bench.executors import local
-from bench.plan import Plan
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.tracking import EXPERIMENT, Tracker
+from bench.run.executors import local
+from bench.run.runner import Running, run_study
+from bench.store.store import Store
+from bench.store.tracking import EXPERIMENT, Tracker
+from bench.study.plan import Plan
+from bench.train.checkpoints import Every
 
 KILLS = int(os.environ.get("CYCLEBENCH_KILLS", "15"))
 TIMES = ("timing", "seconds", "tokens_per_second")

@@ -18,12 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.executors import local
-from bench.lease import Lease, LeaseLostError, Watch, me, read
-from bench.plan import make_plan
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.study import study_from
+from bench.processes import me
+from bench.run.executors import local
+from bench.run.lease import Lease, LeaseLostError, Watch, read
+from bench.run.runner import Running, run_study
+from bench.store.store import Store
+from bench.study.load import study_from
+from bench.study.plan import make_plan
 
 N_CELLS = int(os.environ.get("CYCLEBENCH_LEASE_CELLS", "6"))
 N_WORKERS = int(os.environ.get("CYCLEBENCH_LEASE_WORKERS", "4"))  # of two studies together

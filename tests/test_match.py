@@ -2,8 +2,8 @@ import pytest
 
 from bench.config import ModelConfig
 from bench.errors import UserError
-from bench.match import TOLERANCE, Match, measure, solve
-from bench.variant import get_variant
+from bench.model.match import TOLERANCE, Match, measure, solve
+from bench.model.variant import get_variant
 
 HTC = ModelConfig(d_model=32, n_heads=4, n_blocks=4, n_cycles=3)
 VOCAB, LENGTH = 64, 32

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.data import get_task
+from bench.config import IGNORED
 from bench.data.batches import arrays
 from bench.data.p_hop import hop_targets
-from bench.data.task import IGNORED, TaskData, rows
+from bench.data.task import TaskData, get_task, rows
 from bench.errors import UserError
 
 SMALL = {"length": 24, "n_train": 600, "n_valid": 100, "n_test": 200}

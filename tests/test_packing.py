@@ -13,18 +13,19 @@ import torch
 from settings import EVERY, EVERY_ID, shape
 from test_runner import RAW, plan
 
-from bench.checkpoint import Checkpoints, Every
 from bench.config import TrainConfig
-from bench.costs import build_model
-from bench.data import TaskData, get_task
-from bench.freezing import freeze
-from bench.packing import run_stacked
-from bench.packs import packs, stackable
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.train import Training, gradients, repeatable, train, train_together
-from bench.variant import get_variant
-from bench.verify import rerun
+from bench.data.task import TaskData, get_task
+from bench.model.freezing import freeze
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
+from bench.run.packs import packs, stackable
+from bench.run.runner import Running, run_study
+from bench.run.verify import rerun
+from bench.store.store import Store
+from bench.train.checkpoints import Checkpoints, Every
+from bench.train.device import repeatable
+from bench.train.loop import Training, gradients, train, train_together
+from bench.train.packing import run_stacked
 
 OPTIONS = {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}
 CONFIG = TrainConfig(steps=12, batch_size=4, accumulation=2, eval_sequences=8, eval_every=6)
@@ -160,7 +161,7 @@ def test_threads_have_stacks_of_their_own(data: TaskData, monkeypatch: pytest.Mo
         seen.append((threading.get_ident(), torch.get_num_threads(), [id(lm) for lm in lms]))
         return run_stacked(lms, *rest)
 
-    monkeypatch.setattr("bench.train.run_stacked", watched)
+    monkeypatch.setattr("bench.train.loop.run_stacked", watched)
     runs = runs_of(data, CONFIG.model_copy(update={"threads": 2, "accumulation": 1}), seeds=5)
     with repeatable(0, 2):
         check_gradients(runs)
@@ -188,7 +189,7 @@ def test_a_stack_that_is_too_large_goes_on_in_parts(data: TaskData, monkeypatch:
             raise torch.OutOfMemoryError("no room")
         return run_stacked(lms, *rest)
 
-    monkeypatch.setattr("bench.train.run_stacked", small)
+    monkeypatch.setattr("bench.train.loop.run_stacked", small)
     runs = runs_of(data, CONFIG)
     with pytest.warns(UserWarning, match="no step of 3 models at once, going on with 1: no room"):
         assert [error for _, error in train_together(runs)] == [None] * 3
@@ -208,7 +209,7 @@ def test_a_thread_that_fails_leaves_none_behind(data: TaskData, monkeypatch: pyt
             ended.append(True)
         return run_stacked(lms, *rest)
 
-    monkeypatch.setattr("bench.train.run_stacked", first_fails)
+    monkeypatch.setattr("bench.train.loop.run_stacked", first_fails)
     runs = runs_of(data, CONFIG.model_copy(update={"threads": 2}), seeds=4)
     with repeatable(0, 2):
         with pytest.raises(torch.OutOfMemoryError):

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from bench.cli import app, main
 from bench.config import ModelConfig
-from bench.costs import build_model, count, training_flops
+from bench.data.task import task_data
+from bench.model.costs import count, training_flops
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.perf import exits, packing, rivals, scaling, sections, startup, traces, training, zero_tokens
 from bench.perf.timing import VOCAB, in_turns, quartiles
-from bench.plan import task_data
-from bench.variant import get_variant
 from reports.performance import figure, shown, table
 
 CPU = torch.device("cpu")

@@ -11,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bench.cells import run_cell
 from bench.config import Cell
-from bench.data import TaskData, get_task
 from bench.data.batches import Batches, arrays, views
 from bench.data.prepared import cell_data, load, prepare, save
-from bench.data.task import Metric, make_data
+from bench.data.task import Metric, TaskData, get_task, make_data, task_data
 from bench.errors import CellError
-from bench.plan import make_plan, task_data
 from bench.processes import worker_context
-from bench.store import Store
-from bench.study import Study
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.plan import make_plan
+from bench.study.schema import Study
 
 ROOT = Path(__file__).parents[1]
 TASKS: dict[str, dict[str, Any]] = {
@@ -98,7 +97,7 @@ def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
     ]
     stamp = (folder / "train.arrow").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("bench.plan.task_data", lambda *_: pytest.fail("the data are made again"))
+        patch.setattr("bench.data.task.task_data", lambda *_: pytest.fail("the data are made again"))
         shutil.rmtree(store.folder(planned.id))
         assert run_cell(planned, store)["metrics"] == first["metrics"]
     assert (folder / "train.arrow").stat().st_mtime_ns == stamp
@@ -129,7 +128,7 @@ def test_what_another_process_has_stored_meanwhile_is_taken(tmp_path: Path, monk
         cell_data(first, store)
         return task_data(name, options)
 
-    monkeypatch.setattr("bench.plan.task_data", slow)
+    monkeypatch.setattr("bench.data.task.task_data", slow)
     assert cell_data(second, store).fingerprint == first.fingerprint
     kept = (folder / "train.arrow").stat().st_ino
     cell_data(second, store)

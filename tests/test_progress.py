@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-import bench.progress
-from bench.progress import Progress
+import bench.run.progress
+from bench.run.progress import Progress
 
 
 def use(console: Console) -> None:
@@ -33,7 +33,7 @@ def test_a_sign_of_life_now_and_then(monkeypatch: object) -> None:
     progress.start("a", "ztt kjv seed 0", 100)
     progress.update("a", 10, 2.0, 1000.0)
     assert text.getvalue() == ""
-    progress._spoke -= bench.progress.HEARTBEAT + 1
+    progress._spoke -= bench.run.progress.HEARTBEAT + 1
     progress.update("a", 20, 1.5, 1000.0)
     assert text.getvalue() == "ztt kjv seed 0: step 20/100, loss 1.500, 1,000 tokens/s\n"
 

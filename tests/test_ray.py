@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from test_runner import numbers, plan
 
-from bench.checkpoint import Every
-from bench.runner import Running, run_study
-from bench.store import Store
+from bench.run.runner import Running, run_study
+from bench.store.store import Store
+from bench.train.checkpoints import Every
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cyclebench[ray]'")
 
@@ -26,7 +26,7 @@ def test_a_study_survives_the_loss_of_a_node(
 
     root = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
-    monkeypatch.setattr("bench.progress.HEARTBEAT", 0.0)
+    monkeypatch.setattr("bench.run.progress.HEARTBEAT", 0.0)
     made = plan(train={"steps": 40, "batch_size": 4, "eval_sequences": 8}, variants=["htc"], reference=None)
     over = threading.Event()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.study import study_from
+from bench.study.load import study_from
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import pytest
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
-from bench.store import Store
+from bench.store.store import Store
 from reports.figures import FIGURES, accuracy_vs_flops, zero_attention
 from reports.look import STYLE
 from reports.page import write

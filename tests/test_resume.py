@@ -13,17 +13,18 @@ import pytest
 import torch
 from settings import make
 
-from bench.cells import Job, work
-from bench.checkpoint import Checkpoints, Every, Position
 from bench.config import Cell, ModelConfig, TrainConfig
-from bench.costs import build_model
-from bench.data import TaskData, get_task
+from bench.data.task import TaskData, get_task
 from bench.errors import UserError
-from bench.executors.local import worker_context
-from bench.lease import Watch
-from bench.store import Store
-from bench.train import repeatable, train
-from bench.variant import get_variant
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
+from bench.run.cells import Job, work
+from bench.run.executors.local import worker_context
+from bench.run.lease import Watch
+from bench.store.store import Store
+from bench.train.checkpoints import Checkpoints, Every, Position
+from bench.train.device import repeatable
+from bench.train.loop import train
 
 CONFIG = TrainConfig(steps=8, batch_size=4, accumulation=2, eval_sequences=8, eval_every=3, random_cycles=True)
 OPTIONS = {"hops": 1, "length": 12, "n_train": 50, "n_valid": 10, "n_test": 20}

@@ -13,14 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.config import TrainConfig
-from bench.costs import build_model
-from bench.data import get_task
+from bench.data.task import get_task
 from bench.errors import UserError
 from bench.exits.execute import Granularity, execute
 from bench.exits.generation import EarlyExit
-from bench.model import CycleForCausalLM
-from bench.train import Training, gradients, loss_of
-from bench.variant import get_variant
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
+from bench.train.loop import Training, gradients, loss_of
 
 aten = torch.ops.aten
 READS = (

@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from bench.cells import Job, run_cell
-from bench.checkpoint import Every
 from bench.cli import app, main
-from bench.executors import Event
-from bench.executors.local import LocalExecutor
-from bench.exits.trace import Trace
-from bench.model import CycleForCausalLM
-from bench.plan import Planned, make_plan
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.study import study_from
-from bench.tracking import SEARCH
+from bench.evaluate.trace import Trace
+from bench.model.language_model import CycleForCausalLM
+from bench.run.cells import Job
+from bench.run.executors import Event
+from bench.run.executors.local import LocalExecutor
+from bench.run.going import run_cell
+from bench.run.runner import Running, run_study
+from bench.store.store import Store
+from bench.store.tracking import SEARCH
+from bench.study.load import study_from
+from bench.study.plan import Planned, make_plan
+from bench.train.checkpoints import Every
 
 RAW: dict[str, Any] = {
     "name": "tiny",

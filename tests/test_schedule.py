@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import UserError
-from bench.schedule import Schedule, Step, build, cycle, middle_cycle, middle_sequence, sequence, stack
+from bench.model.schedule import Schedule, Step, build, cycle, middle_cycle, middle_sequence, sequence, stack
 
 SIZES = st.integers(1, 12)
 ENDS = st.integers(0, 3)

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cells import run_cell
 from bench.config import Cell
-from bench.costs import count
 from bench.data.batches import arrays
-from bench.model import CycleForCausalLM
-from bench.plan import make_plan, task_data
-from bench.store import Store
-from bench.study import study_from
+from bench.data.task import task_data
+from bench.model.costs import count
+from bench.model.language_model import CycleForCausalLM
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.load import study_from
+from bench.study.plan import make_plan
 
 TASKS: dict[str, dict[str, Any]] = {
     "addition": {"n_train": 50, "n_valid": 10, "n_test": 90, "test_numbers": [7]},

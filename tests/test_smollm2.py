@@ -13,14 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bench.config import TrainConfig
-from bench.data import get_task
 from bench.data.batches import arrays
-from bench.evaluate import evaluate
-from bench.freezing import freeze
+from bench.data.task import get_task
+from bench.evaluate.evaluation import evaluate
+from bench.model.freezing import freeze
+from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.sources import load, load_tokenizer, locate
-from bench.train import repeatable, train
-from bench.variant import get_variant
+from bench.train.device import repeatable
+from bench.train.loop import train
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,9 +10,9 @@ from settings import LENGTH, VOCAB, tokens
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bench.config import ModelConfig
-from bench.costs import build_model, count
-from bench.model import CycleForCausalLM
-from bench.variant import get_variant
+from bench.model.costs import count
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
 
 PLAIN = [
     ("vanilla", {}),

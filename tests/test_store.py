@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from records import FAILED, MANIFEST, RESULTS
 
-from bench import store as module
 from bench.errors import UserError
-from bench.status import status
-from bench.store import Records, Store, atomic_write
+from bench.run.status import status
+from bench.store import store as module
+from bench.store.files import atomic_write
+from bench.store.store import Records, Store
 
 CELL = MANIFEST["cells"][0]
 RECORD, FAILURE = RESULTS[CELL["id"]], RESULTS[FAILED]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bench.errors import UserError
-from bench.study import Study, load_study, study_from, study_names
+from bench.study.load import load_study, study_from, study_names
+from bench.study.schema import Study
 
 BASE = """name: s
 question: why

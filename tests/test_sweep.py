@@ -12,14 +12,14 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from bench.errors import UserError
-from bench.exits.trace import Trace
-from bench.store import Store
-from bench.study import study_from
+from bench.evaluate.trace import Trace
+from bench.store.store import Store
+from bench.store.tracking import Tracker
+from bench.study.load import study_from
+from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep import budgets, thresholds
 from bench.sweep.run import run_sweep
-from bench.sweep.spec import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep.storage import default_url, open_storage, open_study, shown_url
-from bench.tracking import Tracker
 
 IDS = ("a" * 64, "b" * 64)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from test_p_hop import oracle as hop_oracle
 
-from bench.data import TaskData, get_task, task_class, task_names
+from bench.config import IGNORED
 from bench.data.batches import arrays
 from bench.data.generated import Generated
-from bench.data.task import COLUMNS, IGNORED, Metric, Sample, make_data, rows
+from bench.data.task import COLUMNS, Metric, Sample, TaskData, get_task, make_data, rows, tasks
 from bench.errors import UserError
 
 Row, Options = list[int], dict[str, Any]
@@ -142,7 +142,7 @@ every = pytest.mark.parametrize("setting", SETTINGS)
 
 
 def test_every_generated_task_has_a_setting_and_a_solver() -> None:
-    names = {name for name in task_names() if issubclass(task_class(name), Generated)}
+    names = {name for name in tasks.names() if issubclass(tasks.get(name), Generated)}
     assert names == set(SOLVERS) == {name for name, _ in SETTINGS.values()} and len(names) == 8
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import TaskData, get_task
 from bench.data.batches import Batches, arrays
 from bench.data.kjv import TEST, VALID, books
-from bench.data.task import rows
+from bench.data.task import TaskData, get_task, rows
 from bench.errors import UserError
 
 

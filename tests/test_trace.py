@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from settings import VOCAB, make, tokens
 
-from bench.costs import counted_flops, exit_flops, pass_flops
+from bench.config import IGNORED
 from bench.errors import UserError
-from bench.evaluate import by_cycles, evaluate, rule_flops
-from bench.exits.rules import Watch, all_rules, get_rule
-from bench.exits.trace import Trace, with_bits
-from bench.model.language_model import IGNORED
+from bench.evaluate.evaluation import by_cycles, evaluate, rule_flops
+from bench.evaluate.rules import Watch, all_rules, get_rule
+from bench.evaluate.trace import Trace, with_bits
+from bench.model.costs import counted_flops, exit_flops, pass_flops
 
 RULES = ("confidence", "entropy", "patience", "random")
 

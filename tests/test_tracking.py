@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 from records import MANIFEST, planned, record
 
-from bench.store import Store
-from bench.tracking import CELL, EXPERIMENT, Tracker
+from bench.store.store import Store
+from bench.store.tracking import CELL, EXPERIMENT, Tracker
 
 
 def children(client: MlflowClient) -> list[Any]:

@@ -18,11 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.config import TrainConfig
-from bench.costs import build_model, costs, training_flops
-from bench.data import TaskData, get_task
+from bench.data.task import TaskData, get_task
 from bench.errors import CellError, UserError
-from bench.train import draw_cycles, learning_rate, make_optimizer, pick_device, repeatable, train
-from bench.variant import get_variant, variant_names
+from bench.model.costs import costs, training_flops
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant, variants
+from bench.train.device import pick_device, repeatable
+from bench.train.loop import draw_cycles, learning_rate, make_optimizer, train
 
 CONFIG = TrainConfig(steps=12, batch_size=8, lr=3e-3, eval_sequences=32)
 
@@ -135,7 +137,7 @@ def test_compile_trains_to_the_same_numbers(data: TaskData) -> None:
     assert not any("forward" in vars(module) for module in lm.modules()), "taken back at the end"
 
 
-@pytest.mark.parametrize("variant", variant_names())
+@pytest.mark.parametrize("variant", variants.names())
 def test_activation_checkpointing_changes_no_number(data: TaskData, variant: str) -> None:
     config = CONFIG.model_copy(update={"steps": 3, "random_cycles": variant == "recurrent", "backward_cycles": None})
     kept, again = (

@@ -10,16 +10,17 @@ import optuna
 import pytest
 from pydantic import Field
 
-import bench.variant
-from bench.cells import run_cell
+import bench.model.variant
 from bench.config import Strict
 from bench.errors import UserError
-from bench.plan import Plan, make_plan
-from bench.store import Store
-from bench.study import Study, study_from
+from bench.model.variant import register
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.study.load import study_from
+from bench.study.plan import Plan, make_plan
+from bench.study.schema import Study
 from bench.sweep.storage import default_url as url
-from bench.tune import tuned_plan
-from bench.variant import register
+from bench.sweep.tune import tuned_plan
 from reports.tuning import tuning
 from variants.htc import HeadTailCycling
 
@@ -143,7 +144,7 @@ def test_failed_trials_are_told_and_a_variant_without_any_is_an_error(tmp_path: 
 
 
 def test_a_variant_declares_what_else_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.variant, "_registry", dict(bench.variant._registry))
+    monkeypatch.setattr(bench.model.variant.variants, "_found", dict(bench.model.variant.variants.items()))
 
     @register("leaky")
     class Leaky(HeadTailCycling):

@@ -9,8 +9,8 @@ from settings import FAMILIES, make, tokens
 from torch.nn.functional import binary_cross_entropy
 from transformers.cache_utils import DynamicCache
 
-from bench.costs import pass_flops
-from bench.model import CycleForCausalLM
+from bench.model.costs import pass_flops
+from bench.model.language_model import CycleForCausalLM
 
 T, CYCLES, MIDDLE = 6, 3, range(1, 3)
 

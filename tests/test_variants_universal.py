@@ -9,8 +9,8 @@ import torch
 from plain import embed, logits, run_blocks
 from settings import make, tokens
 
-from bench.model import CycleForCausalLM
-from bench.model.language_model import Walk
+from bench.model.language_model import CycleForCausalLM
+from bench.model.walk import Walk
 
 T, CYCLES, BLOCKS = 5, 3, range(4)
 

@@ -12,16 +12,16 @@ import typer
 from mlflow import MlflowClient
 from test_runner import RAW, plan
 
-from bench import lease
-from bench.cells import failure
 from bench.cli import runs as commands
-from bench.lease import Lease
-from bench.plan import Plan
-from bench.runner import Running, run_study
-from bench.status import status
-from bench.store import Store
-from bench.tracking import CELL, Tracker
-from bench.verify import check_stored, difference, rerun
+from bench.run import lease
+from bench.run.cells import failure
+from bench.run.lease import Lease
+from bench.run.runner import Running, run_study
+from bench.run.status import status
+from bench.run.verify import check_stored, difference, rerun
+from bench.store.store import Store
+from bench.store.tracking import CELL, Tracker
+from bench.study.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ Its factorised embedding is not part of it here: embeddings are held equal betwe
 from __future__ import annotations
 
 from bench.config import ModelConfig
-from bench.schedule import Schedule, build
-from bench.variant import Variant, register
+from bench.model.schedule import Schedule, build
+from bench.model.variant import Variant, register
 
 
 @register("albert")

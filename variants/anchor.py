@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from bench.config import ModelConfig
-from bench.schedule import Schedule
-from bench.variant import register
+from bench.model.schedule import Schedule
+from bench.model.variant import register
 from variants.htc import HeadTailCycling
 from variants.residual import AddedContext
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from bench.config import ModelConfig, Strict
-from bench.schedule import Schedule, middle_cycle
-from bench.variant import Variant, register
+from bench.model.schedule import Schedule, middle_cycle
+from bench.model.variant import Variant, register
 
 
 @register("htc")

@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench.config import ModelConfig
-from bench.model.language_model import Walk
-from bench.model.parts import Flops, Recurrence
-from bench.schedule import Schedule
-from bench.variant import register
+from bench.model.flops import Flops
+from bench.model.parts import Recurrence
+from bench.model.schedule import Schedule
+from bench.model.variant import register
+from bench.model.walk import Walk
 from variants.htc import HeadTailCycling
 
 

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from bench.config import ModelConfig
-from bench.schedule import Schedule, middle_sequence
-from bench.variant import register
+from bench.model.schedule import Schedule, middle_sequence
+from bench.model.variant import register
 from variants.htc import HeadTailCycling
 
 

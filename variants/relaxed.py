@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as project
 
 from bench.config import ModelConfig
-from bench.model.parts import Adapter, Flops, Linear, StepTable
-from bench.schedule import Schedule, Step
-from bench.variant import register
+from bench.model.flops import Flops
+from bench.model.parts import Adapter, Linear, StepTable
+from bench.model.schedule import Schedule, Step
+from bench.model.variant import register
 from variants.htc import HeadTailCycling
 
 

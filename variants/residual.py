@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from bench.config import ModelConfig
-from bench.model.language_model import Walk
 from bench.model.parts import Recurrence
-from bench.schedule import Schedule
-from bench.variant import register
+from bench.model.schedule import Schedule
+from bench.model.variant import register
+from bench.model.walk import Walk
 from variants.htc import HeadTailCycling
 
 Source = Literal["residual", "anchor", "anchor*"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.config import ModelConfig
-from bench.schedule import Schedule, sequence
-from bench.variant import Variant, register
+from bench.model.schedule import Schedule, sequence
+from bench.model.variant import Variant, register
 
 
 @register("sequence")

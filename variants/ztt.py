@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from bench.config import ModelConfig
 from bench.model.gates import Gating, make_gate
 from bench.model.parts import Gate
+from bench.model.schedule import Schedule, Step
+from bench.model.variant import register
 from bench.model.zero_tokens import PoolLookup, ZeroTokenPool
-from bench.schedule import Schedule, Step
-from bench.variant import register
 from variants.htc import HeadTailCycling
 
 

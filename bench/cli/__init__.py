@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli import exits as exits
 from bench.cli import explore, models, performance
 from bench.cli.options import (
     DEFAULT_RUNS,
@@ -26,11 +27,10 @@ from bench.cli.options import (
 )
 from bench.cli.runs import manifest_of, status, sync, verify
 from bench.errors import UserError
-from bench.exits import commands as exits
 
 if TYPE_CHECKING:
-    from bench.plan import Plan
-    from bench.store import Records
+    from bench.store.store import Records
+    from bench.study.plan import Plan
 
 app = typer.Typer(
     help="Does reusing a transformer's parameters buy accuracy for the compute it costs?",
@@ -95,14 +95,14 @@ def run(
     Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
     several processes, on several machines that share the results' folder, divides the cells between them.
     """
-    from bench.checkpoint import Every
-    from bench.environment import git_revision
-    from bench.runner import Running, run_study
-    from bench.store import Store
-    from bench.study import load_study
+    from bench.run.runner import Running, run_study
+    from bench.store.environment import git_revision
+    from bench.store.store import Store
+    from bench.store.tracking import Tracker
+    from bench.study.load import load_study
     from bench.sweep.storage import default_url
-    from bench.tracking import Tracker
-    from bench.tune import tuned_plan
+    from bench.sweep.tune import tuned_plan
+    from bench.train.checkpoints import Every
     from reports.read import read
 
     if address is not None and executor is not Where.ray:
@@ -159,12 +159,12 @@ def sweep(
 
     The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
     """
-    from bench.environment import git_revision
-    from bench.store import Store
-    from bench.study import load_study
+    from bench.store.environment import git_revision
+    from bench.store.store import Store
+    from bench.store.tracking import Tracker
+    from bench.study.load import load_study
     from bench.sweep.run import run_sweep
     from bench.sweep.storage import default_url
-    from bench.tracking import Tracker
     from reports.sweeps import budget_rows, findings, threshold_rows, write
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
@@ -226,7 +226,7 @@ def power(
 
 def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Manifest and records of a study's last run. Raises UserError if it has not been run."""
-    from bench.store import Store
+    from bench.store.store import Store
     from reports.read import read
 
     store = Store(runs)

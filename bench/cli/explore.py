@@ -12,18 +12,35 @@ from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, comman
 
 
 def list_() -> None:
-    """Show variants with their options, tasks, and the studies that come with the suite."""
-    from bench.data import task_class, task_names
-    from bench.study import load_study, study_names
-    from bench.variant import variant_class, variant_names
+    """Show what a study may name: variants and tasks with their options, exit rules, gates, KV policies, studies."""
+    from bench.data.task import tasks
+    from bench.evaluate.rules import rules
+    from bench.exits.policy import POLICIES
+    from bench.model.gates import NONE, gates
+    from bench.model.variant import variants
+    from bench.study.load import load_study, study_names
 
     console = screen()
-    for title, names, kind_of in (("Variants", variant_names(), variant_class), ("Tasks", task_names(), task_class)):
+    for title, registry in (("Variants", variants), ("Tasks", tasks)):
         table = new_table(title, "name", "what it is", "options = default")
-        for name in names:
-            kind: Any = kind_of(name)
-            table.add_row(name, _first_line(kind), _options(kind.Options))
+        for name in registry.names():
+            kind: Any = registry.get(name)
+            table.add_row(name, _first_sentence(kind), _options(kind.Options))
         console.print(table)
+    table = new_table("Exit rules (--rule, --exit)", "name", "what it is", "leaves where it is", "aggregates")
+    for name in rules.names():
+        rule = rules.get(name)
+        table.add_row(name, _first_sentence(rule), rule.leave, ", ".join(rule.aggregates))
+    console.print(table)
+    table = new_table("Gates (options.gating)", "name", "what it is")
+    table.add_row(NONE, "No gate: updates are added as in a plain block.")
+    for name in gates.names():
+        table.add_row(name, _first_sentence(gates.get(name)))
+    console.print(table)
+    table = new_table("KV policies of early exits in generation (--kv)", "name", "what becomes of skipped slots")
+    for name, about in POLICIES.items():
+        table.add_row(name, about)
+    console.print(table)
     studies = new_table("Studies", "name", "question")
     for name in study_names():
         studies.add_row(name, load_study(name).question)
@@ -42,9 +59,9 @@ def profile(
     """
     from dataclasses import asdict
 
-    from bench.costs import costs
-    from bench.plan import shape_of
-    from bench.study import study_from
+    from bench.model.costs import costs
+    from bench.study.load import study_from
+    from bench.study.plan import shape_of
     from reports.units import human
 
     raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
@@ -92,13 +109,13 @@ def costs_(
 
     For example: cyclebench costs additions
     """
-    from bench.environment import environment
     from bench.perf.additions import cost_rows, shown, write
-    from bench.plan import make_plan
-    from bench.study import load_study
+    from bench.study.load import load_study
+    from bench.study.plan import make_plan
+    from bench.train.device import environment_of
 
     chosen = load_study(study, overrides or (), preset)
-    place = environment(make_plan(chosen, command_line(), None).cells[0].cell.train)
+    place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train)
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
     table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
@@ -109,8 +126,10 @@ def costs_(
         print(path)
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+def _first_sentence(kind: type) -> str:
+    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
 
 
 def _options(kind: Any) -> str:

@@ -7,13 +7,14 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated, Sizes
-from bench.data.task import IGNORED, Sample, Tokens, register_task
+from bench.data.task import Sample, Tokens, register
 
 PLUS, EQUALS, PAD = 10, 11, 12  # after the ten digits
 
 
-@register_task("addition")
+@register("addition")
 class Addition(Generated):
     """n-ary addition: the sum of n numbers, n mixed, answered digit by digit.
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from bench.config import Strict
-from bench.data.task import IGNORED, Metric, Sample, Task, TaskData, Tokens, get_task, make_data, rows
+from bench.config import IGNORED, Strict
+from bench.data.task import Metric, Sample, Task, TaskData, Tokens, get_task, make_data, rows
 from bench.errors import UserError
 
 MIN_ACCEPTED = 0.01  # share of drawn sequences that must be usable and new

@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
-from bench.data.task import Task, TaskData, register_task
+from bench.data.task import Task, TaskData, register
 from bench.data.text import TextOptions, text_data
 from bench.data.text_files import SHARES
 from bench.errors import UserError, unknown
 
 
-@register_task("hub")
+@register("hub")
 class Hub(Task):
     """Text from any data set known to ``datasets``: a hub name (streamed or cached) or a local folder."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.data.task import Task, TaskData, register_task
+from bench.data.task import Task, TaskData, register
 from bench.data.text import TextOptions, text_data
 
 # Whole books, of both testaments and several kinds (history, wisdom, prophecy, gospel, letter): about 5 % each.
@@ -10,7 +10,7 @@ VALID = ("RUTH", "ECCLESIASTES", "DANIEL", "MARK", "GALATIANS", "JAMES")
 TEST = ("ESTHER", "PROVERBS", "HOSEA", "JOHN", "EPHESIANS", "PETER_1")
 
 
-@register_task("kjv")
+@register("kjv")
 class Kjv(Task):
     """English text: the King James Bible (4 MB), whole books held out for validation and test."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field, model_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated
-from bench.data.task import IGNORED, Sample, register_task
+from bench.data.task import Sample, register
 
 
-@register_task("memorisation")
+@register("memorisation")
 class Memorisation(Generated):
     """Memorisation: one fixed map from keys to values, the same in every sequence and in every split.
 

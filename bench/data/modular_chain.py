@@ -7,11 +7,12 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated, Sizes, distinct
-from bench.data.task import IGNORED, Sample, register_task
+from bench.data.task import Sample, register
 
 
-@register_task("modular_chain")
+@register("modular_chain")
 class ModularChain(Generated):
     """Modular chains: a graph of assignments over the integers modulo 7; the values of queried variables.
 

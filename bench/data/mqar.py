@@ -7,11 +7,12 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated, distinct
-from bench.data.task import IGNORED, Sample, Tokens, register_task
+from bench.data.task import Sample, Tokens, register
 
 
-@register_task("mqar")
+@register("mqar")
 class Mqar(Generated):
     """MQAR: K key-value pairs, then every key is queried once and its value is the label.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field, field_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated
-from bench.data.task import IGNORED, Sample, Tokens, register_task
+from bench.data.task import Sample, Tokens, register
 
 
-@register_task("p_hop")
+@register("p_hop")
 class PHop(Generated):
     """p-hop induction: follow p times "the latest earlier occurrence of this symbol, one to its right".
 

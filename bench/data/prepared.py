@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from bench.config import Cell
-from bench.data.task import SPLITS, Metric, TaskData, dataset
+from bench.data.task import SPLITS, Metric, TaskData, dataset, task_data
 from bench.errors import CellError, UserError
-from bench.store import Store, whole_folder
+from bench.store.files import whole_folder
+from bench.store.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,8 +44,6 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
 
     Raises CellError if they are not those that the cell was planned with, UserError if they cannot be made.
     """
-    from bench.plan import task_data
-
     folder, room = store.data(cell.fingerprint), store.folder(cell.id)
     found = load(folder)
     if found is not None:

@@ -7,11 +7,12 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
+from bench.config import IGNORED
 from bench.data.generated import Generated, Sizes
-from bench.data.task import IGNORED, Sample, register_task
+from bench.data.task import Sample, register
 
 
-@register_task("recall")
+@register("recall")
 class Recall(Generated):
     """In-context recall: key-value pairs; wherever a key comes again, its value in this sequence is the label.
 

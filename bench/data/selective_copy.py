@@ -7,11 +7,12 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from bench.config import IGNORED
 from bench.data.generated import Generated, Sizes
-from bench.data.task import IGNORED, Sample, register_task
+from bench.data.task import Sample, register
 
 
-@register_task("selective_copy")
+@register("selective_copy")
 class SelectiveCopy(Generated):
     """Selective copying: random symbols scattered among blanks, to be told again in order.
 

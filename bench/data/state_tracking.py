@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from bench.data.generated import Generated, Sizes
-from bench.data.task import Sample, Tokens, register_task
+from bench.data.task import Sample, Tokens, register
 
 
-@register_task("state_tracking")
+@register("state_tracking")
 class StateTracking(Generated):
     """State tracking: the running product of group elements, at every position.
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from bench.config import Strict, parse
 from bench.data.tokenizers import Tokens, number_tokenizer
-from bench.errors import unknown
+from bench.registry import Registry
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # a target that is not scored
 SPLITS = ("train", "valid", "test")  # of every task; whatever else it has are further tests
 COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split has are its slices
 
@@ -85,7 +84,7 @@ class TaskData:
 
 
 class Task:
-    """What a model is trained and judged on. Subclass it and decorate it with ``@register_task("name")``."""
+    """What a model is trained and judged on. Subclass it and decorate it with ``@register("name")``."""
 
     name: ClassVar[str]
 
@@ -101,36 +100,24 @@ class Task:
         raise NotImplementedError
 
 
-_registry: dict[str, type[Task]] = {}
-
-
-def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Class decorator: make a task known under ``name``."""
-
-    def add(kind: type[Task]) -> type[Task]:
-        kind.name = name
-        _registry[name] = kind
-        return kind
-
-    return add
-
-
-def task_names() -> list[str]:
-    """All registered tasks, in alphabetical order."""
-    return sorted(_registry)
-
-
-def task_class(name: str) -> type[Task]:
-    """The class registered under ``name``. Raises UserError, with the nearest name, if there is none."""
-    if name not in _registry:
-        raise unknown("task", name, _registry)
-    return _registry[name]
+tasks: Registry[type[Task]] = Registry("task", "cyclebench.tasks", "bench.data.builtin")
+register = tasks.register
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """A task with validated options. Raises UserError naming the option, its value and what is allowed."""
-    kind = task_class(name)
+    kind = tasks.get(name)
     return kind(parse(kind.Options, dict(options or {}), f"{name}.options"))
+
+
+@lru_cache(maxsize=8)
+def _build(name: str, options: str) -> TaskData:
+    return get_task(name, json.loads(options)).build()
+
+
+def task_data(name: str, options: dict[str, Any]) -> TaskData:
+    """A task's data, built once in a process."""
+    return _build(name, json.dumps(options, sort_keys=True))
 
 
 def make_data(

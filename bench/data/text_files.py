@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from bench.data.task import Task, TaskData, register_task
+from bench.data.task import Task, TaskData, register
 from bench.data.text import TextOptions, text_data
 from bench.errors import UserError
 
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
 
 
-@register_task("text")
+@register("text")
 class TextFiles(Task):
     """Text from local UTF-8 files, split by file or by place."""
 

@@ -76,7 +76,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
     """A pretrained tokeniser: of a source of ``cyclebench convert``, or any that transformers loads by name."""
     from transformers import AutoTokenizer
 
-    from bench.pretrained.sources import PACKAGED, load_tokenizer
+    from bench.pretrained.sources import PACKAGED, load_tokenizer  # start-up: transformers
 
     if name in PACKAGED or name.endswith(".gguf"):
         found = load_tokenizer(name)

@@ -13,8 +13,8 @@ from bench.downstream.run import evaluate_checkpoint
 from bench.downstream.tasks import ours
 from bench.errors import UserError
 from bench.pretrained.share import FACTS, add_scores
-from bench.store import atomic_write
-from bench.tracking import log_evaluation
+from bench.store.files import atomic_write
+from bench.store.tracking import log_evaluation
 
 
 def evaluate_all(

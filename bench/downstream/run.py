@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bench.costs import pass_flops
 from bench.downstream.tasks import export, ours
 from bench.errors import UserError
-from bench.model import CycleForCausalLM
+from bench.model.costs import pass_flops
+from bench.model.language_model import CycleForCausalLM
+from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.sources import load, load_tokenizer, locate
-from bench.variant import get_variant
 
 
 @dataclass

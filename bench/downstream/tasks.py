@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from bench.data import TaskData, get_task, task_class, task_names
+from bench.config import IGNORED
 from bench.data.batches import arrays
-from bench.data.task import IGNORED
+from bench.data.task import TaskData, get_task, tasks
 from bench.data.text import TextOptions
 from bench.errors import UserError
 
@@ -44,7 +44,7 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     tokenizer: the model's; a text's options.tokenizer must stand for the same one. Raises UserError for an unknown
     task or option.
     """
-    is_text = issubclass(task_class(name).Options, TextOptions)
+    is_text = issubclass(tasks.get(name).Options, TextOptions)
     # A text is read in one piece: its first windows, not some all over it.
     keep = options.pop("n_test", None) if is_text else None
     data = get_task(name, options).build()
@@ -79,7 +79,7 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
 
 def ours(name: str) -> bool:
     """Whether a task of that name is ours."""
-    return name in task_names()
+    return name in tasks.names()
 
 
 def _text(data: TaskData, tokenizer: PreTrainedTokenizerBase, keep: int | None) -> list[dict[str, str]]:

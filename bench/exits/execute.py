@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.costs import token_exit_flops
-from bench.data.task import IGNORED
+from bench.config import IGNORED
 from bench.errors import UserError
-from bench.evaluate import EVAL_BATCH, rule_flops
-from bench.exits.rules import Rule, Watch, get_rule
+from bench.evaluate.evaluation import EVAL_BATCH, rule_flops
+from bench.evaluate.rules import Rule, Watch, get_rule
 from bench.exits.tokens import TokenCycle, tokens_of, upload
-from bench.model.language_model import CycleForCausalLM
+from bench.model.costs import token_exit_flops
+from bench.model.network import Network
 
 Granularity = Literal["sequence", "token"]
 Threshold = float | Sequence[float]  # one for all exit points, or one for each
@@ -62,7 +62,7 @@ def threshold_at(threshold: Threshold, number: int) -> float:
 
 @torch.no_grad()
 def execute(
-    lm: CycleForCausalLM,
+    lm: Network,
     ids: NDArray[np.int64],
     targets: NDArray[np.int64],
     rule: str | None,
@@ -108,7 +108,7 @@ class _Left:
 
 
 def executed_flops(
-    lm: CycleForCausalLM, rule: Rule, cycle: NDArray[np.int64], length: int, n_cycles: int | None
+    lm: Network, rule: Rule, cycle: NDArray[np.int64], length: int, n_cycles: int | None
 ) -> NDArray[np.float64]:
     """Forward FLOPs [N] of sequences of ``length`` that, or whose tokens, leave after ``cycle`` ([N] or [N, T])."""
     if cycle.ndim == 1:
@@ -118,7 +118,7 @@ def executed_flops(
 
 
 def _batch(
-    lm: CycleForCausalLM,
+    lm: Network,
     tokens: Tensor,
     goal: Tensor,
     rows: NDArray[np.int64],
@@ -159,7 +159,7 @@ def _batch(
 
 
 def _tokens(
-    lm: CycleForCausalLM,
+    lm: Network,
     tokens: Tensor,
     goal: Tensor,
     rows: NDArray[np.int64],
@@ -207,7 +207,7 @@ def _host(leaves: Tensor) -> NDArray[np.bool_]:
     return found
 
 
-def _signal(rule: Rule, signals: dict[str, Tensor], lm: CycleForCausalLM) -> Tensor:
+def _signal(rule: Rule, signals: dict[str, Tensor], lm: Network) -> Tensor:
     if rule.key not in signals:
         raise UserError(f"exit rule {rule.key!r} cannot be used with this {lm.variant.name!r} model")
     return signals[rule.key]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -23,15 +23,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from bench.errors import UserError, unknown
+from bench.evaluate.rules import Watch, get_rule
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
 from bench.exits.execute import Threshold, threshold_at
-from bench.exits.rules import Watch, get_rule
+from bench.exits.policy import Policy
 from bench.exits.tokens import upload
-from bench.model.blocks import Context
-from bench.model.language_model import CycleForCausalLM, CycleOutput, Walk, default_positions
-from bench.schedule import Step
-
-Policy = Literal["recompute", "propagate", "share_last", "share_first"]
+from bench.model.context import Context
+from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.model.network import default_positions
+from bench.model.schedule import Step
+from bench.model.walk import Walk
 
 
 @dataclass(frozen=True)

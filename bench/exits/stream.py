@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
-from bench.model import CycleForCausalLM, CycleOutput
+from bench.model.language_model import CycleForCausalLM, CycleOutput
 
 Write = Callable[[str], object]
 SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

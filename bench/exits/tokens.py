@@ -20,9 +20,10 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.model.attention import Prefix, attend, causal_mask
-from bench.model.blocks import Context
-from bench.model.language_model import CycleForCausalLM, Walk
-from bench.schedule import Step
+from bench.model.context import Context
+from bench.model.network import Network
+from bench.model.schedule import Step
+from bench.model.walk import Walk
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:
@@ -54,7 +55,7 @@ class TokenCycle:
     [N], where these are among all B T.
     """
 
-    def __init__(self, lm: CycleForCausalLM, state: Walk, inside: NDArray[np.bool_]) -> None:
+    def __init__(self, lm: Network, state: Walk, inside: NDArray[np.bool_]) -> None:
         self.lm, self.before = lm, state.branch()
         wanted = np.logical_or.accumulate(inside[:, ::-1], 1)[:, ::-1]  # up to the last that has not left
         frozen = (wanted & ~inside).ravel().nonzero()[0]

@@ -1,10 +1,12 @@
-"""The model that walks a schedule, known to transformers' Auto classes."""
+"""The model that walks a schedule, what a variant may attach to it, and what it costs."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from typing import Any
 
-from bench.model.language_model import CycleConfig, CycleForCausalLM, CycleOutput
 
-AutoConfig.register(CycleConfig.model_type, CycleConfig, exist_ok=True)
-AutoModelForCausalLM.register(CycleConfig, CycleForCausalLM, exist_ok=True)
+def __getattr__(name: str) -> Any:
+    """Checkpoints that version 0.1 has saved load themselves by these names."""
+    if name in ("CycleConfig", "CycleForCausalLM"):
+        from bench.model import language_model  # start-up: transformers
 
-__all__ = ["CycleConfig", "CycleForCausalLM", "CycleOutput"]
+        return getattr(language_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,78 +4,22 @@ SwiGLU, grouped-query attention).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, pad, silu
-from transformers import LlamaConfig
-from transformers.cache_utils import Cache
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from torch.nn.functional import gelu, linear, silu
 
 from bench.config import ModelConfig
-from bench.model.attention import Attend, Prefix, attend, causal_mask
-from bench.model.parts import Adapter, Flops, Gate, Linear
-from bench.schedule import Step
+from bench.model.attention import Prefix
+from bench.model.context import Context, Rotation
+from bench.model.flops import Flops
+from bench.model.parts import Adapter, Gate, Linear
+from bench.model.schedule import Step
 
-Rotation = tuple[Tensor, Tensor]
-
-
-@dataclass
-class Context:
-    """What the steps of one forward pass share.
-
-    length, total: T queries, the last of S keys; visible: [B, S], the keys that may be seen, None for all; n_prefix: M
-    tokens in front; rotation: cosines and sines [B or 1, 1, T, d] (llama); cache: one slot a step; with_mass: whether
-    the attention on zero tokens is wanted by the caller; like: a tensor of the attention's type and device; attend:
-    how queries meet keys, in general by the function of that name. From these
-    mask: additive, [.., T, S], None for plain causal; prefix_mask: the same with the prefix's columns in front.
-    """
-
-    length: int
-    total: int
-    visible: Tensor | None
-    n_prefix: int
-    rotation: Rotation | None
-    cache: Cache | None
-    with_mass: bool
-    like: Tensor
-    attend: Attend = attend
-    mask: Tensor | None = field(init=False)
-    prefix_mask: Tensor | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mask = self._mask(0)
-        self.prefix_mask = self._mask(self.n_prefix) if self.n_prefix else None
-
-    def _mask(self, n_prefix: int) -> Tensor | None:
-        """Additive mask for ``attend``, None where the kernel's own causal form serves."""
-        if self.visible is None and (self.length == 1 or self.length == self.total):
-            return None
-        mask = causal_mask(self.length, self.total, n_prefix, self.like)
-        if self.visible is None:
-            return mask
-        # The lowest finite number instead of -inf: a row that may see nothing (of padding) must not become NaN.
-        lowest = torch.finfo(mask.dtype).min
-        hidden = torch.zeros_like(self.visible, dtype=mask.dtype).masked_fill(~self.visible, lowest)
-        return torch.minimum(mask.clamp_min(lowest), pad(hidden, (n_prefix, 0))[:, None, None])
-
-    def seeing(self, keys: Tensor) -> Context:
-        """The same with only the keys [B, S] visible, of those that were."""
-        return replace(self, visible=keys if self.visible is None else keys & self.visible)
-
-    def at(self, index: Tensor) -> Context:
-        """The same for the tokens index [B, k] of each sequence, in ascending order, as queries and keys. No cache."""
-        k = index.shape[1]
-        visible = None if self.visible is None else self.visible.gather(1, index)
-        rotation = None
-        if self.rotation is not None:
-            at = index[:, None, :, None].expand(-1, -1, -1, self.rotation[0].shape[-1])
-            cos, sin = (table.expand(len(index), -1, -1, -1).gather(2, at) for table in self.rotation)
-            rotation = cos, sin
-        return replace(self, length=k, total=k, visible=visible, rotation=rotation)
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 
 class Attention(nn.Module):
@@ -208,6 +152,8 @@ def frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, float
     What a kind of scaling does to them is transformers' own (``modeling_rope_utils``): checkpoints mean exactly that.
     """
     if model.rope_scaling is not None:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # start-up
+
         return ROPE_INIT_FUNCTIONS[model.rope_scaling.rope_type](_rope_config(model), device)
     half = torch.arange(0, model.head_dim, 2, device=device, dtype=torch.float32)
     return 1.0 / model.rope_theta ** (half / model.head_dim), 1.0
@@ -215,6 +161,8 @@ def frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, float
 
 @lru_cache(maxsize=8)
 def _rope_config(model: ModelConfig) -> LlamaConfig:
+    from transformers import LlamaConfig  # start-up
+
     sizes: dict[str, Any] = {
         "hidden_size": model.d_model,
         "num_attention_heads": model.n_heads,

@@ -1,21 +1,46 @@
-"""Gates: what scales the updates of the cycled steps."""
+"""Gates: what scales the updates of the cycled steps.
+
+A gate is a class decorated with ``@register("name")`` that is made from a model's shape and the steps it gates; a
+variant that takes a gate by name, as ``ztt`` does, then takes it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from bench.config import ModelConfig
-from bench.model.parts import Branch, Flops, Gate, StepTable
-from bench.schedule import Step
+from bench.model.flops import Flops
+from bench.model.parts import Branch, Gate, StepTable
+from bench.model.schedule import Step
+from bench.registry import Registry
 
-Gating = Literal["none", "attention", "scalar", "head", "channel", "token", "tanh"]
+NONE = "none"  # the name that stands for no gate
+gates: Registry[type[Gate]] = Registry("gate", "cyclebench.gates", "bench.model.gates")
+register = gates.register
+
+
+def gate_names() -> list[str]:
+    """What an option that chooses a gate may be: no gate, then all that are registered."""
+    return [NONE, *gates.names()]
+
+
+def _known(name: str) -> str:
+    if name not in gate_names():
+        raise ValueError(f"unknown gate {name!r} (allowed: {', '.join(gate_names())})")
+    return name
+
+
+Gating = Annotated[str, AfterValidator(_known)]
+"""The type of an option that chooses a gate."""
 OPEN = 2.0  # logit a learned sigmoid starts from: sigmoid(2) = 0.88, nearly open and still in its sensitive range
 
 
+@register("attention")
 class AttentionGate(Gate):
     """Scales the MLP's update of each token by ``1 - p0``, the zero attention averaged over heads, with its gradient.
 
@@ -35,18 +60,23 @@ class AttentionGate(Gate):
 class _LearnedGate(Gate):
     """A trained tensor for each gated step."""
 
-    def __init__(self, steps: Sequence[Step], *shape: int, start: float = OPEN) -> None:
-        super().__init__()
+    start = OPEN
+
+    def __init__(self, model: ModelConfig, steps: Sequence[Step], *shape: int) -> None:
+        super().__init__(model, steps)
         self.rows = StepTable(steps)
-        self.start = start
         self.logit = nn.Parameter(torch.empty(len(self.rows), *shape))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.logit, self.start)
 
 
-class SigmoidGate(_LearnedGate):
-    """Scales both updates of a step by a trained sigmoid: one number a step (shape (1,)) or one a channel ((D,))."""
+@register("scalar")
+class ScalarGate(_LearnedGate):
+    """Scales both updates of a step by a trained sigmoid, one number a step."""
+
+    def __init__(self, model: ModelConfig, steps: Sequence[Step], size: int = 1) -> None:
+        super().__init__(model, steps, size)
 
     def merge(
         self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
@@ -56,11 +86,22 @@ class SigmoidGate(_LearnedGate):
         return torch.addcmul(hidden, update, self.logit[self.rows[step]].sigmoid())
 
 
+@register("channel")
+class ChannelGate(ScalarGate):
+    """Scales both updates of a step by a trained sigmoid, one number a channel [D]."""
+
+    def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
+        super().__init__(model, steps, model.d_model)
+
+
+@register("tanh")
 class TanhGate(_LearnedGate):
     """Scales both updates of a step by a trained tanh that starts at zero: the step starts as the identity."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        super().__init__(steps, 1, start=0.0)
+    start = 0.0
+
+    def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
+        super().__init__(model, steps, 1)
 
     def merge(
         self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, zero_attention: Tensor | None
@@ -70,16 +111,18 @@ class TanhGate(_LearnedGate):
         return torch.addcmul(hidden, update, self.logit[self.rows[step]].tanh())
 
 
+@register("head")
 class HeadGate(_LearnedGate):
     """Scales each attention head's output of a step by a trained sigmoid; the MLP has no heads and stays ungated."""
 
-    def __init__(self, steps: Sequence[Step], n_heads: int) -> None:
-        super().__init__(steps, n_heads)
+    def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
+        super().__init__(model, steps, model.n_heads)
 
     def heads(self, step: Step, hidden: Tensor) -> Tensor | None:
         return self.logit[self.rows[step]].sigmoid() if step in self.rows else None
 
 
+@register("token")
 class TokenGate(Gate):
     """Scales both updates of a token by a sigmoid read from its hidden state by a small MLP.
 
@@ -87,7 +130,7 @@ class TokenGate(Gate):
     """
 
     def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
-        super().__init__()
+        super().__init__(model, steps)
         self.rows = StepTable(steps)
         self.width = (model.d_model, max(1, model.d_model // 8))
         self.hidden = nn.Linear(*self.width, bias=False)
@@ -110,20 +153,6 @@ class TokenGate(Gate):
         return torch.addcmul(hidden, update, logit.sigmoid())
 
 
-def make_gate(gating: Gating, model: ModelConfig, steps: Sequence[Step]) -> Gate | None:
-    """The gate named ``gating`` on the given steps, or None for ``none``."""
-    match gating:
-        case "none":
-            return None
-        case "attention":
-            return AttentionGate()
-        case "scalar":
-            return SigmoidGate(steps, 1)
-        case "channel":
-            return SigmoidGate(steps, model.d_model)
-        case "head":
-            return HeadGate(steps, model.n_heads)
-        case "token":
-            return TokenGate(model, steps)
-        case "tanh":
-            return TanhGate(steps)
+def make_gate(gating: str, model: ModelConfig, steps: Sequence[Step]) -> Gate | None:
+    """The gate of that name on the given steps, or None for ``none``. Raises UserError if there is no such gate."""
+    return None if gating == NONE else gates.get(gating)(model, steps)

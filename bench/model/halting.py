@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from bench.errors import UserError
-from bench.model.parts import Flops, Part
-
-if TYPE_CHECKING:
-    from bench.model.language_model import Walk
+from bench.model.flops import Flops
+from bench.model.parts import Part
+from bench.model.walk import Walk
 
 
 class HaltingGate(Part):

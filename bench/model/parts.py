@@ -1,16 +1,16 @@
-"""The small modules a variant may attach to its schedule, and the unit their cost is counted in."""
+"""The small modules a variant may attach to its schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from bench.schedule import Step
-
-if TYPE_CHECKING:
-    from bench.model.language_model import Walk
+from bench.config import ModelConfig
+from bench.model.flops import Flops
+from bench.model.schedule import Step
+from bench.model.walk import Walk
 
 Branch = Literal["attention", "mlp"]
 Linear = Literal["qkv", "attention_out", "mlp_up", "mlp_out"]  # the linear layers of a block
@@ -18,38 +18,6 @@ Lookup = Literal["step", "cycle", "block", "shared"]
 
 
 PARTS = ("prefix", "adapter", "recurrence", "gate", "halting")  # attributes of the model that hold what a variant added
-
-
-class Flops(NamedTuple):
-    """Forward FLOPs, 2 for each multiply-add, by kind because their backward passes cost differently.
-
-    matmul: of products both of whose operands get a gradient; attention: of the fused attention kernel; half: of
-    products only one of whose operands gets a gradient (a frozen weight).
-    """
-
-    matmul: int = 0
-    attention: int = 0
-    half: int = 0
-
-    def __add__(self, other: object) -> Flops:
-        if not isinstance(other, Flops):
-            return NotImplemented
-        return Flops(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def __sub__(self, other: Flops) -> Flops:
-        return Flops(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
-
-    @property
-    def forward(self) -> int:
-        return sum(self)
-
-    @property
-    def training(self) -> int:
-        """Forward and backward: a product's gradients are products of the same size, one for each operand that gets
-        one; the fused attention's backward is five products against two, as it computes the scores again (PyTorch's
-        flop_counter).
-        """
-        return 3 * self.matmul + self.attention * 7 // 2 + 2 * self.half
 
 
 class StepTable:
@@ -196,6 +164,10 @@ class Gate(Part):
 
     label = "gate"
     reads_zero_attention: ClassVar[bool] = False
+
+    def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
+        """model: the shape; steps: those that are gated, the others merge their updates as plain blocks do."""
+        super().__init__()
 
     def heads(self, step: Step, hidden: Tensor) -> Tensor | None:
         """Factors [H] for the attention heads' outputs before they are mixed, or None."""

@@ -1,4 +1,4 @@
-"""Models of one shape run as a stack under ``torch.vmap`` (``bench.packing``): what is done to all of them at once.
+"""Models of one shape run as a stack under ``torch.vmap`` (``bench.train.packing``): what is done to all at once.
 
 Where vmap's own rule for an operation is slow or missing, the operation is done here on the tensors of the whole stack.
 """

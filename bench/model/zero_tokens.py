@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.config import ModelConfig
 from bench.model.parts import AttentionPrefix, Lookup, StepTable
-from bench.schedule import Step
+from bench.model.schedule import Step
 
 PoolLookup = Literal[Lookup, "routed"]
 KEY_STD = 0.02

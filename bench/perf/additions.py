@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bench.costs import build_model, costs
-from bench.data import get_task
+from bench.data.task import get_task, task_data
 from bench.errors import UserError
+from bench.model.costs import costs
+from bench.model.language_model import build_model
 from bench.perf.timing import Row, in_turns, quartiles, training_step
-from bench.plan import shape_of, task_data
-from bench.store import atomic_write
-from bench.study import Study, VariantEntry
-from bench.train import pick_device, repeatable
+from bench.store.files import atomic_write
+from bench.study.plan import shape_of
+from bench.study.schema import Study, VariantEntry
+from bench.train.device import pick_device, repeatable
 
 
 def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:

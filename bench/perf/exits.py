@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from bench.config import ModelConfig
-from bench.costs import build_model, step_flops
 from bench.exits.generation import EarlyExit, Policy
-from bench.model import CycleForCausalLM
+from bench.model.costs import step_flops
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, quartiles, random_tokens, wait
-from bench.variant import get_variant
 
 TITLE = "generation at batch 1 with exits (HTC, 6 blocks, 6 cycles): time saved / time the skipped cycles take"
 PROMPT, CYCLES = 32, 6

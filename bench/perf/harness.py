@@ -12,21 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.cells import Job, cell_log, work
-from bench.checkpoint import Checkpoints, Every
-from bench.costs import build_model
-from bench.data import TaskData
-from bench.lease import Lease
+from bench.data.task import TaskData, task_data
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.perf.timing import Row, quartiles
-from bench.plan import Plan, Planned, make_plan, task_data
-from bench.progress import Progress
-from bench.runner import Running, run_study
-from bench.store import Store
-from bench.study import load_study
-from bench.tracking import Tracker
-from bench.train import repeatable, train
-from bench.usage import Usage
-from bench.variant import get_variant
+from bench.run.cells import Job, cell_log, work
+from bench.run.lease import Lease
+from bench.run.progress import Progress
+from bench.run.runner import Running, run_study
+from bench.run.usage import Usage
+from bench.store.store import Store
+from bench.store.tracking import Tracker
+from bench.study.load import load_study
+from bench.study.plan import Plan, Planned, make_plan
+from bench.train.checkpoints import Checkpoints, Every
+from bench.train.device import repeatable
+from bench.train.loop import train
 
 TITLE = "the harness: lease, log, checkpoints, progress and MLflow as a share of training; skipping finished cells"
 STEPS, CELLS, MOST = 200, 5000, 3

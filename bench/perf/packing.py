@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from bench.config import Cell
-from bench.costs import build_model
-from bench.data import TaskData
+from bench.data.task import TaskData, task_data
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.perf.harness import quick_cell
 from bench.perf.timing import Row, in_turns, quartiles, wait
-from bench.plan import task_data
-from bench.train import Training, gradients, repeatable
-from bench.variant import get_variant
+from bench.train.device import repeatable
+from bench.train.loop import Training, gradients
 
 TITLE = "seed packing: a step of all seeds stacked / one after another (below 1: packing is faster)"
 SEEDS = {"quick study": (1, 2, 4, 8), "tiny": (1, 2, 4, 8, 16)}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.store import Store
+from bench.store.store import Store
 
 NOISE = 0.01
 SCORES = ("loss", "accuracy", "bits_per_byte", "area", "gain", "mean", "threshold", "signal", "rank")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from bench.config import ModelConfig
-from bench.costs import build_model, training_flops
-from bench.model import CycleForCausalLM
+from bench.model.costs import training_flops
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, in_turns, quartiles, training_step
-from bench.variant import get_variant
 
 TITLE = "a ZTT training step's time over its FLOPs, relative to the first value (1: it grows as the FLOPs say)"
 VALUES: dict[str, Sequence[int]] = {

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from bench.config import TrainConfig
-from bench.environment import environment
 from bench.errors import unknown
 from bench.perf import exits, harness, packing, scaling, startup, traces, training, zero_tokens
 from bench.perf.timing import Row
-from bench.train import pick_device
+from bench.train.device import environment_of, pick_device
 
 SECTIONS: dict[str, tuple[str, Callable[[torch.device, int], list[Row]]]] = {
     "training": (training.TITLE, training.rows),
@@ -57,4 +56,4 @@ def place(device: str) -> dict[str, Any]:
             others[name] = version(name)
         except PackageNotFoundError:
             others[name] = None
-    return {**environment(train), "cores": os.cpu_count(), **others}
+    return {**environment_of(train), "cores": os.cpu_count(), **others}

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from bench.config import TrainConfig
-from bench.graphs import Replayed, cuda_graph
-from bench.train import make_optimizer
+from bench.train.graphs import Replayed, cuda_graph
+from bench.train.loop import make_optimizer
 
 Step = Callable[[], None]
 Row = dict[str, Any]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from bench.config import ModelConfig
-from bench.costs import build_model
-from bench.evaluate import evaluate
-from bench.exits.rules import all_rules
+from bench.evaluate.evaluation import evaluate
+from bench.evaluate.rules import all_rules
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, quartiles
-from bench.variant import get_variant
 
 TITLE = "thresholds of every exit rule: evaluation and judging them / the evaluation alone (ZTT, 4 blocks, 4 cycles)"
 THRESHOLDS = 1000

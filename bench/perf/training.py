@@ -13,14 +13,13 @@ from torch import nn
 from torch._inductor.utils import fresh_cache
 
 from bench.config import ModelConfig, TrainConfig
-from bench.costs import build_model, count, training_flops
-from bench.data import TaskData
-from bench.model.language_model import CycleForCausalLM
+from bench.data.task import TaskData, task_data
+from bench.model.costs import count, training_flops
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import get_variant
 from bench.perf.rivals import XTransformers, beside_trainer, missing, stock
 from bench.perf.timing import VOCAB, Row, in_turns, matmul, quartiles, timed, training_step, wait
-from bench.plan import task_data
-from bench.train import Training, compile_blocks, gradients
-from bench.variant import get_variant
+from bench.train.loop import Training, compile_blocks, gradients
 
 TITLE = "training, float32: tokens/s, share of the matmul peak; ratio: how many times as fast ours is"
 GPT2, LLAMA, X = "transformers GPT-2", "transformers Llama", "x-transformers"

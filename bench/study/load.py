@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig
 from bench.errors import UserError, from_validation, unknown
-from bench.hypotheses import Hypothesis
+from bench.study.hypotheses import Hypothesis
 from bench.study.overrides import apply
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
+from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.study.yaml_text import parse_yaml
-from bench.sweep.spec import BudgetSweep, Sweep, ThresholdSweep
 
 DEFAULT_PRESET = "small"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, unknown
-from bench.hypotheses import Hypothesis
+from bench.study.hypotheses import Hypothesis
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
+from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.study.yaml_text import parse_yaml
-from bench.sweep.spec import BudgetSweep, Sweep, ThresholdSweep
 
 ADDRESSES = ("label", "name", "claim")  # how ``--set`` calls an entry of a list
 

@@ -25,17 +25,18 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial, TrialState, create_trial
 
-from bench.cells import run_cell
-from bench.costs import costs
+from bench.data.task import task_data
 from bench.errors import CellError, UserError
-from bench.exits.trace import Trace
-from bench.lease import LeaseLostError, hold
-from bench.plan import Planned, make_plan, task_data
-from bench.store import Store
-from bench.study import Study, VariantEntry
-from bench.sweep.spec import BudgetSweep, Range
+from bench.evaluate.trace import Trace
+from bench.model.costs import costs
+from bench.model.variant import get_variant, variants
+from bench.run.going import run_cell
+from bench.run.lease import LeaseLostError, hold
+from bench.store.store import Store
+from bench.study.plan import Planned, make_plan
+from bench.study.schema import Study, VariantEntry
+from bench.study.sweep import BudgetSweep, Range
 from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_study, optimize
-from bench.variant import get_variant, variant_class
 
 STARTUP = 4  # rivals that must be done before a trial is stopped
 WARMUP = 0.2  # share of the training before which none is stopped
@@ -76,7 +77,7 @@ class _PrunedError(Exception):
 
 def space(entry: VariantEntry, spec: BudgetSweep) -> dict[str, BaseDistribution]:
     """The ranges that mean something to a variant, as Optuna has them. Raises UserError if none does."""
-    kind = variant_class(entry.name)
+    kind = variants.get(entry.name)
     found: dict[str, BaseDistribution] = {}
     for key, values in spec.ranges.items():
         group, _, name = key.partition(".")

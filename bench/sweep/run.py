@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from bench.config import Cell
-from bench.environment import environments
 from bench.errors import UserError
-from bench.plan import Planned, make_plan
 from bench.processes import become_worker, worker_context
-from bench.progress import Progress
-from bench.store import Store, atomic_write
-from bench.study import Study
+from bench.run.progress import Progress
+from bench.store.environment import environments
+from bench.store.files import atomic_write
+from bench.store.store import Store
+from bench.store.tracking import Tracker
+from bench.study.plan import Planned, make_plan
+from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import done, open_storage, running, shown_url
-from bench.tracking import Tracker
 
 Result = dict[str, Any]
 

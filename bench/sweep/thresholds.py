@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, Trial
 
-from bench.exits.record import BUDGETS
-from bench.exits.rules import get_rule
-from bench.exits.trace import ORACLES, Trace
-from bench.store import Store
-from bench.sweep.spec import ThresholdSweep
+from bench.evaluate.record import BUDGETS
+from bench.evaluate.rules import get_rule
+from bench.evaluate.trace import ORACLES, Trace
+from bench.store.store import Store
+from bench.study.sweep import ThresholdSweep
 from bench.sweep.storage import best_within, done, open_storage, open_study, optimize_cheap
 
 NOT_TUNED = ("fixed", "random")  # the bounds of the others: a threshold of theirs is a number of cycles

@@ -1,0 +1,94 @@
+"""The commands that leave early. Heavy libraries are imported inside the command that needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bench.errors import UserError
+
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(help="Where the rule leaves. Given several times: one for each exit point."),
+]
+
+Granularity = Literal["sequence", "token"]
+
+
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a saved model, or of a finished cell.")],
+    prompt: Annotated[str, typer.Option(help="Text, or token numbers where the model has no tokeniser.")],
+    exit: Annotated[str | None, typer.Option(metavar="RULE", help="Leave early by this rule, e.g. confidence.")] = None,
+    threshold: Threshold = None,
+    kv: Annotated[
+        str, typer.Option(help="Skipped keys and values: recompute, propagate, share_last or share_first.")
+    ] = "recompute",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or as many as fit.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Another number of cycles than the model has.")] = None,
+) -> None:
+    """Generate behind a prompt; small digits behind every token tell how many cycles it took.
+
+    For example: cyclebench generate runs/ID --prompt "In the beginning" --exit latent_diff --threshold 0.2
+    """
+    if (exit is None) != (not threshold):
+        raise UserError("--exit and --threshold belong together: give both or neither")
+    from transformers.utils import logging
+
+    from bench.exits.generation import EarlyExit
+    from bench.exits.stream import Checkpoint, histogram, stream
+
+    logging.disable_progress_bar()
+
+    leave = None
+    if exit is not None and threshold:
+        leave = EarlyExit(exit, threshold[0] if len(threshold) == 1 else threshold, kv)  # type: ignore[arg-type]
+    loaded = Checkpoint(checkpoint)
+    taken = stream(
+        loaded,
+        prompt,
+        leave,
+        lambda text: print(text, end="", flush=True),
+        max_new_tokens,
+        temperature,
+        seed,
+        cycles,
+    )
+    print(f"\n\n{len(taken)} tokens, {sum(taken) / len(taken):.2f} cycles on average ({', '.join(histogram(taken))})")
+
+
+def execute(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A study that has been run.")],
+    rule: Annotated[str, typer.Option(help="The exit rule.")] = "zero_attention",
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="Repeatable. Default: those tuned on the validation data.")
+    ] = None,
+    granularity: Annotated[Granularity, typer.Option(help="What leaves: a sequence, or a token.")] = "sequence",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of passes, with exits and without.")] = 5,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the results.")] = Path("runs"),
+) -> None:
+    """Really leave early on the test data: saved FLOPs beside saved time, kept for the report.
+
+    With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils import logging
+
+    from bench.run.execution import execute_study
+    from reports.execution import columns
+
+    logging.disable_progress_bar()
+    table = Table(title="executed exits", title_justify="left")
+    for label, measured in execute_study(study, rule, threshold or None, rounds, runs, granularity):
+        row = columns(label, measured)
+        if not table.columns:
+            for name in row:
+                table.add_column(name)
+        table.add_row(*row.values())
+    if not table.columns:
+        raise UserError(f"--rule: no finished cell of {study!r} has exits that {rule!r} can be used at")
+    Console(width=160).print(table)

@@ -1,0 +1,15 @@
+"""The tasks that come with the suite: importing their modules registers them."""
+
+from bench.data import (  # noqa: F401
+    addition,
+    hub,
+    kjv,
+    memorisation,
+    modular_chain,
+    mqar,
+    p_hop,
+    recall,
+    selective_copy,
+    state_tracking,
+    text_files,
+)

@@ -1,0 +1,342 @@
+"""What a model costs: parameters, FLOPs and memory, from its schedule; and the measured check of the FLOPs.
+
+FLOPs count 2 for a multiply-add: matrix products and attention as executed (causal attention is charged in full), with
+everything a variant adds; norms, activations and other element-wise work are left out, as is usual.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from bench.config import ModelConfig, Trained
+from bench.errors import UserError
+from bench.model.attention import attention_flops
+from bench.model.blocks import Block
+from bench.model.flops import Flops
+from bench.model.freezing import freeze
+from bench.model.network import Network
+from bench.model.parts import PARTS, Part
+from bench.model.schedule import Schedule, Step
+from bench.model.variant import Variant
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one part adds to the same model without it."""
+
+    params: int
+    flops_per_token: float  # forward
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one model at one sequence length. FLOPs are per token of that length; bytes are of float32."""
+
+    length: int
+    depth: int
+    n_blocks: int
+    params: int  # every parameter once, however often its block runs
+    params_non_embedding: int  # without token and position embeddings and an untied LM head
+    forward_flops_per_token: float
+    train_flops_per_token: float  # forward and backward
+    exit_flops_per_token: tuple[float, ...]  # forward, when a sequence leaves after cycle 1, 2, ...
+    kv_bytes_per_token: int
+    activation_bytes: int  # kept by autograd for the backward pass of one sequence
+    additions: dict[str, Addition]
+
+
+def meta_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> Network:
+    """A model without storage: shapes and parameter counts only."""
+    with torch.device("meta"):
+        return Network(variant, model, vocab_size, length)
+
+
+def costs(
+    variant: Variant,
+    model: ModelConfig,
+    vocab_size: int,
+    length: int,
+    device: str = "cpu",
+    positions: int | None = None,
+    trained: Trained = "all",
+) -> Costs:
+    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
+
+    device: ``"cpu"`` or another; the zero token's attention is executed differently there; positions: the longest
+    sequence the model is made for, ``length`` by default; trained: what is not frozen in training.
+    """
+    lm = meta_model(variant, model, vocab_size, positions or length)
+    freeze(lm, trained)
+    schedule = lm.schedule
+    total = pass_flops(lm, length, device)
+    return Costs(
+        length=length,
+        depth=schedule.depth,
+        n_blocks=schedule.n_blocks,
+        params=count(lm.parameters()),
+        params_non_embedding=non_embedding(lm),
+        forward_flops_per_token=total.forward / length,
+        train_flops_per_token=training_flops(lm, length, device) / length,
+        exit_flops_per_token=exit_flops(lm, length, device),
+        kv_bytes_per_token=schedule.depth * 2 * model.kv_heads * model.head_dim * 4,
+        activation_bytes=activation_bytes(variant, model, vocab_size, length),
+        additions=additions(lm, length, device),
+    )
+
+
+def step_flops(
+    lm: Network,
+    steps: Iterable[Step],
+    length: int,
+    device: str,
+    with_mass: bool = False,
+    inside: int | None = None,
+) -> Flops:
+    """FLOPs of the given steps for one sequence. with_mass: zero attention is read at every step; inside: the steps run
+    for so many of the tokens alone, the keys and values of the others being there.
+    """
+    total, run_on = Flops(), length if inside is None else inside
+    gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
+    for step in steps:
+        n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
+        mass = with_mass or (gate is not None and gate.reads_zero_attention)
+        trained = prefix is None or prefix.trained_key
+        total += cast(Block, lm.blocks[step.block]).flops(run_on)
+        total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device, inside)
+        for part in _parts(lm):
+            total += part.flops(step, run_on)
+    return total
+
+
+def frozen_flops(lm: Network, steps: Iterable[Step], tokens: int) -> Flops:
+    """FLOPs of the keys and values that so many tokens of one sequence, which have left, go on giving to the steps."""
+    total, model, adapter = Flops(), lm.model_shape, lm.adapter
+    for step in steps:
+        total += Flops(2 * tokens * model.d_model * 2 * model.kv_heads * model.head_dim)
+        if adapter is not None and "qkv" in adapter.linears:
+            total += adapter.delta_flops(step, "qkv", tokens)
+    return total
+
+
+def head_flops(lm: Network, length: int) -> Flops:
+    """FLOPs of the LM head for one sequence."""
+    return Flops(2 * length * lm.model_shape.d_model * lm.vocab_size)
+
+
+def cycle_flops(
+    lm: Network,
+    schedule: Schedule,
+    cycle: int,
+    length: int,
+    device: str,
+    with_mass: bool = False,
+    inside: int | None = None,
+    frozen: int = 0,
+) -> Flops:
+    """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence. inside: tokens that have not left, None: all;
+    frozen: those that have, and stand before one that has not.
+    """
+    run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
+    total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
+    total += frozen_flops(lm, schedule.cycles[cycle], frozen)
+    if lm.recurrence is not None:
+        total += lm.recurrence.cycle_flops(cycle, length)
+    if lm.halting is not None and cycle + 1 < schedule.n_cycles:
+        total += lm.halting.cycle_flops(length)
+    return total
+
+
+def read_out_flops(lm: Network, schedule: Schedule, length: int, device: str) -> Flops:
+    """FLOPs of what follows the cycles for one sequence: the recurrence's output, the coda and the LM head."""
+    total = step_flops(lm, schedule.coda, length, device) + head_flops(lm, length)
+    return total if lm.recurrence is None else total + lm.recurrence.output_flops(length)
+
+
+def pass_flops(lm: Network, length: int, device: str, n_cycles: int | None = None) -> Flops:
+    """FLOPs of one sequence at full depth, the LM head included."""
+    schedule = lm.schedule_at(n_cycles)
+    total = step_flops(lm, schedule.prelude, length, device) + read_out_flops(lm, schedule, length, device)
+    return sum((cycle_flops(lm, schedule, cycle, length, device) for cycle in range(schedule.n_cycles)), total)
+
+
+def training_flops(
+    lm: Network,
+    length: int,
+    device: str,
+    n_cycles: int | None = None,
+    backward_cycles: int | None = None,
+    every_exit: bool = False,
+) -> int:
+    """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles;
+    every_exit: the loss reads what every exit point predicts, so that coda and LM head run at each.
+    """
+    if not all(parameter.requires_grad for parameter in lm.parameters()):
+        if every_exit:
+            raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
+        return _frozen_training_flops(lm, length, device, n_cycles, backward_cycles)
+    schedule = lm.schedule_at(n_cycles)
+    total = pass_flops(lm, length, device, n_cycles).training
+    if every_exit:
+        total += (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length, device).training
+    outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
+    cut = (cycle_flops(lm, schedule, cycle, length, device) for cycle in range(outside))
+    return total - sum(flops.training - flops.forward for flops in cut)
+
+
+def _frozen_training_flops(
+    lm: Network, length: int, device: str, n_cycles: int | None, backward_cycles: int | None
+) -> int:
+    """FLOPs of forward and backward for one sequence where parameters are frozen.
+
+    What a frozen weight saves depends on whether a gradient has to pass it on the way to a trained one. Autograd knows,
+    so the pass is run on tensors without storage and its products are counted.
+    """
+    with FakeTensorMode(), torch.device(device):
+        model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions)
+        for mine, theirs in zip(model.parameters(), lm.parameters(), strict=True):
+            mine.requires_grad_(theirs.requires_grad)
+        return measured_flops(model, 1, length, training=True, n_cycles=n_cycles, backward_cycles=backward_cycles)
+
+
+def exit_flops(
+    lm: Network,
+    length: int,
+    device: str,
+    reading: bool = False,
+    predicting: bool = False,
+    n_cycles: int | None = None,
+) -> tuple[float, ...]:
+    """Forward FLOPs per token of a sequence that leaves after cycle 1, 2, ...: prelude, those cycles, coda and LM head.
+
+    reading: the zero attention is read to decide at every exit point, hence in every cycle but the last; predicting:
+    coda and LM head run at every exit point, those it leaves by included, to decide.
+    """
+    schedule = lm.schedule_at(n_cycles)
+    output = read_out_flops(lm, schedule, length, device)
+    done = step_flops(lm, schedule.prelude, length, device) + output
+    totals = []
+    for cycle in range(schedule.n_cycles):
+        done += cycle_flops(lm, schedule, cycle, length, device, reading and cycle + 1 < schedule.n_cycles)
+        if predicting and cycle:
+            done += output
+        totals.append(done.forward / length)
+    return tuple(totals)
+
+
+def token_exit_flops(
+    lm: Network,
+    left: Sequence[int],
+    device: str,
+    reading: bool = False,
+    predicting: bool = False,
+    n_cycles: int | None = None,
+) -> int:
+    """Forward FLOPs of one sequence whose tokens leave after the cycles left [T], each 1, 2, ...: a token that has left
+    costs its keys and values at every step that a later token still takes; what happens between the cycles, the coda
+    and the LM head run for all tokens.
+
+    reading: the zero attention is read to decide; predicting: the coda runs for all tokens and the LM head for those
+    that have not left at every exit point, to decide, and once more at the end, when all states are known.
+    """
+    schedule, length = lm.schedule_at(n_cycles), len(left)
+    output = read_out_flops(lm, schedule, length, device)
+    total = step_flops(lm, schedule.prelude, length, device) + output
+    for cycle in range(max(left)):
+        inside = [place for place, number in enumerate(left) if number > cycle]
+        early, frozen = cycle + 1 < schedule.n_cycles, inside[-1] + 1 - len(inside)
+        total += cycle_flops(lm, schedule, cycle, length, device, reading and early, len(inside), frozen)
+        if predicting and early:
+            total += output - head_flops(lm, length - len(inside))
+    return total.forward
+
+
+def additions(lm: Network, length: int, device: str) -> dict[str, Addition]:
+    """What each added part costs, found by taking them off one after the other, the gate first: it may need the zero
+    tokens, never the other way round. The entries add up to the whole difference from the plain schedule.
+    """
+    found = {}
+    stripped = copy.copy(lm)  # shallow: the parameters stay shared, only the parts are taken off
+    for name in reversed(PARTS):
+        part = getattr(stripped, name)
+        if part is None:
+            continue
+        before = pass_flops(stripped, length, device)
+        stripped._modules = {**stripped._modules, name: None}
+        saved = before - pass_flops(stripped, length, device)
+        found[part.label] = Addition(count(part.parameters()), saved.forward / length)
+    return found
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """Number of scalars in the given parameters, each tensor once."""
+    return sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in parameters}.values())
+
+
+def non_embedding(lm: Network) -> int:
+    """Parameters without token and position embeddings and the LM head: what parameter-matching compares."""
+    outside = [lm.tokens.weight, lm.lm_head.weight, *(lm.positions.parameters() if lm.positions is not None else [])]
+    return count(lm.parameters()) - count(outside)
+
+
+def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one sequence, found by running the model on fake tensors."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode():
+        lm = Network(variant, model, vocab_size, length)
+        weights = {parameter.untyped_storage()._cdata for parameter in lm.parameters()}
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = cross_entropy(lm(tokens).logits.flatten(0, 1), tokens.flatten())
+        del loss
+    return sum(size for storage, size in kept.items() if storage not in weights)
+
+
+def measured_flops(lm: Network, batch: int, length: int, training: bool = False, **inputs: Any) -> int:
+    """FLOPs that PyTorch's own counter sees when the model runs on ``batch`` sequences, with the loss's backward if
+    ``training``. The CPU's fused attention is counted by the formula PyTorch registers for the other devices.
+    """
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=lm.device)
+
+    def run() -> None:
+        logits = lm(tokens, **inputs).logits
+        if training:
+            cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+
+    return counted_flops(run)
+
+
+def counted_flops(run: Callable[[], Any]) -> int:
+    """FLOPs that PyTorch's own counter sees while ``run`` is called."""
+    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _cpu_attention() -> dict[Any, Callable[..., int]]:
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+
+
+def _parts(lm: Network) -> list[Part]:
+    return [part for part in (getattr(lm, name) for name in PARTS) if part is not None]

@@ -1,0 +1,329 @@
+"""The network: shared blocks and a variant's parts, walked over in the order of its schedule. It is what is trained,
+counted and taken apart; ``bench.model.language_model`` makes a Hugging Face model of it. Nothing here needs
+transformers, which takes as long to import as torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bench.config import ModelConfig
+from bench.model.blocks import Block, make_norm, rotation
+from bench.model.context import Context
+from bench.model.halting import HaltingGate
+from bench.model.parts import Part
+from bench.model.schedule import Schedule, Step
+from bench.model.variant import Variant
+from bench.model.walk import RunSteps, Walk
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass gives.
+
+    Attributes:
+        logits: [B, T, V], or those of the last positions that were asked for.
+        exit_depth: [B], steps run for each sequence.
+        exit_signals: [B, cycles], mean zero attention of each cycle, if it was asked for.
+        zero_attention: one [B, H, T] for each step that has zero tokens, in order, if it was asked for.
+        exit_logits: one [B, T, V] for every exit point, the last being ``logits``, if they were asked for.
+        halting: the chance [B, T] of having halted by every exit point but the last, if anything halts.
+        auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
+    """
+
+    logits: Tensor
+    exit_depth: Tensor
+    exit_signals: Tensor | None = None
+    zero_attention: tuple[Tensor, ...] | None = None
+    exit_logits: tuple[Tensor, ...] | None = None
+    halting: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
+
+
+class Network(nn.Module):
+    """Embedding, blocks, parts, norm and head of a variant at a shape."""
+
+    variant: Variant
+    model_shape: ModelConfig
+    schedule: Schedule
+
+    def __init__(self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int) -> None:
+        """positions: the longest sequence it is made for, in tokens."""
+        super().__init__()
+        self.build(variant, model, vocab_size, positions)
+        if model.tie_embeddings:
+            self.lm_head.weight = self.tokens.weight
+
+    def build(self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int) -> None:
+        """Make the modules. Their order and names are those of every stored model."""
+        self.model_shape, self.variant, self.n_positions = model, variant, positions
+        self.schedule = schedule = variant.schedule(model)
+        self.tokens = nn.Embedding(vocab_size, model.d_model)
+        learned = model.family == "gpt2"
+        self.positions = nn.Embedding(positions, model.d_model) if learned else None
+        self.dropout = nn.Dropout(model.dropout)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(schedule.n_blocks))
+        self.prefix = variant.attention_prefix(model, schedule)
+        self.adapter = variant.adapter(model, schedule)
+        self.recurrence = variant.recurrence(model, schedule)
+        self.gate = variant.gate(model, schedule)
+        self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
+        self.norm = make_norm(model)
+        self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
+        self.gradient_checkpointing = False  # set, with its function, by transformers or by the training loop
+        self._gradient_checkpointing_func: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokens.num_embeddings
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Small init (Nguyen & Salazar 2019: std sqrt(2 / 5D)); what writes into the residual stream is scaled by
+        1 / sqrt(2 depth) as in GPT-2, with the effective depth, since every step adds to the stream.
+        """
+        std = (2 / (5 * self.model_shape.d_model)) ** 0.5
+        if isinstance(module, Part):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            writes = any(module in (block.attention.out, block.mlp.out) for block in cast(list[Block], self.blocks))
+            nn.init.normal_(module.weight, std=std / (2 * self.schedule.depth) ** 0.5 if writes else std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int, under: tuple[str, ...] | None = None) -> None:
+        """Draw all weights from the seed, each module from a stream of its own named by its path: variants that share
+        a module's name and shape start from the same weights, whatever else they add. Children come before their
+        parents, as in transformers, so that a part may refill its own layers. under: only in modules of these paths.
+        """
+        with torch.random.fork_rng(devices=[]):
+            for name, module in reversed(list(self.named_modules())):
+                if under is not None and not any(f"{name}.".startswith(f"{path}.") for path in under):
+                    continue
+                digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+                torch.manual_seed(int.from_bytes(digest[:8], "big"))
+                if not (name == "lm_head" and self.model_shape.tie_embeddings):
+                    self._init_weights(module)
+
+    def schedule_at(self, n_cycles: int | None) -> Schedule:
+        """The schedule with another number of cycles over the same blocks; None: the one the model was built with."""
+        if n_cycles is None:
+            return self.schedule
+        return self.variant.schedule(self.model_shape.model_copy(update={"n_cycles": n_cycles}))
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        with_mass: bool = False,
+        n_cycles: int | None = None,
+    ) -> Walk:
+        """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
+
+        attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default;
+        n_cycles: another number than the model was built with. Raises UserError if the variant cannot take it.
+        """
+        past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        if position_ids is None:
+            position_ids = default_positions(attention_mask, past, input_ids)
+        hidden = self.tokens(input_ids)
+        if self.positions is not None:
+            hidden = hidden + self.positions(position_ids)
+        hidden = self.dropout(hidden)
+        context = self.context(hidden, past, attention_mask, position_ids, cache, with_mass)
+        return Walk(hidden, hidden, position_ids, context, self.schedule_at(n_cycles))
+
+    def context(
+        self,
+        hidden: Tensor,
+        past: int,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        cache: Cache | None,
+        with_mass: bool,
+    ) -> Context:
+        """What the steps share on tokens [B, T, D] that stand behind ``past`` others.
+
+        attention_mask: [B, past + T]; position_ids: [B or 1, T].
+        """
+        device, length = hidden.device.type, hidden.shape[1]
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        like = hidden.new_empty(0, dtype=dtype)
+        turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
+        n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
+        visible = None if attention_mask is None else attention_mask != 0
+        return Context(length, past + length, visible, n_prefix, turn, cache, with_mass, like)
+
+    def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
+        """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
+
+        backward_cycles: gradients flow through so many last cycles only (truncated backpropagation), None: all.
+        """
+        n_cycles = state.schedule.n_cycles
+        self.start(state)
+        for number in range(n_cycles):
+            outside = backward_cycles is not None and number < n_cycles - backward_cycles
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
+                if self.gradient_checkpointing and self.training and not outside:
+                    self._cycle_twice(number, state)
+                else:
+                    self.cycle(number, state)
+            yield number + 1
+
+    def start(self, state: Walk) -> None:
+        """Run what comes before the cycles on the state, in place."""
+        self.walk(state.schedule.prelude, state)
+        if self.recurrence is not None:
+            self.recurrence.begin(state)
+
+    def cycle(self, number: int, state: Walk, walk: RunSteps | None = None) -> None:
+        """Run cycle 0, 1, ... on the state, in place. walk: how its steps are run, by default ``self.walk``."""
+        whole = state.embedded, state.context
+        state.before = state.hidden
+        if self.recurrence is not None:
+            self.recurrence.enter(number, state)
+        (walk or self.walk)(state.schedule.cycles[number], state)
+        if self.recurrence is not None:
+            self.recurrence.leave(number, state)
+        if self.halting is not None:
+            self.halting(number, state)
+        state.embedded, state.context = whole
+
+    def _cycle_twice(self, number: int, state: Walk) -> None:
+        """``cycle``, of which the backward pass keeps the state it starts from and computes the rest again."""
+        before = state.branch()
+
+        def run(hidden: Tensor) -> Walk:
+            walk = before.branch()  # as it was, the second time too
+            walk.hidden = hidden
+            self.cycle(number, walk)
+            return walk
+
+        vars(state).update(vars(self._gradient_checkpointing_func(run, state.hidden)))
+
+    def read_out(self, state: Walk) -> Tensor:
+        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
+        but for the zero attention of the coda's steps.
+        """
+        branch = state.branch()
+        if self.recurrence is not None:
+            branch.hidden = self.recurrence.output(branch)
+        hidden = self.norm(self.walk(state.schedule.coda, branch).hidden)
+        state.zero_attention |= branch.zero_attention
+        return hidden
+
+    def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
+        """Run steps of the schedule on the state, in place."""
+        for step in steps:
+            self._step(step, state)
+        return state
+
+    def _step(self, step: Step, state: Walk) -> None:
+        block, gate, adapter, hidden = cast(Block, self.blocks[step.block]), self.gate, self.adapter, state.hidden
+        if adapter is not None:
+            hidden = adapter(step, hidden, state.embedded)
+        x = block.norm1(hidden)
+        prefix = self.prefix(step, x) if self.prefix is not None else None
+        with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
+        update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
+        if mass is not None:
+            state.zero_attention[step.depth] = mass
+        if gate is None:
+            hidden = hidden + self.dropout(update)
+            hidden = hidden + self.dropout(block.mlp(block.norm2(hidden), step, adapter))
+        else:
+            hidden = gate.merge(step, "attention", hidden, self.dropout(update), mass)
+            update = self.dropout(block.mlp(block.norm2(hidden), step, adapter))
+            hidden = gate.merge(step, "mlp", hidden, update, mass)
+        state.advance(hidden)
+
+    def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
+        """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""
+        block, hidden = cast(Block, self.blocks[step.block]), state.hidden
+        if self.adapter is not None:
+            hidden = self.adapter(step, hidden, state.embedded)
+        return block.attention.keys_and_values(block.norm1(hidden), step, state.context, self.adapter)
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """``run``, with its arguments."""
+        return self.run(*args, **inputs)
+
+    def run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int = 0,
+        output_zero_attention: bool = False,
+        output_exits: bool = False,
+        n_cycles: int | None = None,
+        backward_cycles: int | None = None,
+    ) -> Outcome:
+        """Run the whole schedule.
+
+        Args:
+            input_ids: tokens [B, T].
+            attention_mask: [B, past + T], 1 for real tokens.
+            position_ids: [B, T], from the mask or the cache by default.
+            cache: keys and values of earlier tokens, a slot a step.
+            logits_to_keep: number of last positions whose logits are wanted, 0 for all.
+            output_zero_attention: whether the zero attention is read.
+            output_exits: whether coda and head run at every exit point.
+            n_cycles: another number of cycles than the model was built with.
+            backward_cycles: gradients flow through so many last cycles only.
+        """
+        state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
+        exits, halting = [], []
+        for number in self.cycles(state, backward_cycles):
+            if output_exits and number < state.schedule.n_cycles:
+                exits.append(self.lm_head(self.read_out(state)))
+                if "halting" in state.memory:
+                    halting.append(state.memory["halting"])
+        logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
+        signals = [state.signal(steps) for steps in state.schedule.cycles] if output_zero_attention else []
+        seen = [signal for signal in signals if signal is not None]
+        return Outcome(
+            logits=logits,
+            exit_depth=torch.full((len(input_ids),), state.schedule.depth, device=input_ids.device),
+            exit_signals=torch.stack(seen, 1) if seen else None,
+            zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
+            exit_logits=(*exits, logits) if output_exits else None,
+            halting=tuple(halting) or None,
+            auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
+        )
+
+
+def default_positions(attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor:
+    """Positions [B or 1, T] of tokens [B, T] behind ``past`` others, counted over a mask's [B, past + T] real ones."""
+    length = input_ids.shape[1]
+    if attention_mask is not None:
+        return (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+    return torch.arange(past, past + length, device=input_ids.device)[None]

@@ -1,0 +1,104 @@
+"""The state of one pass over a schedule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.model.context import Context
+from bench.model.schedule import Schedule, Step
+
+
+@dataclass
+class Walk:
+    """The state of one pass.
+
+    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; positions: [B or 1, T]; before: [B, T, D],
+    the stream at the start of the last cycle; zero_attention: [B, H, T] by step depth, as far as seen; memory: what the
+    variant's recurrence keeps from cycle to cycle, and under ``halting`` the chance [B, T] of having halted by the end
+    of the last cycle, if anything halts; losses: scalars that parts add to the training loss; active: [B, T], the
+    tokens whose state may still change, None for all: the others are frozen and go on serving keys and values.
+    """
+
+    hidden: Tensor
+    embedded: Tensor
+    positions: Tensor
+    context: Context
+    schedule: Schedule
+    before: Tensor | None = None
+    zero_attention: dict[int, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    active: Tensor | None = None
+
+    def branch(self) -> Walk:
+        """A copy that may go its own way from here; tensors are shared, since none is written in place."""
+        own = {"zero_attention": dict(self.zero_attention), "memory": dict(self.memory), "losses": list(self.losses)}
+        found = copy.copy(self)
+        vars(found).update(own)
+        return found
+
+    def advance(self, hidden: Tensor) -> None:
+        """Take the new states [B, T, D] of the active tokens."""
+        self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
+
+    def select(self, rows: Tensor) -> Walk:
+        """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""
+        found = self.each(lambda tensor: tensor[rows])
+        context = self.context
+        visible = None if context.visible is None else context.visible[rows]
+        turn = (
+            None
+            if context.rotation is None
+            else (_rows_of(context.rotation[0], rows), _rows_of(context.rotation[1], rows))
+        )
+        found.context = replace(context, visible=visible, rotation=turn, cache=None)
+        found.positions = _rows_of(self.positions, rows)
+        return found
+
+    @staticmethod
+    def join(parts: Sequence[Walk], rows: Tensor) -> Walk:
+        """The sequences ``rows`` [N] of several states behind one another, to look at. It cannot be walked on."""
+        found = copy.copy(parts[0])
+        for name in ("hidden", "embedded", "before"):
+            setattr(found, name, torch.cat([getattr(part, name) for part in parts]))
+        for name in ("memory", "zero_attention"):
+            of = {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(found, name)}
+            setattr(found, name, of)
+        found.active = None
+        return found.each(lambda tensor: tensor[rows])
+
+    def last(self) -> Walk:
+        """The last token of every sequence alone, to look at: [B, 1, D]. It cannot be walked on."""
+        found = self.each(lambda tensor: tensor[:, -1:])
+        found.zero_attention = {depth: p0[..., -1:] for depth, p0 in self.zero_attention.items()}
+        return found
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Walk:
+        """A copy with the tensors [B, T, ...] changed, without the losses; the context and the positions stay."""
+        found = copy.copy(self)
+        found.hidden, found.embedded = change(self.hidden), change(self.embedded)
+        found.memory = {name: change(tensor) for name, tensor in self.memory.items()}
+        found.zero_attention = {depth: change(p0) for depth, p0 in self.zero_attention.items()}
+        found.active = None if self.active is None else change(self.active)
+        found.before = None if self.before is None else change(self.before)
+        found.losses = []
+        return found
+
+    def signal(self, steps: Iterable[Step]) -> Tensor | None:
+        """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
+        seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
+        return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
+
+
+RunSteps = Callable[[Iterable[Step], Walk], Any]  # runs steps of the schedule on a state, in place
+
+
+def _rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a tensor [B or 1, ...]: one that the batch shares as it is."""
+    return tensor if len(tensor) == 1 else tensor[rows]

@@ -1,0 +1,97 @@
+"""What a user has registered outside of any installed package, and how it reaches the processes that work for him.
+
+Such things are in a file given with ``--import`` (or ``imports:`` in a study), in a notebook, or in a script. Another
+process, perhaps on another machine, cannot import them: it is sent their definitions (by cloudpickle).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from bench.errors import UserError, first_line
+from bench.registry import Registry
+
+PREFIX = "cyclebench_import_"  # of the names of modules made from files
+
+
+def import_files(paths: Iterable[str | Path], where: str) -> None:
+    """Run Python files that register something. A file that was imported already is not run again.
+
+    Args:
+        paths: of the files.
+        where: what messages call the place that names them, ``--import``.
+
+    Raises:
+        UserError: one line with the file and why it cannot be imported.
+    """
+    for path in paths:
+        resolved = Path(path).resolve()
+        if not resolved.is_file():
+            raise UserError(f"{where}: {str(path)!r} is not a file (allowed: a Python file that registers something)")
+        _imported(resolved, where)
+
+
+@cache
+def _imported(path: Path, where: str) -> ModuleType:
+    name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{where}: {str(path)!r} is not a Python file")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the file raises
+        del sys.modules[name]
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{where}: {str(path)!r} cannot be imported: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    return module
+
+
+def pack() -> bytes:
+    """What is registered here and cannot be imported elsewhere, as bytes for ``unpack``.
+
+    Raises UserError if a definition cannot be sent, since it holds something that is not to be copied.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        found = [
+            (registry.group, name, thing)
+            for registry in Registry.all
+            for name, thing in registry.registered().items()
+            if _own(thing)
+        ]
+        return cloudpickle.dumps(found) if found else b""
+    except Exception as error:  # whatever pickle says of what it cannot take
+        raise UserError(f"what was registered by hand cannot be sent to workers: {first_line(error)}") from None
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def unpack(packed: bytes) -> None:
+    """Register what ``pack`` has found in another process."""
+    if not packed:
+        return
+    groups = {registry.group: registry for registry in Registry.all}
+    found: list[tuple[str, str, Any]] = cloudpickle.loads(packed)
+    for group, name, thing in found:
+        groups[group].register(name)(thing)
+
+
+def _own(thing: Any) -> bool:
+    return thing.__module__ == "__main__" or thing.__module__.startswith(PREFIX)

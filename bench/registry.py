@@ -1,0 +1,93 @@
+"""The names that studies and the command line choose by: variants, tasks, exit rules, gates, figures, trackers.
+
+A registry knows what comes with the suite, what installed packages declare as entry points of its group, and what was
+registered by hand: by a file given with ``--import``, in a notebook or in a script (``bench.plugins`` takes that along
+to other processes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Generic, TypeVar
+
+from bench.errors import UserError, first_line, unknown
+
+T = TypeVar("T")
+Kind = TypeVar("Kind")
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name."""
+
+    all: ClassVar[list[Registry[Any]]] = []  # every registry there is
+
+    def __init__(self, kind: str, group: str, builtin: str) -> None:
+        """A registry of its own.
+
+        Args:
+            kind: how messages call one of its things, ``variant``.
+            group: of the entry points by which packages declare theirs, ``cyclebench.variants``.
+            builtin: the module that registers those that come with the suite; imported when a name is looked up.
+        """
+        self.kind, self.group, self.builtin = kind, group, builtin
+        self._found: dict[str, T] = {}
+        self._loaded = False
+        self.all.append(self)
+
+    def register(self, name: str) -> Callable[[Kind], Kind]:
+        """Decorator: make a class or a function known under ``name``, which becomes its attribute ``name``.
+
+        The same definition may be registered again: a notebook's cell is run twice. Raises UserError if another one
+        has the name.
+        """
+
+        def add(thing: Any) -> Any:
+            known = self._found.get(name)
+            if known is not None and _place(known) != _place(thing):
+                raise UserError(f"{self.kind} name {name!r} is taken by {'.'.join(_place(known))}")
+            thing.name = name
+            self._found[name] = thing
+            return thing
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, in alphabetical order."""
+        return sorted(self.items())
+
+    def registered(self) -> Mapping[str, T]:
+        """What has been registered so far by name; nothing is looked for."""
+        return self._found
+
+    def items(self) -> Mapping[str, T]:
+        """What there is by name, in the order it was registered in."""
+        self._load()
+        return self._found
+
+    def get(self, name: str) -> T:
+        """What is registered under ``name``. Raises UserError, with the nearest name, if nothing is."""
+        known = self.items()
+        if name not in known:
+            raise unknown(self.kind, name, known)
+        return known[name]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True  # what is imported here may look names up
+        import_module(self.builtin)
+        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+            try:
+                point.load()
+            except Exception as error:  # whatever a foreign package raises when it is imported
+                self._loaded = False
+                raise UserError(
+                    f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: "
+                    f"{type(error).__name__}: {first_line(error)}"
+                ) from error
+
+
+def _place(thing: Any) -> tuple[str, str]:
+    return thing.__module__, thing.__qualname__

@@ -1,0 +1,218 @@
+"""One cell: run it, and run it as a job that nobody else runs and whose failure is a record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.config import RESULTS_SCHEMA, Cell
+from bench.errors import reason_of
+from bench.run.going import Going, run_rank
+from bench.run.lease import BEAT, Lease, LeaseLostError
+from bench.run.usage import Usage
+from bench.store.store import Store
+from bench.train.checkpoints import Every, cell_logger
+from bench.train.device import environment_of, repeatable
+from bench.train.distributed import Team
+from bench.train.loop import train_together
+
+Tell = Callable[[str, tuple[Any, ...]], None]
+"""Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss, tokens per second), or ``found``:
+it has a record that another process has made."""
+TellOf = Callable[[str, str, tuple[Any, ...]], None]
+"""The same with the cell's id in front."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker, here or on another machine, needs to run a cell.
+
+    lease: the number of the lease it must take; failed: the time of the failure that was known when the job was made.
+    """
+
+    cell: Cell
+    label: str
+    root: Path
+    every: Every
+    lease: int
+    failed: float | None = None
+    beat: float = BEAT
+
+
+def work(job: Job, tell: Tell) -> dict[str, Any] | None:
+    """Run a job's cell alone and return its record; see ``work_together``."""
+    return dict(work_together((job,), lambda _, kind, arguments: tell(kind, arguments)))[job.cell.id]
+
+
+def work_together(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Run the cells of jobs, trained together, and yield the id and the record of each as it ends; whatever goes wrong
+    becomes the failure record of the cell it went wrong in.
+
+    None if another process holds a cell. A record that another process has made in the meantime is yielded as it is.
+    """
+    with ExitStack() as stack:
+        members = []
+        for job in jobs:
+            member = stack.enter_context(_Member(job, partial(tell, job.cell.id)))
+            record = member.take()
+            if member.held is None or record is not None:
+                yield member.end(record)
+            else:
+                members.append(member)
+        yield from _run(members)
+
+
+class _Member:
+    """A job on its way: its lease, its log and what it tells; a context manager that gives the lease back."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self.cell, self.tell, self.store = job, job.cell, tell, Store(job.root)
+        self.log = cell_logger(job.cell.id)
+        self.held: Lease | None = None
+        self._stack, self._first = ExitStack(), list[tuple[int, float]]()
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self) -> dict[str, Any] | None:
+        """Take the lease; returns the record that is there already, or that of a disk that refuses the lease."""
+        folder = self.store.folder(self.cell.id)
+        try:
+            lease = Lease.take(folder, self.job.lease, self.job.beat)
+            if lease is None:
+                return None
+            self._stack.enter_context(lease)
+            self._stack.enter_context(cell_log(folder, self.cell.id))
+            self.held = lease
+            self.tell("start", (self.job.label, self.cell.train.steps))
+            found = self.store.record(self.cell.id)
+        except OSError as error:  # not even a lease can be written
+            return failure(self.cell, *reason_of(error))
+        if found is not None and (found["status"] == "done" or found.get("at") != self.job.failed):
+            self.tell("found", ())
+            return found
+        lease.note(label=self.job.label, steps=self.cell.train.steps, step=0, tokens_per_second=None)
+        self.log.info("begins: %s, process %d, lease %d", self.job.label, os.getpid(), lease.number)
+        return None
+
+    def report(self, step: int, loss: float, speed: float) -> None:
+        """Renew what others see of the cell. Raises LeaseLostError if it is no longer ours."""
+        assert self.held is not None
+        self.held.check()
+        self._first.append((step, time.monotonic()))
+        done, since = self._first[0]
+        left = (time.monotonic() - since) / (step - done) * (self.cell.train.steps - step) if step > done else None
+        self.held.note(step=step, tokens_per_second=speed, seconds_left=left)
+        del self._first[1:]
+        self.tell("update", (step, loss, speed))
+
+    def end(self, record: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+        """Give the cell back."""
+        self._stack.close()
+        return self.cell.id, record
+
+    def finish(self, going: Going) -> dict[str, Any] | None:
+        """Test and store what has been trained."""
+        try:
+            record = going.finish()
+        except Exception as error:
+            return self.fail(error)
+        self.log.info("done in %.1f s", record["timing"]["seconds"])
+        return record
+
+    def fail(self, error: Exception) -> dict[str, Any] | None:
+        """The failure's record; None if another process has the cell."""
+        if isinstance(error, LeaseLostError):
+            self.log.error("stops: %s", error)
+            return None
+        if self.store.done(self.cell.id):  # it was taken over unnoticed, and finished
+            return None
+        record = failure(self.cell, *reason_of(error))
+        self.log.error("failed: %s", record["reason"])
+        with suppress(OSError):  # on a full disk: the caller still learns of it
+            self.store.write_failure(self.cell.id, record)
+        return record
+
+
+def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    if not members:
+        return
+    first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
+    try:
+        with (
+            Usage() as usage,
+            repeatable(first.seed, first.train.threads),
+            Team(first, members[0].store.root, run_rank) as team,
+        ):
+            for member in members:
+                try:
+                    one = Going(
+                        member.cell, member.store, member.report, member.job.every, None, len(members) > 1, team
+                    )
+                except Exception as error:
+                    yield member.end(member.fail(team.cause(error)))
+                else:
+                    going[one.training] = member, one
+            for training, ending in train_together(list(going)):
+                member, one = going.pop(training)
+                record = member.finish(one) if ending is None else member.fail(team.cause(ending))
+                usage.take()
+                with suppress(OSError):
+                    if record is not None and record["status"] == "done":
+                        member.store.write_usage(member.cell.id, usage.samples)
+                yield member.end(record)
+    except SystemExit:
+        for member, _ in going.values():
+            member.log.warning("stopped from outside")
+        raise
+
+
+def failure(cell: Cell, reason: str, kind: str, trace: str | None = None) -> dict[str, Any]:
+    """The record of a failed cell.
+
+    kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not (no
+    memory, no room on the disk, a killed process).
+    """
+    return {
+        "schema": RESULTS_SCHEMA,
+        "status": "failed",
+        "id": cell.id,
+        "cell": cell.model_dump(mode="json"),
+        "reason": reason,
+        "kind": kind,
+        "at": time.time(),
+        "traceback": trace,
+        "environment": environment_of(cell.train),
+    }
+
+
+@contextmanager
+def cell_log(folder: Path, id: str) -> Iterator[None]:
+    """What happens to a cell, and every warning of a library meanwhile, goes to its ``log.txt``."""
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not stop the cell
+    warned = logging.getLogger("py.warnings")
+    logging.captureWarnings(True)
+    for logger in (cell_logger(id), warned):
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in (cell_logger(id), warned):
+            logger.removeHandler(handler)
+        logging.captureWarnings(bool(warned.handlers))  # of the other cells of the pack
+        with suppress(OSError):
+            handler.close()

@@ -1,0 +1,111 @@
+"""Worker processes on this machine. One that dies takes its own cells with it and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from bench.processes import become_worker, cause_of_death, worker_context
+from bench.run.cells import Job, work_together
+from bench.run.executors import POLL, Event
+
+GRACE = 10.0  # seconds a worker has to give its lease back when the study is interrupted
+
+
+class LocalExecutor:
+    """``slots`` processes, started when they are needed; with several GPUs each process sees ``each`` of them."""
+
+    def __init__(self, slots: int, gpus: int = 0, each: int = 1) -> None:
+        self.slots, self.gpus, self.each = slots, gpus, min(each, gpus)
+        self._context = worker_context()
+        self._workers: list[tuple[BaseProcess, Connection, int]] = []  # the last: its slot
+        self._busy: dict[Connection, list[str]] = {}  # the ids of the cells it has not ended
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for process, connection, _ in self._workers:
+            with suppress(OSError):
+                connection.send(None)
+            connection.close()
+            if error is not None:
+                process.terminate()
+        for process, *_ in self._workers:
+            process.join(GRACE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def submit(self, pack: Sequence[Job]) -> None:
+        connection = next((c for _, c, _ in self._workers if c not in self._busy), None) or self._start()
+        self._busy[connection] = [job.cell.id for job in pack]
+        with suppress(OSError):  # if it died idle, poll will see it
+            connection.send(tuple(pack))
+
+    def _start(self) -> Connection:
+        slot = min(set(range(self.slots)) - {slot for *_, slot in self._workers})
+        ours, theirs = self._context.Pipe()
+        seen = ",".join(str((slot * self.each + number) % self.gpus) for number in range(self.each))
+        process = self._context.Process(target=_serve, args=(theirs, seen if self.gpus > 1 else None))
+        process.start()
+        theirs.close()  # so that the worker's death is the end of the connection
+        self._workers.append((process, ours, slot))
+        return ours
+
+    def poll(self) -> list[Event]:
+        events = []
+        for connection in wait([c for _, c, _ in self._workers], POLL):
+            assert isinstance(connection, Connection)
+            try:
+                event = Event(*connection.recv())
+            except (EOFError, OSError):
+                events += self._bury(connection)
+                continue
+            if event.kind == "end":
+                self._busy[connection].remove(event.id)
+                if not self._busy[connection]:
+                    del self._busy[connection]
+            events.append(event)
+        return events
+
+    def _bury(self, connection: Connection) -> list[Event]:
+        worker = next(worker for worker in self._workers if worker[1] is connection)
+        self._workers.remove(worker)
+        connection.close()
+        worker[0].join()
+        cause = cause_of_death(worker[0].exitcode or 0)
+        return [Event(id, "died", (cause,)) for id in self._busy.pop(connection, ())]
+
+
+def _serve(connection: Connection, gpus: str | None) -> None:
+    """A worker. gpus: the numbers of those it may see, None for all."""
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: the lease is given back on its way out
+    become_worker()
+    while True:
+        try:
+            pack: tuple[Job, ...] | None = connection.recv()
+        except EOFError:
+            return
+        if pack is None:  # no more: its own and its brothers' copies of the parent's end may keep the end from coming
+            return
+        tell = partial(_send, connection)
+        for id, record in work_together(pack, tell):
+            tell(id, "end", (record,))
+
+
+def _send(connection: Connection, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
+    """Tell the parent. If it is gone there is nobody to work for, and the lease of a dead process is free."""
+    try:
+        connection.send((id, kind, arguments))
+    except OSError:
+        os._exit(1)

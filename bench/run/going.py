@@ -1,0 +1,178 @@
+"""One cell from its start to its result."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.config import RESULTS_SCHEMA, Cell
+from bench.data.prepared import cell_data
+from bench.evaluate.record import examine
+from bench.evaluate.slices import further_scores
+from bench.model.costs import costs
+from bench.model.freezing import freeze
+from bench.model.variant import get_variant
+from bench.pretrained.share import save_checkpoint
+from bench.store.files import atomic_write, whole_folder
+from bench.store.store import Store
+from bench.study.start import initial_model
+from bench.train.checkpoints import Checkpoints, Every
+from bench.train.device import autocast, environment_of, pick_device, repeatable
+from bench.train.distributed import ALONE, Team
+from bench.train.loop import Report, Training, WatchHistory, train_together
+
+
+def run_cell(
+    cell: Cell,
+    store: Store,
+    report: Report | None = None,
+    every: Every | None = None,
+    watch: WatchHistory | None = None,
+    stacked: bool = False,
+) -> dict[str, Any]:
+    """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
+    the result.
+
+    report: called with the step, the mean loss since the last call and tokens per second; every: how often to write a
+    checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result; stacked:
+    with the last digits that it has in a pack.
+    Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
+    """
+
+    with repeatable(cell.seed, cell.train.threads), Team(cell, store.root, run_rank) as team:
+        try:
+            going = Going(cell, store, report, every, watch, stacked, team)
+            ((_, error),) = train_together([going.training])
+        except Exception as found:
+            error = found
+        if error is not None:
+            raise team.cause(error)
+        return going.finish()
+
+
+class Going:
+    """A cell between its start and its result; to be used under ``repeatable``. Arguments and what is raised: as of
+    ``run_cell``.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        store: Store,
+        report: Report | None = None,
+        every: Every | None = None,
+        watch: WatchHistory | None = None,
+        stacked: bool = False,
+        team: Team | None = None,
+    ) -> None:
+        """team: of the cell's processes, which is started here."""
+        self.cell, self.store, self.started = cell, store, time.time()
+        self.folder, team = store.folder(cell.id), team or ALONE
+        team.start()
+        if team.rank == 0:
+            _sweep(self.folder)
+        self.data = data = cell_data(cell, store)
+        variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
+        torch.manual_seed(cell.seed)
+        lm = initial_model(cell, data, store)
+        vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
+        self.cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
+        freeze(lm, trained)
+        lm.to(device)  # type: ignore[arg-type]
+        # Dropout: the same stream whatever the variant's initialisation has drawn, and another one for every rank.
+        torch.manual_seed(team.seed(cell.seed))
+        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team)
+        self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team, stacked)
+
+    def finish(self) -> dict[str, Any]:
+        """Test the trained model, store what the cell leaves and return its result."""
+        cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.training.lm, self.cost
+        started, history = self.started, self.training.at.history
+        with autocast(cell.train, lm.device):
+            found = examine(lm, data, cell.evaluation)
+            further, slices = further_scores(lm, data, found.test)
+        trace = found.test
+        scores = trace.leaving(trace.n_cycles)
+        tokens = cell.train.steps * cell.train.batch_size * data.length
+        train_seconds = history[-1]["seconds"]
+        record: dict[str, Any] = {
+            "schema": RESULTS_SCHEMA,
+            "status": "done",
+            "id": cell.id,
+            "cell": cell.model_dump(mode="json"),
+            "schedule": str(lm.schedule),
+            "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
+            "slices": slices,
+            "costs": {
+                **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
+                "train_flops": history[-1]["flops"],  # executed
+            },
+            "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
+            "history": history,
+            "exits": found.exits,
+            "cycles": found.cycles,
+            "zero_attention": [
+                {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
+                for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
+                if not math.isnan(mean)
+            ]
+            or None,
+            "timing": {
+                "started": started,
+                "train_seconds": train_seconds,
+                "seconds": time.time() - started,
+                "tokens_per_second": tokens / train_seconds,
+            },
+            "environment": environment_of(cell.train),
+            "stacked": self.training.at.stacked,
+        }
+        shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
+        with whole_folder(folder / "model", folder) as target:
+            save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
+        atomic_write(folder / "trace.npz", trace.to_bytes())
+        atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
+        store.write_cell(cell.id, record["cell"])
+        store.write_result(cell.id, record)  # last: its presence says that everything else is there
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return record
+
+
+def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:
+    """Go through a cell's training as one of its other processes; what has ended it too early."""
+    with team, repeatable(cell.seed, cell.train.threads):
+        ((_, error),) = train_together([Going(cell, Store(root), team=team).training])
+        return error
+
+
+def _lineage(cell: Cell) -> dict[str, Any]:
+    """Where a cell's model comes from, for its card."""
+    init, train = cell.init, cell.train
+    return {
+        "starts from": "random weights" if init is None else init.source,
+        **({"digest of the source": init.digest} if init is not None and init.digest else {}),
+        **({"sharing of its blocks": init.sharing} if init is not None and init.sharing else {}),
+        "trained on": f"{cell.task} {cell.task_options} (fingerprint {cell.fingerprint[:12]})",
+        "training": f"{train.steps} steps of {train.batch_size} sequences, {train.trained}, seed {cell.seed}",
+        "cell": cell.id,
+    }
+
+
+def _scores(cell: Cell, record: dict[str, Any]) -> list[dict[str, Any]]:
+    cost = record["costs"]["forward_flops_per_token"]
+    metrics = {name.removeprefix("test_"): value for name, value in record["metrics"].items()}
+    return [
+        {"task": cell.task, "metric": name, "value": value, "cycles": cell.model.n_cycles, "flops_per_token": cost}
+        for name, value in metrics.items()
+    ]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers have left half written."""
+    for path in (*folder.glob(".[!l]*"), *folder.glob("checkpoints/.*")):  # not of the lease: that one is being renewed
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

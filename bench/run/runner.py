@@ -1,0 +1,216 @@
+"""A study's cells to results: what is to be run, given out to an executor, and what comes back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bench.config import CELL
+from bench.data.prepared import prepare
+from bench.run.cells import Job, failure
+from bench.run.executors import Event, Executor
+from bench.run.executors.local import LocalExecutor
+from bench.run.lease import BEAT, EXPIRY, Watch
+from bench.run.packs import packs
+from bench.run.progress import Progress
+from bench.store.store import Records, Store
+from bench.study.plan import Plan, Planned, stages
+from bench.train.checkpoints import Every
+
+DEATHS = 3  # a cell whose worker has died so often has failed
+LOOK = 1.0  # seconds between looks at a cell that another process holds
+
+OnRecord = Callable[[dict[str, Any], Planned], None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How cells are run.
+
+    jobs: cells at a time, None for as many as there is room for; retry: run failed cells again, whatever they failed
+    of; every: how often checkpoints are written; address: of a Ray cluster, None starts one here; beat, expiry: of
+    leases, in seconds; pack: cells trained together at most, None for as many as pay. (Of these only pack may change a
+    number, in its last digits: a result says whether it was computed in a stack, on a CPU no matter with whom.)
+    """
+
+    jobs: int | None = None
+    retry: bool = False
+    every: Every = field(default_factory=Every)
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+    beat: float = BEAT
+    expiry: float = EXPIRY
+    pack: int | None = None
+
+
+def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Records:
+    """Run the cells that are not done yet and return the records of all of the study's cells.
+
+    Several processes may do this at once on the same store: each cell is run by one of them, and each of them returns
+    all records. A cell that failed of itself is run again only with ``how.retry``; one that failed of its environment
+    (memory, disk, a killed process), always. on_record is called for every record that is made by this process, as soon
+    as there is one. Finished cells are not even read.
+    """
+    store.write_manifest(plan.study.name, plan.manifest)
+    unique = {planned.cell.id: planned for planned in plan.cells}
+    failures = store.failures(unique)
+    done = {id for id in unique if id not in failures and store.done(id)}
+    for id in done:
+        store.tidy(id)
+    todo = _wanted(unique, done, failures, how.retry)
+    with Progress(len(unique)) as progress:
+        progress.skip(len(unique) - len(todo))
+        if todo:
+            prepare((planned.cell for planned in todo), store)
+            with _executor(how, todo) as executor:
+                for stage in stages(todo):
+                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures)
+                    for record in study.run():
+                        if record["status"] == "failed":
+                            failures[record["id"]] = record
+                        else:
+                            failures.pop(record["id"], None)
+                            done.add(record["id"])
+                        if record["id"] not in study.elsewhere:
+                            on_record(record, unique[record["id"]])
+    return Records(store, (id for id in unique if id in done), failures)
+
+
+def _wanted(
+    unique: dict[str, Planned], done: set[str], failures: dict[str, dict[str, Any]], retry: bool
+) -> list[Planned]:
+    """The cells to run: those without a result that may get one, now or because what they start from may."""
+
+    def open_(id: str) -> bool:
+        if id in failures:
+            return retry or failures[id].get("kind") == "environment"
+        return id not in done
+
+    sources = {f"{CELL}{id}" for id in unique if open_(id)}
+    return [
+        planned
+        for id, planned in unique.items()
+        if open_(id) or (id in failures and planned.cell.init is not None and planned.cell.init.source in sources)
+    ]
+
+
+def _executor(how: Running, todo: list[Planned]) -> Executor:
+    if how.executor == "ray":
+        from bench.run.executors.ray import RayExecutor
+
+        return RayExecutor(how.jobs or len(todo), how.address)
+    import torch
+
+    gpus = torch.cuda.device_count() if any(planned.cell.train.device != "cpu" for planned in todo) else 0
+    each = max(planned.cell.train.processes for planned in todo)
+    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus, each)
+
+
+def default_jobs(todo: list[Planned], gpus: int) -> int:
+    """Cells at a time: the GPUs divided by a cell's processes, else the cores by their threads; at least one."""
+    trains = [planned.cell.train for planned in todo]
+    if gpus:
+        return max(1, gpus // max(train.processes for train in trains))
+    return max(1, (os.cpu_count() or 1) // max(train.processes * train.threads for train in trains))
+
+
+class _Study:
+    """Cells on their way: waiting (for a worker, or for another process that holds them) or running."""
+
+    def __init__(
+        self,
+        store: Store,
+        how: Running,
+        progress: Progress,
+        executor: Executor,
+        todo: dict[str, Planned],
+        failures: dict[str, dict[str, Any]],
+    ) -> None:
+        self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
+        self.failed = {id: record.get("at") for id, record in failures.items()}
+        self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
+        self.packs = {p.cell.id: pack for pack in packs(todo.values(), executor.slots, how.pack) for p in pack}
+        self.running: dict[str, int] = {}  # by id: the number of the job
+        self.jobs = 0
+        self.elsewhere: set[str] = set()
+        self.deaths: Counter[str] = Counter()
+        self.watch = Watch(how.expiry)
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Yield every cell's record."""
+        while self.waiting or self.running:
+            self._give_out()
+            if not self.running:
+                time.sleep(LOOK / 4)
+            for event in self.executor.poll():
+                yield from self._take_in(event)
+
+    def _give_out(self) -> None:
+        for id in list(self.waiting):
+            if len(set(self.running.values())) >= self.executor.slots:
+                return
+            jobs = [job for planned in self._with(id) if (job := self._job(planned)) is not None]
+            if jobs:
+                self.jobs += 1
+                self.running |= {job.cell.id: self.jobs for job in jobs}
+                self.executor.submit(tuple(jobs))
+
+    def _with(self, id: str) -> list[Planned]:
+        """The waiting cells that go with one; after the death of a worker each goes alone, to see whose fault it is."""
+        pack = self.packs[id]
+        if any(self.deaths[planned.cell.id] for planned in pack):
+            pack = [self.todo[id]]
+        return [planned for planned in pack if planned.cell.id in self.waiting]
+
+    def _job(self, planned: Planned) -> Job | None:
+        """None while another process holds the cell."""
+        id, how, now = planned.cell.id, self.how, time.monotonic()
+        if self.waiting[id] > now:
+            return None
+        number = self.watch.free(self.store.folder(id))
+        if number is None:
+            self.waiting[id] = now + LOOK
+            return None
+        del self.waiting[id]
+        label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
+        return Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
+
+    def _take_in(self, event: Event) -> Iterator[dict[str, Any]]:
+        id, kind, arguments = event
+        if kind in ("start", "update"):
+            getattr(self.progress, kind)(id, *arguments)
+            return
+        if kind == "found":
+            self.elsewhere.add(id)
+            return
+        self.running.pop(id, None)
+        record = arguments[0] if kind == "end" else self._died(id, arguments[0])
+        if record is None:
+            self.waiting[id] = time.monotonic() + LOOK
+            return
+        self.progress.finish(id, *_told(record))
+        yield record
+
+    def _died(self, id: str, reason: str) -> dict[str, Any] | None:
+        """A failure if the cell's workers have died too often, None if it is worth another try."""
+        self.deaths[id] += 1
+        self.progress.drop(id, f"{reason}, after {self.deaths[id]} of {DEATHS} tries")
+        if self.deaths[id] < DEATHS:
+            return None
+        record = failure(self.todo[id].cell, f"{reason}, {DEATHS} times", "environment")
+        with suppress(OSError):
+            self.store.write_failure(id, record)
+        return record
+
+
+def _told(record: dict[str, Any]) -> tuple[str, bool]:
+    if record["status"] == "failed":
+        return f"failed: {record['reason']}", True
+    scores = record["metrics"]
+    name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
+    return f"{name.replace('_', ' ')} {scores[f'test_{name}']:.3f}, {record['timing']['seconds']:.1f} s", False

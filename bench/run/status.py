@@ -1,0 +1,93 @@
+"""Where a study stands: which cells are done, run, have failed or wait, and what is left to compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.config import TrainConfig
+from bench.errors import UserError
+from bench.run import lease
+from bench.store.store import Store
+
+
+@dataclass
+class Status:
+    """Of the cells of a manifest.
+
+    running: what their leases say, with ``name``; failed: their records, with ``name``; left_flops: of the cells that
+    are not done, what is left of them, None if it cannot be known here; flops_per_second: of one cell, as measured on
+    those that are done, None if none is.
+    """
+
+    done: int = 0
+    waiting: int = 0
+    running: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    left_flops: float | None = 0.0
+    flops_per_second: float | None = None
+
+    @property
+    def left_seconds(self) -> float | None:
+        """Until the last cell ends, if as many processes as now (at least one) go on at the speed seen so far."""
+        if self.left_flops is None or self.flops_per_second is None:
+            return None
+        processes = {(cell["owner"]["machine"], cell["owner"]["pid"]) for cell in self.running}
+        return self.left_flops / self.flops_per_second / max(1, len(processes))
+
+
+def status(store: Store, manifest: dict[str, Any]) -> Status:
+    """Read the store; nobody is asked, and nothing is changed but that damaged files are set aside."""
+    found, shares, records = Status(), list[tuple[Any, float]](), dict[Any, dict[str, Any]]()
+    for cell in manifest["cells"]:
+        group, folder = (cell["variant"], cell["task"]), store.folder(cell["id"])
+        name = f"{cell['variant']} {cell['task']} seed {cell['seed']}"
+        if group not in records and store.done(cell["id"]):  # one of each is read, for what it cost
+            record = store.record(cell["id"])  # a damaged one is set aside, and done no more
+            if record is not None and record["status"] == "done":
+                records[group] = record
+        if store.done(cell["id"]):
+            found.done += 1
+            continue
+        held, share = lease.read(folder), 1.0
+        if held is not None:
+            found.running.append({"name": name, **held})
+            share -= held.get("step", 0) / held.get("steps", 1)
+        elif (record := store.record(cell["id"])) is not None:
+            found.failed.append({"name": name, **record})
+        else:
+            found.waiting += 1
+        shares.append((group, share))
+    flops = {group: record["costs"]["train_flops"] for group, record in records.items()}
+    if any(group not in flops for group, _ in shares):
+        flops = {**_planned_flops(manifest), **flops}
+    known = all(group in flops for group, _ in shares)
+    found.left_flops = sum(share * flops[group] for group, share in shares) if known else None
+    seconds = sum(record["timing"]["train_seconds"] for record in records.values())
+    found.flops_per_second = sum(flops[group] for group in records) / seconds if seconds else None
+    return found
+
+
+def _planned_flops(manifest: dict[str, Any]) -> dict[Any, float]:
+    """Training FLOPs of a cell by variant and task, from the study itself; empty if its data cannot be made here."""
+    from bench.data.task import task_data
+    from bench.model.costs import costs
+    from bench.model.variant import get_variant
+    from bench.study.plan import make_plan
+    from bench.study.schema import Study
+
+    found: dict[Any, float] = {}
+    try:
+        for planned in make_plan(Study.model_validate(manifest["config"]), "", None).cells:
+            group, cell = (planned.variant, planned.task), planned.cell
+            if group not in found:
+                data = task_data(cell.task, cell.task_options)
+                cost = costs(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.length)
+                found[group] = _tokens(cell.train, data.length) * cost.train_flops_per_token
+    except (UserError, ValueError, OSError):
+        return {}
+    return found
+
+
+def _tokens(config: TrainConfig, length: int) -> int:
+    return config.steps * config.batch_size * length

@@ -1,0 +1,126 @@
+"""Whether stored results are what they say: ids, data and traces computed again, a sample of cells run again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.config import CELL, Cell
+from bench.data.task import task_data
+from bench.evaluate.trace import Trace
+from bench.run.going import run_cell
+from bench.store.store import Store
+from bench.train.device import environment_of
+
+NUMBERS = ("metrics", "slices", "costs", "additions", "exits", "cycles", "zero_attention", "history", "schedule")
+TIMES = {"seconds"}  # in a history entry: what may differ between two runs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out of looking at one cell. problem: empty if all is well; note: what is worth knowing anyway."""
+
+    id: str
+    name: str
+    check: str
+    problem: str = ""
+    note: str = ""
+
+
+def check_stored(store: Store, cells: list[dict[str, Any]]) -> list[Finding]:
+    """Look at every stored result: that its id is that of its configuration, that its data are still the same, and
+    that its trace gives its metrics.
+    """
+    found = []
+    for listed in cells:
+        record = store.record(listed["id"])
+        if record is None or record["status"] != "done":
+            continue
+        name = f"{listed['variant']} {listed['task']} seed {listed['seed']}"
+        try:
+            problem = _stored_problem(store, listed["id"], record)
+        except Exception as error:  # a damaged file may say anything
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        found.append(Finding(listed["id"], name, "stored", problem))
+    return found
+
+
+def _stored_problem(store: Store, id: str, record: dict[str, Any]) -> str:
+    cell = Cell.model_validate(record["cell"])
+    if cell.id != id:
+        return f"its configuration has the id {cell.id[:12]}"
+    fingerprint = task_data(cell.task, cell.task_options).fingerprint
+    if fingerprint != cell.fingerprint:
+        return f"the data have the fingerprint {fingerprint[:12]}, then {cell.fingerprint[:12]}"
+    trace = Trace.from_bytes((store.folder(id) / "trace.npz").read_bytes())
+    for name, value in trace.leaving(trace.n_cycles).items():
+        if value != record["metrics"][f"test_{name}"]:
+            return f"its trace gives a test {name} of {value!r}, its result says {record['metrics'][f'test_{name}']!r}"
+    if not (store.folder(id) / "model" / "model.safetensors").is_file():
+        return "its model is missing"
+    return ""
+
+
+def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0) -> list[Finding]:
+    """Run a random sample of the finished cells again, in a store of their own, and compare every number. A cell that
+    was trained in a stack is run in one, since alone its last digits would be others.
+    """
+    done = [cell for cell in cells if store.done(cell["id"])]
+    chosen = random.Random(seed).sample(done, min(sample, len(done)))
+    found = []
+    for listed in chosen:
+        name = f"{listed['variant']} {listed['task']} seed {listed['seed']}"
+        record = store.record(listed["id"])
+        assert record is not None
+        cell = Cell.model_validate(record["cell"])
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                if cell.init is not None and cell.init.source.startswith(CELL):
+                    id = cell.init.source.removeprefix(CELL)
+                    (Path(scratch) / id).symlink_to(store.folder(id).resolve())
+                again = run_cell(cell, Store(Path(scratch)), stacked=record["stacked"])
+                problem = difference(record, json.loads(json.dumps(again)))
+            except Exception as error:
+                problem = f"it cannot be run again: {error}".splitlines()[0]
+        here = environment_of(cell.train)
+        changed = [f"{key}: {record['environment'].get(key)} -> {here[key]}" for key in here if key != "git"]
+        changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]
+        found.append(Finding(listed["id"], name, "run again", problem, "; ".join(changed)))
+    return found
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """The largest relative difference between two records of a cell and where it is; '' if there is none."""
+    one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in (first, second))
+    if set(one) != set(two):
+        return f"{sorted(set(one) ^ set(two))[0]} is in one of them only"
+    worst, where = 0.0, ""
+    for path, value in one.items():
+        if value != two[path]:
+            gap = _gap(value, two[path])
+            if gap > worst:
+                worst, where = gap, f"{path}: {value!r} -> {two[path]!r}"
+    return f"{where} (relative difference {worst:.2g})" if where else ""
+
+
+def _gap(first: Any, second: Any) -> float:
+    if isinstance(first, int | float) and isinstance(second, int | float):
+        return abs(first - second) / max(abs(first), abs(second))
+    return math.inf
+
+
+def _leaves(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in TIMES:
+                yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{position}]")
+    else:
+        yield path, value

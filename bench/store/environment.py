@@ -1,0 +1,63 @@
+"""Where numbers were made: what may explain a difference between two machines."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """The machine and the versions that what is computed on a device, with so many CPU threads, runs on."""
+    import torch  # start-up, as is transformers
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": threads,
+        "git": git_revision(),
+    }
+
+
+def environments(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The different environments that cells ran in, in their order."""
+    found: list[dict[str, Any]] = []
+    for record in records:
+        if record["environment"] not in found:
+            found.append(record["environment"])
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+@lru_cache(maxsize=1)
+def git_revision() -> str | None:
+    """The commit the engine runs from, with ``-dirty`` if it was changed since; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def lock() -> list[str]:
+    """Every installed distribution as ``name==version``: what would have to be installed to run this again."""
+    return sorted({f"{found.name.lower().replace('_', '-')}=={found.version}" for found in distributions()})

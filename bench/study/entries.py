@@ -1,0 +1,51 @@
+"""The rows of a study's ``tasks`` and ``variants``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bench.config import Sharing, Strict
+
+
+class Entry(Strict):
+    """One row of ``tasks`` or ``variants``; a bare name stands for itself.
+
+    label: how reports call it, its name by default; model, train: fields that differ from the study's; changes, grid:
+    values to try for dotted keys (``options.gating: [none, scalar]``), one entry for each (``bench.study.designs``).
+    """
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    changes: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and not value.get("label"):
+            return {**value, "label": value.get("name", "")}
+        return value
+
+
+class TaskEntry(Entry):
+    """A task with its options."""
+
+
+class VariantEntry(Entry):
+    """A variant with its options.
+
+    match: what is held equal to the study's reference variant; init: what its models start from, the study's by
+    default; sharing: how the blocks of what it starts from are shared among fewer (``bench.pretrained.sharing``);
+    budget: ``flops`` trains as long as the reference in training FLOPs instead of in steps.
+    """
+
+    match: Literal["params", "flops", "depth"] | None = None
+    init: str | None = None
+    sharing: Sharing | None = None
+    budget: Literal["flops"] | None = None

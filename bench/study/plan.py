@@ -1,0 +1,192 @@
+"""From a study to its cells: matching done, data built, every cell identified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.config import CELL, Cell, Init, ModelConfig, TrainConfig
+from bench.data.task import TaskData, get_task, task_data
+from bench.errors import UserError
+from bench.model.costs import meta_model, training_flops
+from bench.model.freezing import freeze
+from bench.model.match import measure, solve
+from bench.model.variant import Variant
+from bench.pretrained.sources import outline
+from bench.store.environment import lock
+from bench.study.hypotheses import resolve
+from bench.study.schema import Study, TaskEntry, VariantEntry
+from bench.study.start import check_start, external, target_shape
+from bench.train.device import pick_device
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell and its place in the study."""
+
+    variant: str  # labels
+    task: str
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a study, in the order they run, with what the matching chose."""
+
+    study: Study
+    cells: tuple[Planned, ...]
+    manifest: dict[str, Any]
+
+
+def shape_of(
+    study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int
+) -> tuple[ModelConfig, str]:
+    """The shape of a variant on a task after matching, and what the matching chose ('' without matching)."""
+    variant = study.variant(entry)
+    model = _relevant(variant, _shape_given(study, entry, task, vocab_size, length))
+    if entry.match is None:
+        return model, ""
+    reference = next(other for other in study.variants if other.label == study.reference)
+    other = study.variant(reference)
+    other_model = _relevant(other, study.cell_model(reference, task))
+    target = measure(entry.match, other, other_model, vocab_size, length)
+    try:
+        return solve(entry.match, variant, model, target, vocab_size, length)
+    except UserError as error:
+        raise UserError(f"variants.{entry.label}.{error}") from None
+
+
+Tuned = Mapping[tuple[str, str], VariantEntry]
+"""What stands for a study's variant on a task, by their labels, where tuning has changed it."""
+
+
+def _shape_given(study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int) -> ModelConfig:
+    """The shape the study says, or the one of the model that the entry starts from with what may differ from it."""
+    init, model = study.init_of(entry), study.cell_model(entry, task)
+    if init is None:
+        return model
+    start = study.init_entry(entry)
+    source = shape_of(study, start, task, vocab_size, length)[0] if start is not None else outline(init).shape
+    return target_shape(source, model.n_cycles, {**task.model, **entry.model}, f"variants.{entry.label}")
+
+
+def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData) -> tuple[TrainConfig, str]:
+    """The training of an entry's cells, and what its budget chose ('' without one).
+
+    With a budget in FLOPs the steps are those whose training FLOPs come nearest the reference's, at full cycles.
+    """
+    train = study.cell_train(entry, task)
+    if entry.budget is None:
+        return train, ""
+
+    def step_flops(other: VariantEntry, config: TrainConfig) -> int:
+        init = study.init_of(other)
+        found = outline(init) if init is not None and study.init_entry(other) is None else None
+        vocab, positions = (found.vocab_size, found.positions) if found else (data.vocab_size, data.max_length)
+        lm = meta_model(study.variant(other), shape_of(study, other, task, vocab, data.length)[0], vocab, positions)
+        freeze(lm, config.trained)
+        device = pick_device(config).type
+        return config.batch_size * training_flops(lm, data.length, device, None, config.backward_cycles)
+
+    reference = next(other for other in study.variants if other.label == study.reference)
+    config = study.cell_train(reference, task)
+    target, each = config.steps * step_flops(reference, config), step_flops(entry, train)
+    steps = max(1, round(target / each))
+    text = f"steps {train.steps} -> {steps} ({steps * each:.4g} training FLOPs, target {target:.4g})"
+    return train.model_copy(update={"steps": steps}), text
+
+
+def _start(init: str | None, entry: VariantEntry, cell: Cell | None) -> Init | None:
+    """The identity of what a cell starts from: a source outside the study, or the cell of the same task and seed."""
+    if init is None:
+        return None
+    if cell is not None:
+        return Init(source=f"{CELL}{cell.id}", sharing=entry.sharing)
+    return external(init, entry.sharing)
+
+
+def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
+    """The cells in an order in which each finds what it starts from: first those that start from no cell."""
+    later: dict[bool, list[Planned]] = {True: [], False: []}
+    for planned in cells:
+        later[planned.cell.init is not None and planned.cell.init.source.startswith(CELL)].append(planned)
+    return [stage for stage in (later[False], later[True]) if stage]
+
+
+def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:
+    """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
+    tuned = tuned or {}
+    cells: list[Planned] = []
+    made: dict[tuple[str, str, int], Cell] = {}
+    chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
+    tasks, built = [], {}
+    for task in study.tasks:
+        maker = get_task(task.name, task.options)
+        task_options = maker.options.model_dump(mode="json")
+        data = built[task.label] = task_data(task.name, task_options)
+        tasks.append({"label": task.label, "task": task.name, **_metric(data)})
+        # What others start from comes first, since its id is part of theirs.
+        for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
+            entry = tuned.get((given.label, task.label), given)
+            variant = study.variant(entry)
+            model, text = shape_of(study, entry, task, data.vocab_size, data.length)
+            train, steps = _train_of(study, entry, task, data)
+            start, init = study.init_entry(entry), study.init_of(entry)
+            if init is not None and start is None:
+                check_start(init, entry.sharing, variant, model, data)
+            variant.schedule(model)  # an impossible shape or device must be refused before anything runs
+            pick_device(train)
+            train.check(model)
+            if text or steps:
+                chosen[entry.label][task.label] = text or steps
+            for seed in study.seeds:
+                cell = Cell(
+                    variant=entry.name,
+                    options=variant.options.model_dump(mode="json"),
+                    model=model,
+                    train=train,
+                    task=task.name,
+                    task_options=task_options,
+                    seed=seed,
+                    evaluation=study.evaluation,
+                    init=_start(init, entry, made.get((start.label, task.label, seed)) if start else None),
+                    fingerprint=data.fingerprint,
+                )
+                made[entry.label, task.label, seed] = cell
+                cells.append(Planned(entry.label, task.label, cell))
+    manifest = {
+        "study": study.name,
+        "question": study.question,
+        "reference": study.reference,
+        "seeds": list(study.seeds),
+        "variants": [
+            {"label": e.label, "variant": e.name, "match": e.match or e.budget, "chosen": _merge(chosen[e.label])}
+            for e in study.variants
+        ],
+        "tasks": tasks,
+        "hypotheses": [resolve(hypothesis, built) for hypothesis in study.hypotheses],
+        "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],
+        "command": command,
+        "git": revision,
+        "lock": lock(),
+        "config": study.model_dump(mode="json"),
+    }
+    return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
+
+
+def _relevant(variant: Variant, model: ModelConfig) -> ModelConfig:
+    """Without fields that mean nothing to the variant: they must not make two equal cells look different."""
+    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none"})
+
+
+def _metric(data: TaskData) -> dict[str, Any]:
+    metric = asdict(data.metric)
+    return {"metric": metric["name"], "higher_is_better": metric["higher_is_better"], "levels": metric["levels"]}
+
+
+def _merge(by_task: dict[str, str]) -> str:
+    """One text if all tasks agree, else one for each."""
+    if len(set(by_task.values())) <= 1:
+        return next(iter(by_task.values()), "")
+    return "; ".join(f"{task}: {text}" for task, text in by_task.items())

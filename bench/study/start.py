@@ -1,0 +1,78 @@
+"""What a cell's model starts from: planning its shape, and making it when the cell runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bench.config import CELL, Cell, Init, ModelConfig, parse
+from bench.data.task import TaskData
+from bench.errors import CellError, UserError
+from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.variant import Variant, get_variant
+from bench.pretrained.convert import convert
+from bench.pretrained.sharing import sources_of
+from bench.pretrained.sources import digest, load, outline
+from bench.store.store import Store
+
+FREE = ("n_cycles", "n_blocks", "dropout")  # of a shape whose other fields the source decides
+
+
+def target_shape(source: ModelConfig, n_cycles: int, changes: Mapping[str, Any], where: str) -> ModelConfig:
+    """The shape of a variant made from a source of another shape.
+
+    n_cycles: of the variant; changes: fields it is given besides, of which only n_blocks and dropout may differ from
+    the source's. Raises UserError for any other.
+    """
+    for field, value in changes.items():
+        if field not in FREE and value != getattr(source, field, value):
+            raise UserError(
+                f"{where}.model.{field}: {value!r} is not the pretrained model's {getattr(source, field)!r} "
+                f"(allowed to differ: {', '.join(FREE)})"
+            )
+    fields = {**source.model_dump(), "dropout": 0.0, **changes, "n_cycles": n_cycles}
+    return parse(ModelConfig, fields, f"{where}.model")
+
+
+def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig, data: TaskData) -> None:
+    """Raise UserError, before anything runs, if the source fits neither the variant nor the task's data."""
+    found = outline(source)
+    sources_of(sharing, found.shape.n_blocks, variant.schedule(model))
+    if data.vocab_size > found.vocab_size:
+        raise UserError(
+            f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "
+            f"(for text set the task's options.tokenizer to 'pretrained:{source}')"
+        )
+    if model.family == "gpt2" and data.length > found.positions:
+        raise UserError(
+            f"init: {source!r} has {found.positions} positions, the task's sequences are {data.length} long"
+        )
+
+
+def external(source: str, sharing: Any) -> Init:
+    """The identity of a start from a source outside the study."""
+    return Init(source=source, sharing=sharing, digest=digest(source))
+
+
+def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleForCausalLM:
+    """The model a cell's training starts with, in float32: fresh from the seed, or converted.
+
+    Raises CellError if the source has changed since the cell was planned, or is a cell that has no result.
+    """
+    variant = get_variant(cell.variant, cell.options)
+    if cell.init is None:
+        lm = build_model(variant, cell.model, data.vocab_size, data.max_length)
+        lm.reset_parameters(cell.seed)
+        return lm
+    if cell.init.source.startswith(CELL):
+        id = cell.init.source.removeprefix(CELL)
+        if not store.done(id):
+            raise CellError(f"the cell it starts from, {id[:12]}, has no result")
+        pretrained = load(str(store.folder(id) / "model"))
+    else:
+        if digest(cell.init.source) != cell.init.digest:
+            raise CellError(f"the source {cell.init.source!r} has changed since the cell was planned")
+        pretrained = load(cell.init.source)
+    weights = {name: tensor.float() for name, tensor in pretrained.weights.items()}
+    return convert(replace(pretrained, weights=weights), variant, cell.model, cell.init.sharing, cell.seed).train()

@@ -1,0 +1,153 @@
+"""Fair tuning: equally many trials for every variant and task, on validation data, before the seeds are run.
+
+A trial is a cell like any other, at the tuning seed: it is stored and never run twice. What has been tried is kept in
+the database of the sweeps. What a trial asks for depends on the seed, its number and the trials before it alone, so
+that several processes ask for the same ones and divide their cells between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+
+from bench.errors import UserError
+from bench.model.variant import variants
+from bench.study.plan import Plan, Planned, make_plan
+from bench.study.schema import Study, Tune, VariantEntry
+from bench.sweep.storage import open_storage, open_study, seed_of
+
+Record = dict[str, Any]
+RunPlan = Callable[[Plan], Mapping[str, Record]]
+"""Runs a plan's cells and returns their records by id."""
+
+
+class _Search:
+    """The trials of one variant on one task.
+
+    base: the cell that they change; metric: the task's row of the manifest.
+    """
+
+    def __init__(
+        self, name: str, entry: VariantEntry, base: Planned, metric: dict[str, Any], tune: Tune, storage: Any
+    ) -> None:
+        self.entry, self.task, self.seed = entry, base.task, tune.seed
+        self.metric, self.up = metric["metric"], metric["higher_is_better"]
+        ranges = {"train.lr": tune.lr}
+        ranges |= {f"options.{name}": limits for name, limits in variants.get(entry.name).tunable.items()}
+        self.space: dict[str, Any] = {
+            key: optuna.distributions.FloatDistribution(*limits, log=True) for key, limits in ranges.items()
+        }
+        # A change in what is searched makes another study, so that no trial is taken for one of it.
+        what = json.dumps([base.cell.id, ranges], sort_keys=True)
+        parts = [name, entry.label, base.task, "tune", hashlib.sha256(what.encode()).hexdigest()[:12]]
+        self.study = open_study(storage, " / ".join(parts), self.up, with_flops=False)
+        self.trials: list[dict[str, Any]] = []
+
+    def ask(self) -> VariantEntry:
+        """The variant as the next trial has it."""
+        known = self._known()
+        self.params = known[self.number].params if self.number in known else self._sampled(known)
+        return _with(self.entry, self.params)
+
+    @property
+    def number(self) -> int:
+        """Of the trial at hand."""
+        return len(self.trials)
+
+    def _known(self) -> dict[int, optuna.trial.FrozenTrial]:
+        """What has been tried, by number; of two processes that told of the same trial the first is heard."""
+        found: dict[int, optuna.trial.FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            found.setdefault(trial.user_attrs["number"], trial)
+        return found
+
+    def _sampled(self, known: dict[int, optuna.trial.FrozenTrial]) -> dict[str, Any]:
+        sampler = TPESampler(seed=seed_of(self.seed, self.number))
+        local = optuna.create_study(directions=self.study.directions, sampler=sampler)
+        local.add_trials([known[number] for number in sorted(known) if number < self.number])
+        return local.ask(self.space).params
+
+    def tell(self, record: Record) -> None:
+        """Take in the record of the trial at hand."""
+        done = record["status"] == "done"
+        value = record["history"][-1][f"valid_{self.metric}"] if done else None
+        if value is None:
+            self.reason = record["reason"]
+        if self.number not in self._known():
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            about = {"number": self.number, "cell": record["id"]}
+            self.study.add_trial(
+                create_trial(state=state, value=value, params=self.params, distributions=self.space, user_attrs=about)
+            )
+        self.trials.append({"id": record["id"], **self.params, "value": value})
+
+    def row(self, seed: int) -> dict[str, Any]:
+        """What the manifest keeps. Raises UserError if no trial has finished."""
+        finished = [trial for trial in self.trials if trial["value"] is not None]
+        if not finished:
+            where = f"variants.{self.entry.label} on {self.task}"
+            raise UserError(f"tune: all {len(self.trials)} trials of {where} failed, the last: {self.reason}")
+        best = (max if self.up else min)(finished, key=lambda trial: trial["value"])
+        return {
+            "variant": self.entry.label,
+            "task": self.task,
+            "seed": seed,
+            "metric": self.metric,
+            "value": best["value"],
+            "chosen": {key: best[key] for key in self.space},
+            "trials": self.trials,
+        }
+
+
+def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, url: str) -> Plan:
+    """The study's plan with the hyper-parameters that ``study.tune`` finds: one trial of every variant on every task
+    at a time, by the task's own metric on the validation split at the end of training. Its manifest has every trial.
+
+    url: of the database of the trials. Without ``tune`` it is the plain plan. Raises UserError if a variant has no
+    finished trial on a task.
+    """
+    if study.tune is None:
+        return make_plan(study, command, revision)
+    trials = study.model_copy(update={"name": f"{study.name}-tuning", "seeds": (study.tune.seed,)})
+    plain = make_plan(trials, command, revision)
+    metrics = {task["label"]: task for task in plain.manifest["tasks"]}
+    entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url)
+    searches = {
+        (base.variant, base.task): _Search(
+            study.name, entries[base.variant], base, metrics[base.task], study.tune, storage
+        )
+        for base in plain.cells
+    }
+    so_far: Plan | None = None
+    for _ in range(study.tune.trials):
+        asked = make_plan(trials, command, revision, {place: search.ask() for place, search in searches.items()})
+        so_far = asked if so_far is None else _joined(so_far, asked)
+        records = run(so_far)
+        for planned in asked.cells:
+            searches[planned.variant, planned.task].tell(records[planned.cell.id])
+    rows = {place: search.row(study.tune.seed) for place, search in searches.items()}
+    tuned = {place: _with(searches[place].entry, row["chosen"]) for place, row in rows.items()}
+    plan = make_plan(study, command, revision, tuned)
+    return replace(plan, manifest={**plan.manifest, "tuning": list(rows.values())})
+
+
+def _joined(before: Plan, now: Plan) -> Plan:
+    """All trials so far as one plan: what the tuning's own manifest names."""
+    cells = [*before.manifest["cells"], *now.manifest["cells"]]
+    return replace(now, cells=before.cells + now.cells, manifest={**now.manifest, "cells": cells})
+
+
+def _with(entry: VariantEntry, values: dict[str, float]) -> VariantEntry:
+    """The entry with values for ``train.NAME`` and ``options.NAME``."""
+    changes: dict[str, dict[str, Any]] = {"train": dict(entry.train), "options": dict(entry.options)}
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        changes[group][name] = value
+    return entry.model_copy(update=changes)

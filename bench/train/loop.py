@@ -1,0 +1,379 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bench.config import IGNORED, TrainConfig
+from bench.data.batches import Batches, arrays
+from bench.data.task import TaskData
+from bench.errors import CellError, UserError
+from bench.evaluate.evaluation import evaluate
+from bench.evaluate.trace import with_bits
+from bench.model.blocks import Block
+from bench.model.costs import training_flops
+from bench.model.language_model import CycleForCausalLM
+from bench.train.checkpoints import Checkpoints, Position
+from bench.train.device import autocast
+from bench.train.distributed import ALONE, Team
+from bench.train.graphs import Replayed, cuda_graph
+from bench.train.losses import exit_losses
+from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, stacks
+
+CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
+DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
+LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
+
+Report = Callable[[int, float, float], None]
+"""Called with the step, the mean loss since the last call and tokens per second."""
+WatchHistory = Callable[[dict[str, float]], None]
+"""Called with every entry of the history as it is made; whatever it raises ends the training."""
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Of optimizer step 0, 1, ...: linear warm-up, then a cosine down to ``min_lr``, or flat and a linear cool-down
+    (trapezoid, arXiv 2405.18392).
+    """
+    warmup = config.warmup * config.steps
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    if config.lr_schedule == "cosine":
+        done = (step - warmup) / max(1.0, config.steps - warmup)
+        return config.lr * (config.min_lr + (1 - config.min_lr) * (1 + math.cos(math.pi * done)) / 2)
+    cooldown = config.cooldown * config.steps
+    left = min(1.0, (config.steps - step) / cooldown) if cooldown else 1.0
+    return config.lr * (config.min_lr + (1 - config.min_lr) * left)
+
+
+def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
+    and gates have a meaning at zero that decay would pull them to.
+    """
+    embeddings = {id(lm.tokens.weight), id(lm.lm_head.weight)}
+    matrices = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Linear)} - embeddings
+    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def compile_blocks(lm: CycleForCausalLM, on: bool = True) -> None:
+    """``torch.compile`` the attention and the MLP of the blocks, or take it back.
+
+    All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
+    every step: a gate by head, an adapter), while the whole model would be compiled with every cycle written out:
+    twice as long to compile for a step as fast (``cyclebench bench``). What was compiled before, of another cell, is
+    forgotten: torch keeps but so many versions of a function, and which would depend on the cells before.
+    """
+    torch.compiler.reset()
+    for block in cast(list[Block], lm.blocks):
+        for part in (block.attention, block.mlp):
+            if on:
+                vars(part)["forward"] = torch.compile(part.forward)
+            else:
+                del part.forward
+
+
+class Training:
+    """One model on its way through training: what is its own even where its steps are computed with those of others."""
+
+    def __init__(
+        self,
+        lm: CycleForCausalLM,
+        data: TaskData,
+        config: TrainConfig,
+        seed: int,
+        report: Report | None = None,
+        checkpoints: Checkpoints | None = None,
+        watch: WatchHistory | None = None,
+        team: Team = ALONE,
+        stacked: bool = False,
+    ) -> None:
+        """The arguments of ``train``, which says what is raised here, too; team: started, if it is of several; stacked:
+        whether its steps are computed in a stack (``bench.train.packing``): a checkpoint goes on as it began.
+        """
+        if config.processes != team.size:
+            raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
+        config.check(lm.model_shape)
+        reinjects = lm.recurrence is not None and lm.recurrence.reinjects
+        if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
+            raise UserError(
+                f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
+                "gradient (allowed: none, or a variant that re-injects the prelude's output)"
+            )
+        self.lm, self.data, self.config = lm, data, config
+        self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
+        self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
+        self.flops = executed_flops(lm, config, data.length, self.cycles)
+        self.due = _evaluations(config, self.flops)
+        self.batches = Batches(data.train, config.batch_size, seed)
+        lm.gradient_checkpointing = config.activation_checkpointing
+        self.run = team.step(lm)
+        if config.compile:
+            compile_blocks(lm)
+        self.replayed = Replayed(list(lm.parameters()), lm.device, cuda_graph) if config.cuda_graphs else None
+        self.optimizer = make_optimizer(lm, config)
+        self.tokens_per_step = config.batch_size * data.length
+        with team.rank_0_first():  # it sets damaged checkpoints aside
+            self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
+        if not self.at.step:
+            self.at.stacked = stacked
+        if self.at.stacked:
+            keep_freed_memory()
+        self.last = self.at.seconds
+        if watch is not None:
+            for entry in self.at.history:
+                watch(entry)
+        lm.train()
+
+    def passes(self, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of a micro-batch [b, T] to those there are; its share of the batch's loss at full depth."""
+        losses = loss_of(self.config, self.cycles[self.at.step])
+        with autocast(self.config, self.lm.device):
+            loss, last = self.run(losses, inputs, targets, scored)
+        loss.backward()
+        return cast(torch.Tensor, last)
+
+    def advance(self, loss: torch.Tensor) -> None:
+        """Take the step whose gradients are there; loss: scalar, at full depth, not yet read."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.at.step, self.config)
+        nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self.config.cuda_graphs)
+        self.at.pending.append(loss)
+        self.at.step += 1
+
+    def read(self) -> float | None:
+        """The mean of the losses that are not read yet, if it is time to read them (which waits for the device)."""
+        step = self.at.step
+        if step % LOG_EVERY and step not in self.due and step != self.config.steps:
+            return None
+        return float(torch.stack(self.at.pending).mean())
+
+    def look(self, loss: float | None) -> None:
+        """Judge the loss that was read, report it, validate if it is time to. Raises what ``train`` does."""
+        at, step = self.at, self.at.step
+        if loss is not None:
+            first = step - len(at.pending) + 1
+            if not math.isfinite(loss):
+                raise CellError(f"loss is {loss} within steps {first}-{step}")
+            if loss > DIVERGED * math.log(self.lm.vocab_size):
+                raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
+            at.losses.append(loss)
+            if self.report is not None:
+                self.report(step, loss, len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9))
+            self.last, at.pending = at.seconds, []
+        if step in self.due:
+            with self.team.unsharded(self.lm):
+                if self.team.rank == 0:
+                    self._validate()
+            at.losses = []
+
+    def end(self) -> None:
+        """After the last step: from here on the model is its own again."""
+        self.replayed = None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.compile:
+            compile_blocks(self.lm, False)
+        self.lm = self.team.plain(self.lm)
+
+    def _validate(self) -> None:
+        at, step, config = self.at, self.at.step, self.config
+        ids, targets = arrays(self.data.valid, config.eval_sequences)
+        with autocast(config, self.lm.device):
+            scores = evaluate(self.lm, ids, targets).leaving(1)
+        scores = with_bits(scores, self.data.bytes_of("valid"))
+        entry = {"step": step, "tokens": step * self.tokens_per_step, "flops": float(self.flops[step - 1])}
+        entry |= {"seconds": at.seconds, "lr": learning_rate(step - 1, config)}
+        entry |= {"train_loss": float(np.mean(at.losses)), **{f"valid_{name}": value for name, value in scores.items()}}
+        at.history.append(entry)
+        if not math.isfinite(scores["loss"]):
+            raise CellError(f"validation loss is {scores['loss']} at step {step}")
+        if self.watch is not None:
+            self.watch(entry)
+
+
+def train(
+    lm: CycleForCausalLM,
+    data: TaskData,
+    config: TrainConfig,
+    seed: int,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
+    watch: WatchHistory | None = None,
+) -> list[dict[str, float]]:
+    """Train in place on the model's device and return the history, one entry for each validation.
+
+    checkpoints: where to go on from and what to leave behind; watch: called for the entries made before a checkpoint
+    too. Raises CellError if the loss stops being finite or diverges, UserError if gradients are cut where the prelude
+    needs them or if halting and its loss do not go together.
+    """
+    run = Training(lm, data, config, seed, report, checkpoints, watch)
+    ((_, error),) = train_together([run])
+    if error is not None:
+        raise error
+    return run.at.history
+
+
+def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Exception | None]]:
+    """Train models of one shape on one device to their ends; yields each as it ends, with what ended it too early.
+
+    Stacked models at the same step take it together (``bench.train.packing``); those behind, after a checkpoint of
+    their own or a stack that was too large, catch up first. One that fails leaves the others as they are.
+    """
+    left, most = list(runs), len(runs)
+    while left:
+        first = min(left, key=lambda run: run.at.step)
+        if first.at.step >= first.config.steps:
+            left.remove(first)
+            first.end()
+            yield first, None
+            continue
+        with_first = [run for run in left if run.at.step == first.at.step and run.at.stacked]
+        group = with_first[:most] if first.at.stacked else [first]
+        try:
+            errors = _step(group)
+        except Exception as error:
+            if len(group) > 1:  # no memory for all of them, most likely: a few at a time
+                most = len(group) // 2
+                warnings.warn(f"no step of {len(group)} models at once, going on with {most}: {error}", stacklevel=2)
+                for run in group:
+                    run.optimizer.zero_grad(set_to_none=True)
+                continue
+            errors = {first: error}
+        for run, ending in errors.items():
+            left.remove(run)
+            yield run, ending
+
+
+def _step(group: Sequence[Training]) -> dict[Training, Exception]:
+    """The next step of all; what ends any of them. Raises what goes wrong before any has taken it."""
+    since = time.perf_counter()
+    losses = gradients(group)
+    for run, loss in zip(group, losses, strict=True):
+        run.advance(loss)
+    read = [run.read() for run in group]
+    took = (time.perf_counter() - since) / len(group)
+    errors: dict[Training, Exception] = {}
+    for run, value in zip(group, read, strict=True):
+        run.at.seconds += took
+        try:
+            run.look(value)
+        except Exception as error:
+            errors[run] = error
+    going = [run for run in group if run not in errors]
+    if going and going[0].team.agree(
+        any(run.checkpoints is not None and run.checkpoints.due(run.at.step) for run in going)
+    ):
+        for run in going:  # all at the same step, so that they go on together
+            try:
+                if run.checkpoints is not None:
+                    run.checkpoints.save(run.at, run.lm, run.optimizer)
+            except Exception as error:
+                errors[run] = error
+    return errors
+
+
+def gradients(runs: Sequence[Training]) -> torch.Tensor:
+    """The gradients of the next step of all models; returns the losses [S] at full depth, not yet read. Stacked models
+    (any number; others one by one) make a stack for each of a cell's CPU threads.
+    """
+    if not runs[0].at.stacked:
+        return _gradients_alone(runs[0])
+    number = stacks(len(runs), runs[0].config.threads) if runs[0].lm.device.type == "cpu" else 1
+    parts = [[runs[at] for at in part] for part in np.array_split(range(len(runs)), number)]
+    return torch.cat(side_by_side([partial(_gradients_of_stack, part) for part in parts]))
+
+
+def _gradients_alone(run: Training) -> torch.Tensor:
+    team, total = run.team, torch.zeros(1, device=run.lm.device)
+    for inputs, targets, scored in _micro_batches([run]):
+        # The mean over a team's ranks is that of the whole micro-batch.
+        batch = inputs[0], targets[0], scored[0] / team.size
+        total += run.passes(*batch) if run.replayed is None else run.replayed(run.passes, *batch)
+    return team.mean(total)
+
+
+def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
+    wanted, first = len(runs), runs[0]
+    if wanted == 1:
+        runs = [first, first]  # other kernels compute a single model, to other last digits
+    losses, total = loss_of(first.config, first.cycles[first.at.step]), torch.zeros(wanted, device=first.lm.device)
+    for inputs, targets, scored in _micro_batches(runs):
+        with autocast(first.config, first.lm.device):
+            loss, last = run_stacked([run.lm for run in runs], losses, inputs, targets, scored)
+        loss[:wanted].sum().backward()
+        total += last[:wanted]
+    return total
+
+
+def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Inputs and targets [S, b, T] of the next step and how many targets each whole batch scores [S], on the device."""
+    config, device, team = runs[0].config, runs[0].lm.device, runs[0].team
+    ids, targets = (np.stack(part) for part in zip(*(run.batches.batch(run.at.step) for run in runs), strict=True))
+    scored = torch.from_numpy((targets != IGNORED).sum((1, 2))).to(device, non_blocking=True)
+    for parts in zip(*(np.split(whole, config.accumulation, 1) for whole in (ids, targets)), strict=True):
+        inputs, goal = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in parts)
+        yield inputs, goal, scored
+
+
+def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The loss to be trained and that at full depth, scalars, as a function of a model and a micro-batch: inputs and
+    targets [b, T], and how many targets of the whole batch are scored.
+    """
+
+    def losses(
+        model: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out = model(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles, output_exits=config.trains_exits)
+        # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
+        last, loss = (part / scored for part in exit_losses(out, targets, config))
+        if out.auxiliary_loss is not None:
+            loss = loss + out.auxiliary_loss / config.accumulation
+        return loss, last.detach()
+
+    return losses
+
+
+def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | None]:
+    """The number of cycles of every optimizer step; None: as many as the model was built with.
+
+    Drawn from the seed alone, so that every variant of as many cycles draws the same.
+    """
+    if not config.random_cycles:
+        return [None] * config.steps
+    rng = np.random.default_rng([seed, n_cycles, 0xC7C1E])
+    rate = rng.lognormal(math.log(n_cycles) - CYCLES_SIGMA**2 / 2, CYCLES_SIGMA, config.steps)
+    return [int(count) + 1 for count in rng.poisson(rate)]
+
+
+def executed_flops(
+    lm: CycleForCausalLM, config: TrainConfig, length: int, cycles: list[int | None]
+) -> NDArray[np.float64]:
+    """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""
+    device = lm.device.type
+    of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
+    return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
+
+
+def _evaluations(config: TrainConfig, flops: NDArray[np.float64]) -> set[int]:
+    """Steps after which to validate: every so many steps, every so many FLOPs, and at the end."""
+    every = config.eval_every or max(1, config.steps // 10)
+    due = {*range(every, config.steps + 1, every), config.steps}
+    if config.eval_every_flops is not None:
+        marks = np.arange(1, int(flops[-1] // config.eval_every_flops) + 1) * config.eval_every_flops
+        due |= {int(step) + 1 for step in np.searchsorted(flops, marks)}
+    return due
