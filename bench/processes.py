@@ -6,11 +6,61 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import context
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bench.plugins import unpack
+
+PRELOADED = ["cyclebench", "bench.run.cells", "bench.run.going", "bench.study.plan"]
+_starting = threading.RLock()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Meanwhile no new process is told which script this one runs.
+
+    multiprocessing runs the script again in every process it starts. A script without ``if __name__ == "__main__":``
+    would then start itself without end. Our workers need nothing of it: what it has registered is sent to them
+    (``bench.plugins``).
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update({"__spec__": None, **hidden})
+
+
+class _Starter:
+    """Mixed into a kind of process: it starts without the caller's script."""
+
+    def start(self) -> None:
+        with _starting, _without_main():
+            super().start()  # type: ignore[misc]
+
+
+class _SpawnProcess(_Starter, context.SpawnProcess):
+    pass
+
+
+class _SpawnContext(context.SpawnContext):
+    Process = _SpawnProcess
+
+
+class _ForkServerProcess(_Starter, context.ForkServerProcess):
+    pass
+
+
+class _ForkServerContext(context.ForkServerContext):
+    Process = _ForkServerProcess
 
 
 def worker_context() -> Any:
@@ -19,10 +69,15 @@ def worker_context() -> Any:
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: remarks would break the bars
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.run.cells", "bench.run.going", "bench.study.plan"])
-    return context
+        return light_context()
+    found = _ForkServerContext()
+    found.set_forkserver_preload(PRELOADED)
+    return found
+
+
+def light_context() -> Any:
+    """Processes that start from nothing, for what needs little of what this one has imported."""
+    return _SpawnContext()
 
 
 def cause_of_death(status: int) -> str:
@@ -33,16 +88,20 @@ def cause_of_death(status: int) -> str:
     return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def become_worker() -> None:
-    """Leave Ctrl-C to the parent and the terminal to the progress bars, and do not outlive the parent."""
+def become_worker(packed: bytes = b"") -> None:
+    """Leave Ctrl-C to the parent and the terminal to the progress bars, and do not outlive the parent.
+
+    packed: what the parent's user has registered by hand (``bench.plugins.pack``).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     quiet()
+    unpack(packed)
 
 
 def quiet() -> None:
     """Keep libraries from writing bars and remarks to a screen that is not a worker's."""
-    from transformers.utils import logging
+    from transformers.utils import logging  # start-up
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -5,7 +5,6 @@ nothing to show; what its docstring says stands below it on the page.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from bench.stats import mean_interval, median_front
-from reports import exit_figures
 from reports.aggregates import comparable, points_by_seed, profiles, zero_attention_curve
 from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
 from reports.table import Manifest, Record, done, score
-
-Draw = Callable[[Manifest, dict[str, Record], dict[str, Any]], Figure | None]
 
 STEP = 0.035  # variants of equal cost stand this share of the axis apart, or they would hide each other
 GREY = "#444444"
@@ -161,20 +157,6 @@ def performance_profile(manifest: Manifest, results: dict[str, Record]) -> Figur
     axes.set_title(f"{len(comparable(manifest))} tasks")
     legend(figure, *axes.get_legend_handles_labels())
     return figure
-
-
-FIGURES: dict[str, tuple[Draw, str]] = {
-    "accuracy_vs_flops": (accuracy_vs_flops, "Quality against executed compute"),
-    "accuracy_vs_params": (accuracy_vs_params, "Quality against parameters"),
-    "learning_curves": (learning_curves, "Learning curves"),
-    "zero_attention": (zero_attention, "Attention to the zero tokens"),
-    "exit_curves": (exit_figures.exit_curves, "Exit rules: quality against executed compute"),
-    "exit_area": (exit_figures.exit_area, "What each exit rule is worth"),
-    "exit_signal": (exit_figures.exit_signal, "Do the signals know whether more cycles help?"),
-    "exit_depth": (exit_figures.exit_depth, "Where sequences leave"),
-    "exit_calibration": (exit_figures.exit_calibration, "Is the confidence at an exit point to be trusted?"),
-    "cycles": (exit_figures.cycles_at_test, "Quality against the number of cycles at test time"),
-}
 
 
 def _scatter(

@@ -9,19 +9,18 @@ from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from bench.store.environment import environments
 from bench.store.files import atomic_write
 from reports.aggregates import aggregates, comparable, fronts
+from reports.drawing import Drawing, figures
 from reports.execution import executions
 from reports.exit_figures import findings, rule_rows
-from reports.figures import FIGURES, performance_profile
 from reports.latex import latex
 from reports.look import STYLE
-from reports.render import KINDS, file_name, rendering
+from reports.render import check_formats, file_name, rendering
 from reports.table import (
     Manifest,
     Record,
@@ -41,37 +40,40 @@ from reports.units import metric_name
 from reports.verdicts import differences, verdicts
 
 MANY = 16  # cells: from here on, figures are rendered in processes of their own, while the tables are made
-NEEDS: dict[str, Callable[[Record], bool]] = {  # what a record must have to be in a figure, by its first word
-    "zero": lambda record: bool(record["zero_attention"]),
-    "exit": lambda record: bool(record["exits"]),
-    "cycles": lambda record: len(record["cycles"]) > 1,
-}
-
-
-DRAWS: dict[str, tuple[Callable[..., Figure | None], str]] = {
-    **FIGURES,
-    "performance_profile": (performance_profile, "Performance profile"),
-}
 
 
 class Drawn(NamedTuple):
     """A figure of a task, or of all (None). cells: those that it shows, in words."""
 
     task: str | None
-    name: str
+    drawing: Drawing
     cells: str
     figure: Figure
 
 
-def write(manifest: Manifest, results: dict[str, Record], out: Path, published: bool = False) -> list[Path]:
-    """Write every figure (PNG, SVG, PDF), ``results.csv``, ``report.md``, ``report.html``, ``report.tex`` and, where
+def write(
+    manifest: Manifest,
+    results: dict[str, Record],
+    out: Path,
+    published: bool = False,
+    formats: tuple[str, ...] = ("png",),
+) -> list[Path]:
+    """Write every figure, ``results.csv``, ``report.md``, ``report.html``, ``report.tex`` and, where
     tests are sliced, ``slices.csv`` into ``out``; their paths.
 
-    results: the records by cell id; a cell of the manifest that has none is shown as missing. published: only what a
-    repository shows: PNG, Markdown and CSV.
+    Args:
+        manifest: of the study's last run.
+        results: the records by cell id; a cell of the manifest that has none is shown as missing.
+        out: folder of the files.
+        published: only what a repository shows: PNG, Markdown and CSV.
+        formats: of the figures: ``png``, ``svg``, ``pdf``.
+
+    Raises:
+        UserError: for a format that there is not, or without ``png``, which the page shows.
     """
+    check_formats(formats)
     drawn, listed = tee(_drawn(manifest, results))
-    kinds = ("png",) if published else KINDS
+    kinds = ("png",) if published else formats
     sourced = ((one.figure, one.cells) for one in drawn)
     with rendering(sourced, kinds, STYLE, apart=len(manifest["cells"]) >= MANY) as files:
         context: dict[str, Any] = {
@@ -92,16 +94,16 @@ def write(manifest: Manifest, results: dict[str, Record], out: Path, published: 
         }
         context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
         rendered = list(zip(listed, files, strict=True))
-    paths, figures = _files(rendered, out)
-    context["overall"] = figures.get(None, [])
+    paths, pictures = _files(rendered, out)
+    context["overall"] = pictures.get(None, [])
     context["sections"] = [
-        {**_section(manifest, results, task), "figures": figures.get(task["label"], [])} for task in manifest["tasks"]
+        {**_section(manifest, results, task), "figures": pictures.get(task["label"], [])} for task in manifest["tasks"]
     ]
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
     environment = Environment(
-        loader=PackageLoader("reports", "templates"),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
@@ -135,17 +137,18 @@ def _files(
 ) -> tuple[list[Path], dict[str | None, list[dict[str, str]]]]:
     """Write the figures' files; their paths, and by task what the templates say of each figure."""
     paths: list[Path] = []
-    figures: dict[str | None, list[dict[str, str]]] = {}
+    pictures: dict[str | None, list[dict[str, str]]] = {}
     for one, found in rendered:
-        stem = one.name if one.task is None else f"{one.name}_{file_name(one.task)}"
+        name = one.drawing.name
+        stem = name if one.task is None else f"{name}_{file_name(one.task)}"
         for kind, data in found.items():
             paths.append(out / f"{stem}.{kind}")
             atomic_write(paths[-1], data)
-        draw, title = DRAWS[one.name]
-        told = {"title": title, "about": " ".join((inspect.getdoc(draw) or "").split()), "cells": one.cells}
+        about = " ".join((inspect.getdoc(one.drawing.draw) or "").split())
+        told = {"title": one.drawing.title, "about": about, "cells": one.cells}
         told |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
-        figures.setdefault(one.task, []).append(told)
-    return paths, figures
+        pictures.setdefault(one.task, []).append(told)
+    return paths, pictures
 
 
 def _section(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> dict[str, Any]:
@@ -158,26 +161,23 @@ def _section(manifest: Manifest, results: dict[str, Record], task: dict[str, Any
 
 
 def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
-    """Every figure that has something to show."""
+    """Every figure that has something to show: those of each task, then those over all tasks."""
+    drawings = figures.items().values()
     for task in manifest["tasks"]:
         mine = {**manifest, "cells": [cell for cell in manifest["cells"] if cell["task"] == task["label"]]}
-        for name, (draw, _) in FIGURES.items():
-            with mpl.rc_context(STYLE):
-                figure = draw(mine, results, task)
-            if figure is not None:
-                cells = _cells(mine, results, [task], NEEDS.get(name.split("_")[0]))
-                yield Drawn(task["label"], name, cells, figure)
-    with mpl.rc_context(STYLE):
-        profile = performance_profile(manifest, results)
-    if profile is not None:
-        yield Drawn(None, "performance_profile", _cells(manifest, results, comparable(manifest), None), profile)
+        for drawing in drawings:
+            if not drawing.over_tasks and (figure := drawing(mine, results, task)) is not None:
+                yield Drawn(task["label"], drawing, _cells(mine, results, [task], drawing.needs), figure)
+    for drawing in drawings:
+        if drawing.over_tasks and (figure := drawing(manifest, results)) is not None:
+            yield Drawn(None, drawing, _cells(manifest, results, comparable(manifest), drawing.needs), figure)
 
 
 def _cells(
     manifest: Manifest,
     results: dict[str, Record],
     tasks: list[dict[str, Any]],
-    needed: Callable[[Record], bool] | None,
+    needed: Callable[[Record], bool],
 ) -> str:
     """Which cells a figure shows, in words, and the name of the set: those of the variants that have some on each of
     the tasks.
@@ -185,7 +185,7 @@ def _cells(
     found = {}
     for variant in manifest["variants"]:
         by_task = [done(manifest, results, variant["label"], task["label"]) for task in tasks]
-        shown = [[record for record in records if not needed or needed(record)] for records in by_task]
+        shown = [[record for record in records if needed(record)] for records in by_task]
         found[variant["label"]] = [record["id"] for records in shown for record in records] if all(shown) else []
     labels = {task["label"] for task in tasks}
     planned = sum(cell["task"] in labels and bool(found[cell["variant"]]) for cell in manifest["cells"])
@@ -208,7 +208,7 @@ def _sources(manifest: Manifest, results: dict[str, Record], further: set[str]) 
         "all": named(record["id"] for _, record in finished),
         "aggregates": named(record["id"] for task, record in finished if task in together),
         "further_tests": named(record["id"] for task, record in finished if task in further),
-        "exits": named(record["id"] for _, record in finished if NEEDS["exit"](record)),
+        "exits": named(record["id"] for _, record in finished if record["exits"]),
         "execution": named(record["id"] for _, record in finished if record.get("execution")),
         "tuning": named(trial["id"] for trial in trials),
     }

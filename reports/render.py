@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from bench.errors import UserError, unknown
+from bench.processes import light_context
 
 UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "png": {"Software": None},
@@ -28,6 +30,15 @@ DPI = 250
 def file_name(label: str) -> str:
     """A label as part of a file's name."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises UserError for a format that there is not, and without PNG."""
+    for kind in formats:
+        if kind not in KINDS:
+            raise unknown("format of figures:", kind, KINDS)
+    if "png" not in formats:
+        raise UserError(f"formats of figures: {', '.join(formats)} lack png, which the page shows")
 
 
 def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, bytes]:
@@ -62,7 +73,7 @@ def rendering(
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, WORKERS)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork would copy a process that has threads
+    with ProcessPoolExecutor(workers, light_context()) as pool:  # a fork would copy a process that has threads
         yield pool.map(one, figures)
 
 

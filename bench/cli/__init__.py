@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,8 @@ from bench.cli import explore, models, performance
 from bench.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TRACKING,
+    Formats,
+    Imports,
     Out,
     Overrides,
     Preset,
@@ -25,22 +28,35 @@ from bench.cli.options import (
     new_table,
     screen,
 )
-from bench.cli.runs import manifest_of, status, sync, verify
+from bench.cli.runs import status, sync, verify
 from bench.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.store.store import Records
-    from bench.study.plan import Plan
+    from bench.api import Results
 
 app = typer.Typer(
     help="Does reusing a transformer's parameters buy accuracy for the compute it costs?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
 INTERRUPTED = 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"cyclebench {version('cyclebench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Does reusing a transformer's parameters buy accuracy for the compute it costs?"""
 
 
 class Retry(StrEnum):
@@ -89,55 +105,41 @@ def run(
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,
+    formats: Formats = "png",
+    imports: Imports = None,
 ) -> None:
     """Run a study's cells, track them in MLflow and write the report.
 
     Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
     several processes, on several machines that share the results' folder, divides the cells between them.
     """
-    from bench.run.runner import Running, run_study
-    from bench.store.environment import git_revision
-    from bench.store.store import Store
-    from bench.store.tracking import Tracker
-    from bench.study.load import load_study
-    from bench.sweep.storage import default_url
-    from bench.sweep.tune import tuned_plan
-    from bench.train.checkpoints import Every
-    from reports.read import read
+    from bench.api import run as run_study  # start-up
 
-    if address is not None and executor is not Where.ray:
-        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
-    every = Every.parse(checkpoint_every)
-    how = Running(jobs, retry is not None, every, executor.value, address, pack=pack)
-    store = Store(runs)
-    tracker = Tracker(tracking_uri, store)
-
-    def run_plan(plan: Plan) -> Records:
-        tracker.study(plan.manifest)
-        tracker.catch_up(plan.manifest)
-        results = run_study(plan, store, how, tracker.log)
-        tracker.finish([])
-        return results
-
-    loaded = load_study(study, overrides or (), preset)
-    url = storage or (default_url(runs) if loaded.tune is not None else "")
-    plan = tuned_plan(loaded, run_plan, command_line(), git_revision(), url)
-    for entry in plan.manifest["variants"]:
-        if entry["chosen"]:
-            print(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
-    results, records = run_plan(plan), read(store, plan.manifest)
-    if results.keys() - results.held.keys() - records.keys():  # damaged ones, set aside when they were read
-        results, records = run_plan(plan), read(store, plan.manifest)
-    paths = _write_report(plan.manifest, records, out or runs / "reports" / plan.study.name)
-    tracker.finish(paths)
+    results = run_study(
+        study,
+        overrides or (),
+        preset,
+        runs,
+        jobs,
+        pack=pack,
+        executor=executor.value,
+        address=address,
+        retry=retry is not None,
+        checkpoint_every=checkpoint_every,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        out=out,
+        formats=formats.split(","),
+        command=command_line(),
+    )
+    _tell(results)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
-    failed = [planned for planned in plan.cells if planned.cell.id in results.held]
-    for planned in failed:
-        reason = results.held[planned.cell.id]["reason"]
-        print(f"failed: {planned.variant} {planned.task} seed {planned.cell.seed}: {reason}", file=sys.stderr)
-    if failed:
+    for cell, record in results.failed:
+        print(f"failed: {cell['variant']} {cell['task']} seed {cell['seed']}: {record['reason']}", file=sys.stderr)
+    if results.failed:
         again = f"{command_line(without=('--retry',))} --retry failed"
-        print(f"{len(failed)} of {len(plan.cells)} cells failed; to run those again: {again}", file=sys.stderr)
+        n = len(results.manifest["cells"])
+        print(f"{len(results.failed)} of {n} cells failed; to run those again: {again}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -154,6 +156,7 @@ def sweep(
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,
+    imports: Imports = None,
 ) -> None:
     """Search exit thresholds (from stored traces) and training budgets with Optuna, as the study's ``sweep`` says.
 
@@ -193,11 +196,16 @@ def report(
         bool,
         typer.Option("--publish", help="Only tables and PNG plots, into reports/published/STUDY: to be committed."),
     ] = False,
+    formats: Formats = "png",
+    imports: Imports = None,
 ) -> None:
     """Write the report of a study's last run again, from the stored results alone."""
-    manifest, results = _stored(study, preset, runs)
+    from bench.api import load_results  # start-up
+
+    results = load_results(study, runs, preset)
     folder = Path("reports", "published") if publish else runs / "reports"
-    _write_report(manifest, results, out or folder / manifest["study"], publish)
+    results.report(out or folder / results.manifest["study"], formats.split(","), publish)
+    _tell(results)
 
 
 @app.command()
@@ -212,10 +220,12 @@ def power(
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far."""
-    from reports.power import power_rows
+    from bench.api import load_results  # start-up
+    from reports.power import power_rows  # start-up
 
-    manifest, results = _stored(study, preset, runs)
-    rows = power_rows(manifest, results, effect, power)
+    results = load_results(study, runs, preset)
+    manifest = results.manifest
+    rows = power_rows(manifest, results.records, effect, power)
     table = new_table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
     for row in rows:
         table.add_row(*row.values())
@@ -224,31 +234,15 @@ def power(
         print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
 
-def _stored(study: str, preset: str | None, runs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Manifest and records of a study's last run. Raises UserError if it has not been run."""
-    from bench.store.store import Store
-    from reports.read import read
+def _tell(results: Results) -> None:
+    """Print the summary table and where plots and report are."""
+    from reports.table import summary_table  # start-up
 
-    store = Store(runs)
-    manifest = manifest_of(study, preset, store)
-    return manifest, read(store, manifest)
-
-
-def _write_report(
-    manifest: dict[str, Any], results: dict[str, dict[str, Any]], out: Path, published: bool = False
-) -> list[Path]:
-    """Write the report's files, print the summary table and where to look, and return the files."""
-    from reports.page import write
-    from reports.table import summary_table
-
-    paths = write(manifest, results, out, published)
-    screen().print(summary_table(manifest, results))
+    screen().print(summary_table(results.manifest, results.records))
     for label, suffix in (("plot", ".png"), ("report", ".html")):
-        for path in (
-            path for path in paths if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html")
-        ):
-            print(f"{label + ':':<10} {path}")
-    return paths
+        for path in results.paths:
+            if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html"):
+                print(f"{label + ':':<10} {path}")
 
 
 app.command("list")(explore.list_)

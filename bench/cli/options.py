@@ -10,12 +10,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.house import STUDIES
+from bench.plugins import import_files
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+
+def _import(paths: list[Path] | None) -> list[Path] | None:
+    """Called with the value of ``--import`` before the other options are read."""
+    import_files(paths or (), "--import")
+    return paths
+
+
+def _studies(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    return sorted(path.stem for path in STUDIES.glob(f"{incomplete}*.yaml"))
+
+
 StudyName = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.", autocompletion=_studies
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -35,6 +53,17 @@ Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keep
 Storage = Annotated[
     str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
 ]
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        help="A Python file that registers variants, tasks, rules, gates or figures. Repeatable.",
+        callback=_import,
+        is_eager=True,
+    ),
+]
+Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with commas between: png, svg, pdf.")]
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 

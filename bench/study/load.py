@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from pydantic import ValidationError
 
 from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig
 from bench.errors import UserError, from_validation, unknown
+from bench.house import STUDIES
+from bench.plugins import import_files
 from bench.study.hypotheses import Hypothesis
 from bench.study.overrides import apply
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
@@ -22,7 +23,7 @@ DEFAULT_PRESET = "small"
 
 def study_names() -> list[str]:
     """The studies that come with the suite."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("studies").iterdir() if path.name.endswith(".yaml"))
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 def load_study(source: str, overrides: Sequence[str] = (), preset: str | None = None) -> Study:
@@ -31,25 +32,42 @@ def load_study(source: str, overrides: Sequence[str] = (), preset: str | None = 
 
     Raises UserError, in one line, for whatever is wrong in the file or the overrides.
     """
+    path: Path | None = None
     if source.endswith((".yaml", ".yml")) or "/" in source:
         path = Path(source)
         if not path.is_file():
             raise UserError(f"study file {source!r} does not exist")
         text = _read(path)
     elif source in study_names():
-        text = files("studies").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+        text = _read(STUDIES / f"{source}.yaml")
     else:
         raise unknown("study", source, study_names())
-    return study_from(parse_yaml(text, source), overrides, source, preset)
+    return study_from(parse_yaml(text, source), overrides, source, preset, path.parent if path is not None else None)
 
 
-def study_from(raw: Any, overrides: Sequence[str], where: str, preset: str | None = None) -> Study:
-    """A study from the mapping a file holds. where: what messages call it."""
+def study_from(
+    raw: Any, overrides: Sequence[str], where: str, preset: str | None = None, folder: Path | None = None
+) -> Study:
+    """A study from the mapping a file holds. What its ``imports`` name is imported first.
+
+    Args:
+        raw: the mapping.
+        overrides: ``key=value`` each.
+        where: what messages call the study.
+        preset: one of the study's presets.
+        folder: that relative paths of ``imports`` start from, by default the working folder.
+
+    Raises:
+        UserError: one line that says what is wrong.
+    """
     if not isinstance(raw, dict):
         raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
     raw = at_preset(raw, preset, where)
     for override in overrides:
         apply(raw, override)
+    if isinstance(imports := raw.get("imports"), list) and all(isinstance(path, str) for path in imports):
+        raw["imports"] = [str(((folder or Path()) / path).resolve()) for path in imports]
+        import_files(raw["imports"], f"{where}: imports")
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:

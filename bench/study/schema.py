@@ -39,12 +39,15 @@ class Tune(Strict):
 class Study(Strict):
     """A question, its cells (variants x tasks x seeds) and what they share. ``seeds: n`` means 0 to n - 1.
 
+    imports: Python files that register what the study names (variants, tasks, rules, gates, figures).
+
     init: what every variant starts from: a source of ``cyclebench convert``, or ``cell:LABEL`` for the model that the
     variant of that label, itself trained from scratch, has at the end of the same task and seed.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     question: str
+    imports: tuple[str, ...] = ()
     reference: str | None = None
     init: str | None = None
     model: ModelConfig = ModelConfig()

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.config import Cell
 from bench.errors import UserError
+from bench.plugins import pack
 from bench.processes import become_worker, worker_context
 from bench.run.progress import Progress
 from bench.store.environment import environments
@@ -210,7 +211,7 @@ def _pool(workers: int, progress: Progress) -> Iterator[tuple[ProcessPoolExecuto
         events = manager.Queue()
         listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
         listener.start()
-        pool = ProcessPoolExecutor(workers, context, initializer=become_worker)
+        pool = ProcessPoolExecutor(workers, context, initializer=become_worker, initargs=(pack(),))
         try:
             yield pool, events
         except BaseException:

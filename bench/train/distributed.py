@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from bench.config import Cell
 from bench.errors import RankError, UserError, reason_of
 from bench.model.language_model import CycleConfig, CycleForCausalLM
+from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
 from bench.train.device import pick_device
 
@@ -115,10 +116,12 @@ class Team:
 
     def _launch(self, port: int) -> None:
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-        context = worker_context()
+        context, packed = worker_context(), pack()
         for rank in range(1, self.size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(self.cell, self.root, self.work, rank, port, gpus, theirs))
+            process = context.Process(
+                target=_serve, args=(self.cell, self.root, self.work, rank, port, gpus, theirs, packed)
+            )
             process.start()
             theirs.close()  # so that its death is the end of the connection
             self._others.append((process, ours))
@@ -258,12 +261,19 @@ def _lost(rank: int, process: BaseProcess) -> RankError:
 
 
 def _serve(
-    cell: Cell, root: Path, work: RankWork, rank: int, port: int, gpus: str | None, connection: Connection
+    cell: Cell,
+    root: Path,
+    work: RankWork,
+    rank: int,
+    port: int,
+    gpus: str | None,
+    connection: Connection,
+    packed: bytes,
 ) -> None:
     """Another rank: does its work and tells what has gone wrong, if anything has."""
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    become_worker()
+    become_worker(packed)
     connection.send(None)
     try:
         error = work(cell, root, Team(cell, root, work, rank, port))

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
 from bench.run.cells import Job, work_together
 from bench.run.executors import POLL, Event
@@ -24,7 +25,7 @@ class LocalExecutor:
 
     def __init__(self, slots: int, gpus: int = 0, each: int = 1) -> None:
         self.slots, self.gpus, self.each = slots, gpus, min(each, gpus)
-        self._context = worker_context()
+        self._context, self._packed = worker_context(), pack()
         self._workers: list[tuple[BaseProcess, Connection, int]] = []  # the last: its slot
         self._busy: dict[Connection, list[str]] = {}  # the ids of the cells it has not ended
 
@@ -54,7 +55,7 @@ class LocalExecutor:
         slot = min(set(range(self.slots)) - {slot for *_, slot in self._workers})
         ours, theirs = self._context.Pipe()
         seen = ",".join(str((slot * self.each + number) % self.gpus) for number in range(self.each))
-        process = self._context.Process(target=_serve, args=(theirs, seen if self.gpus > 1 else None))
+        process = self._context.Process(target=_serve, args=(theirs, seen if self.gpus > 1 else None, self._packed))
         process.start()
         theirs.close()  # so that the worker's death is the end of the connection
         self._workers.append((process, ours, slot))
@@ -85,12 +86,18 @@ class LocalExecutor:
         return [Event(id, "died", (cause,)) for id in self._busy.pop(connection, ())]
 
 
-def _serve(connection: Connection, gpus: str | None) -> None:
-    """A worker. gpus: the numbers of those it may see, None for all."""
+def _serve(connection: Connection, gpus: str | None, packed: bytes) -> None:
+    """A worker.
+
+    Args:
+        connection: to the parent.
+        gpus: the numbers of those it may see, None for all.
+        packed: what the user has registered by hand.
+    """
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: the lease is given back on its way out
-    become_worker()
+    become_worker(packed)
     while True:
         try:
             pack: tuple[Job, ...] | None = connection.recv()

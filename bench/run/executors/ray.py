@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.plugins import pack as packed_plugins
+from bench.plugins import unpack
 from bench.run.cells import Job, work_together
 from bench.run.executors import POLL, Event
 
@@ -50,6 +52,7 @@ class RayExecutor:
         self._events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._gpus = bool(ray.cluster_resources().get("GPU"))
         self._task = ray.remote(max_retries=0, max_calls=0)(_task)
+        self._packed = packed_plugins()
         self._out: dict[Any, list[str]] = {}  # the ids of a task's cells
 
     def __enter__(self) -> RayExecutor:
@@ -69,7 +72,7 @@ class RayExecutor:
         label = f"cell {first.cell.id[:12]}" + (f" and {len(pack) - 1} more" if len(pack) > 1 else "")
         task = self._task.options(num_cpus=train.threads * train.processes, num_gpus=gpus, name=label)
         absolute = Path(first.root).absolute()
-        self._out[task.remote(tuple(pack), str(absolute), self._events)] = [job.cell.id for job in pack]
+        self._out[task.remote(tuple(pack), str(absolute), self._events, self._packed)] = [job.cell.id for job in pack]
 
     def poll(self) -> list[Event]:
         events = self._told()
@@ -96,12 +99,13 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
 
 
-def _task(pack: Sequence[Job], root: str, events: Any) -> dict[str, dict[str, Any] | None]:
+def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, dict[str, Any] | None]:
     from dataclasses import replace
 
     from bench.processes import quiet
 
     quiet()
+    unpack(packed)
     return dict(work_together([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
 
 

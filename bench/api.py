@@ -1,0 +1,298 @@
+"""What notebooks and scripts do with the suite, and the command line as well: run a study, open what has been run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.errors import UserError, unknown
+from bench.plugins import import_files
+from bench.store.store import Store
+from bench.study.load import load_study, study_from
+from bench.study.schema import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from bench.store.store import Records
+    from bench.study.plan import Plan
+
+TRACKING = "sqlite:///mlflow.db"
+StudySource = str | Path | Mapping[str, Any] | Study
+"""The name of a study that comes with the suite, a YAML file, what such a file holds as a mapping, or a study."""
+
+
+def open_study(study: StudySource, set: Sequence[str] = (), preset: str | None = None) -> Study:
+    """A study from whatever names it.
+
+    Args:
+        study: a name, a file, a mapping, or a study (which takes no overrides and no preset).
+        set: overrides, ``["train.steps=100"]``.
+        preset: one of the study's, ``small`` by default where it has that.
+
+    Raises:
+        UserError: one line that says what is wrong.
+    """
+    if isinstance(study, Study):
+        if set or preset is not None:
+            raise UserError("set, preset: a study that is made already takes none (allowed: a name, a file, a mapping)")
+        return study
+    if isinstance(study, Mapping):
+        return study_from(dict(study), set, "study", preset)
+    return load_study(str(study), set, preset)
+
+
+class Results:
+    """The cells of a study's last run: what each is, what came out of it, and what may be concluded.
+
+    It is read from the store alone and holds no model. Cells that are missing or have failed are told as such.
+    """
+
+    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
+        """Use ``run`` or ``load_results``.
+
+        Args:
+            store: where the results lie.
+            manifest: which cells the study consists of.
+        """
+        self.store, self.manifest = store, manifest
+        self.paths: list[Path] = []  # of the report's files, where one was written
+
+    def __repr__(self) -> str:
+        states = [row["status"] for row in self._rows()]
+        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        return f"<Results of {self.manifest['study']!r}: {told}>"
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Records by cell id, as figures and tables need them; cells without one left out."""
+        from reports.read import read  # start-up
+
+        return read(self.store, self.manifest)
+
+    @property
+    def failed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The failed cells: the manifest's row and the record, with its ``reason``."""
+        found = [(cell, self.records.get(cell["id"])) for cell in self.manifest["cells"]]
+        return [(cell, record) for cell, record in found if record is not None and record["status"] == "failed"]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for cell in self.manifest["cells"]:
+            record = self.records.get(cell["id"])
+            row = {**cell, "status": record["status"] if record else "missing"}
+            if record is not None:
+                row |= dict(_flat(record["cell"]))
+            if record is not None and record["status"] == "done":
+                row |= record["metrics"]
+                row |= {f"costs.{key}": value for key, value in record["costs"].items()}
+                row |= {f"timing.{key}": value for key, value in record["timing"].items()}
+            elif record is not None:
+                row["reason"] = record["reason"]
+            yield row
+
+    def frame(self) -> pd.DataFrame:
+        """A row a cell: ``variant``, ``task`` (labels), ``seed``, ``id``, ``status``, its configuration by dotted keys
+        (``model.d_model``), its metrics (``test_accuracy``), ``costs.*`` (FLOPs, bytes, parameters) and ``timing.*``
+        (seconds).
+        """
+        import pandas as pd  # start-up
+
+        return pd.DataFrame(list(self._rows()))
+
+    def exits(self) -> pd.DataFrame:
+        """A row a finished cell, exit rule and stored point of its curve on the test data: ``threshold`` (NaN: none
+        leaves early), ``flops_per_token`` (executed, forward), ``mean_cycles``, ``loss``, ``accuracy``, for text
+        ``bits_per_byte``.
+        """
+        import pandas as pd  # start-up
+
+        parts = []
+        for cell, record in self._finished():
+            for rule, found in ((record["exits"] or {}).get("rules") or {}).items():
+                columns = {name: column for name, column in found["curve"].items() if name != "share"}
+                parts.append(pd.DataFrame({**cell, "rule": rule, "leave": found["leave"], **columns}))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def history(self) -> pd.DataFrame:
+        """A row a finished cell and validation: ``step``, ``tokens``, ``flops`` (training), ``seconds``, ``train_loss``
+        and the validation's scores.
+        """
+        import pandas as pd  # start-up
+
+        return pd.DataFrame([{**cell, **entry} for cell, record in self._finished() for entry in record["history"]])
+
+    def verdicts(self) -> pd.DataFrame:
+        """A row for each of the study's hypotheses, as the report tells it."""
+        import pandas as pd  # start-up
+
+        from reports.verdicts import verdicts  # start-up
+
+        return pd.DataFrame(verdicts(self.manifest, self.records))
+
+    def figure(self, name: str, task: str | None = None) -> Figure:
+        """One of the report's figures.
+
+        Args:
+            name: of the figure, such as ``accuracy_vs_flops``.
+            task: label of the task it is of; may be left out where the study has a single one.
+
+        Raises:
+            UserError: if there is no such figure or task, or it has nothing to show here.
+        """
+        from reports.drawing import figures  # start-up
+
+        drawing = figures.get(name)
+        tasks = {row["label"]: row for row in self.manifest["tasks"]}
+        if drawing.over_tasks:
+            found = drawing(self.manifest, self.records)
+        else:
+            label = task if task is not None else next(iter(tasks)) if len(tasks) == 1 else None
+            if label not in tasks:
+                raise unknown("task of the study:", task, tasks)
+            found = drawing(self.manifest, self.records, tasks[label])
+        if found is None:
+            raise UserError(f"figure {name!r} has nothing to show of study {self.manifest['study']!r}")
+        return found
+
+    def report(
+        self, out: str | Path | None = None, formats: Sequence[str] = ("png",), published: bool = False
+    ) -> list[Path]:
+        """Write the report: tables, figures and the page.
+
+        Args:
+            out: folder, by default ``reports/STUDY`` in the folder of the results.
+            formats: of the figures: ``png``, ``svg``, ``pdf``.
+            published: only what a repository shows: PNG, Markdown and CSV.
+
+        Returns:
+            The paths of all files.
+        """
+        from reports.page import write  # start-up
+
+        folder = Path(out) if out is not None else self.store.root / "reports" / self.manifest["study"]
+        self.paths = write(self.manifest, self.records, folder, published, tuple(formats))
+        return self.paths
+
+    def _finished(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Labels and whole records of the finished cells."""
+        for cell in self.manifest["cells"]:
+            record = self.store.record(cell["id"])
+            if record is not None and record["status"] == "done":
+                yield cell, record
+
+
+def load_results(study: StudySource, runs: str | Path = "runs", preset: str | None = None) -> Results:
+    """What is stored of a study's last run, finished or not.
+
+    Args:
+        study: whatever names it.
+        runs: folder of the results.
+        preset: one of the study's.
+
+    Raises:
+        UserError: if it has not been run.
+    """
+    store, name = Store(Path(runs)), open_study(study, preset=preset).name
+    manifest = store.manifest(name)
+    if manifest is None:
+        raise UserError(f"study {name!r} has not been run: {store.root} holds no record of it (run: cyclebench run)")
+    return Results(store, manifest)
+
+
+def run(
+    study: StudySource,
+    set: Sequence[str] = (),
+    preset: str | None = None,
+    runs: str | Path = "runs",
+    jobs: int | None = None,
+    *,
+    pack: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    retry: bool = False,
+    checkpoint_every: str = "60s",
+    storage: str | None = None,
+    imports: Sequence[str | Path] = (),
+    tracking_uri: str = TRACKING,
+    out: str | Path | None = None,
+    formats: Sequence[str] = ("png",),
+    command: str = "cyclebench.run",
+    tell: Callable[[str], object] = print,
+) -> Results:
+    """Run a study's cells, track them in MLflow, write the report and return the results.
+
+    Cells that are done are not run again, interrupted ones go on from their checkpoints. The same call in several
+    processes, on several machines that share the results' folder, divides the cells between them. It needs no
+    ``if __name__ == "__main__":`` around it, and variants registered in the calling notebook or script are known to its
+    workers.
+
+    Args:
+        study: whatever names it.
+        set: overrides, ``["train.steps=100", "seeds=3"]``.
+        preset: one of the study's.
+        runs: folder of the results.
+        jobs: cells at a time; None: the cores over a cell's threads and processes.
+        pack: seeds and learning rates trained together at most; 1: each alone; None: as many as pay.
+        executor: processes on this machine, or tasks of Ray.
+        address: of the Ray cluster; None starts one here.
+        retry: run failed cells again, whatever they failed of.
+        checkpoint_every: seconds (``90s``), minutes (``10m``) or optimizer steps (``500``).
+        storage: database of the tuning's trials, any SQLAlchemy URL; by default ``optuna.db`` in ``runs``.
+        imports: Python files that register variants, tasks, rules, gates or figures.
+        tracking_uri: where MLflow keeps its records.
+        out: folder of the report, by default inside ``runs``.
+        formats: of the report's figures: ``png``, ``svg``, ``pdf``.
+        command: what the report says it was made by.
+        tell: called with lines about what the matching chose.
+
+    Raises:
+        UserError: one line that says what is wrong.
+    """
+    from bench.run.runner import Running, run_study  # start-up
+    from bench.store.environment import git_revision  # start-up
+    from bench.store.tracking import Tracker  # start-up
+    from bench.sweep.storage import default_url  # start-up
+    from bench.sweep.tune import tuned_plan  # start-up
+    from bench.train.checkpoints import Every  # start-up
+
+    if address is not None and executor != "ray":
+        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
+    import_files(imports, "--import")
+    how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
+    store = Store(Path(runs))
+    tracker = Tracker(tracking_uri, store)
+
+    def run_plan(plan: Plan) -> Records:
+        tracker.study(plan.manifest)
+        tracker.catch_up(plan.manifest)
+        records = run_study(plan, store, how, tracker.log)
+        tracker.finish([])
+        return records
+
+    loaded = open_study(study, set, preset)
+    url = storage or (default_url(store.root) if loaded.tune is not None else "")
+    plan = tuned_plan(loaded, run_plan, command, git_revision(), url)
+    for entry in plan.manifest["variants"]:
+        if entry["chosen"]:
+            tell(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
+    ran, results = run_plan(plan), Results(store, plan.manifest)
+    if ran.keys() - ran.held.keys() - results.records.keys():  # damaged ones, set aside when they were read
+        ran, results = run_plan(plan), Results(store, plan.manifest)
+    results.records.update(ran.held)  # failures that a full disk has refused
+    results.report(out, formats)
+    tracker.finish(results.paths)
+    return results
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration by dotted keys, without what labels and seeds tell already."""
+    for key, inner in value.items():
+        if prefix == "" and key in ("variant", "task", "seed"):
+            continue
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner

@@ -1,0 +1,61 @@
+"""The registry of the report's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from bench.registry import Registry
+from reports.look import STYLE
+from reports.table import Manifest, Record
+
+Draw = TypeVar("Draw", bound=Callable[..., Figure | None])
+Needs = Callable[[Record], bool]
+
+
+class Drawing:
+    """A figure that the report draws: of every task, or of all tasks together.
+
+    What its function's docstring says stands below it on the page.
+    """
+
+    name: str  # set when it is registered
+
+    def __init__(self, draw: Callable[..., Figure | None], title: str, over_tasks: bool, needs: Needs) -> None:
+        """See ``register``."""
+        self.draw, self.title, self.over_tasks, self.needs = draw, title, over_tasks, needs
+        self.__doc__, self.__module__, self.__qualname__ = draw.__doc__, draw.__module__, draw.__qualname__
+
+    def __call__(self, manifest: Manifest, results: dict[str, Record], task: Any = None) -> Figure | None:
+        """The figure in the suite's style; None if it has nothing to show. task: its row of the manifest."""
+        with mpl.rc_context(STYLE):
+            return self.draw(manifest, results) if self.over_tasks else self.draw(manifest, results, task)
+
+
+figures: Registry[Drawing] = Registry("figure", "cyclebench.figures", "reports.builtin")
+
+
+def register(
+    name: str, title: str, over_tasks: bool = False, needs: Needs = lambda record: True
+) -> Callable[[Draw], Draw]:
+    """Decorator: make a function a figure of every report.
+
+    Args:
+        name: of its files and for ``Results.figure``.
+        title: above it on the page.
+        over_tasks: whether it is called once with the manifest and the records, or for each task with the task's row of
+            the manifest as well.
+        needs: whether a finished cell's record is shown in it: the page tells which cells it was made from.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+
+    def add(draw: Draw) -> Draw:
+        figures.register(name)(Drawing(draw, title, over_tasks, needs))
+        return draw
+
+    return add
