@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from bench.config import ModelConfig as ModelConfig
     from bench.config import Strict as Options
     from bench.data.generated import Generated as Generated
+    from bench.data.generated import distinct as distinct
     from bench.data.task import Metric as Metric
     from bench.data.task import Sample as Sample
     from bench.data.task import Task as Task
     from bench.data.task import get_task as get_task
     from bench.data.task import make_data as make_data
     from bench.data.task import register as register_task
+    from bench.data.task import task_class as task_class
+    from bench.data.text import TextOptions as TextOptions
+    from bench.data.text import text_data as text_data
     from bench.errors import UserError as UserError
     from bench.evaluate.rules import Rule as Rule
     from bench.evaluate.rules import View as View
@@ -49,9 +53,14 @@ if TYPE_CHECKING:
     from bench.model.parts import StepTable as StepTable
     from bench.model.schedule import Schedule as Schedule
     from bench.model.schedule import Step as Step
+    from bench.model.schedule import build as build_schedule
+    from bench.model.schedule import middle_cycle as middle_cycle
+    from bench.model.schedule import middle_sequence as middle_sequence
+    from bench.model.schedule import stack as stack
     from bench.model.variant import Variant as Variant
     from bench.model.variant import get_variant as get_variant
     from bench.model.variant import register as register_variant
+    from bench.model.variant import variant_class as variant_class
     from bench.model.walk import Walk as Walk
     from reports.drawing import register as register_figure
 
@@ -75,15 +84,20 @@ _PLACES = {
     "Step": ("bench.model.schedule", "Step"),
     "StepTable": ("bench.model.parts", "StepTable"),
     "Task": ("bench.data.task", "Task"),
+    "TextOptions": ("bench.data.text", "TextOptions"),
     "UserError": ("bench.errors", "UserError"),
     "Variant": ("bench.model.variant", "Variant"),
     "View": ("bench.evaluate.rules", "View"),
     "Walk": ("bench.model.walk", "Walk"),
+    "build_schedule": ("bench.model.schedule", "build"),
+    "distinct": ("bench.data.generated", "distinct"),
     "get_task": ("bench.data.task", "get_task"),
     "get_variant": ("bench.model.variant", "get_variant"),
     "load_results": ("bench.api", "load_results"),
     "load_study": ("bench.api", "open_study"),
     "make_data": ("bench.data.task", "make_data"),
+    "middle_cycle": ("bench.model.schedule", "middle_cycle"),
+    "middle_sequence": ("bench.model.schedule", "middle_sequence"),
     "profile": ("bench.study.profile", "profile"),
     "register_figure": ("reports.drawing", "register"),
     "register_gate": ("bench.model.gates", "register"),
@@ -91,6 +105,10 @@ _PLACES = {
     "register_task": ("bench.data.task", "register"),
     "register_variant": ("bench.model.variant", "register"),
     "run": ("bench.api", "run"),
+    "stack": ("bench.model.schedule", "stack"),
+    "task_class": ("bench.data.task", "task_class"),
+    "text_data": ("bench.data.text", "text_data"),
+    "variant_class": ("bench.model.variant", "variant_class"),
 }
 
 __all__ = [
@@ -113,15 +131,20 @@ __all__ = [
     "Step",
     "StepTable",
     "Task",
+    "TextOptions",
     "UserError",
     "Variant",
     "View",
     "Walk",
+    "build_schedule",
+    "distinct",
     "get_task",
     "get_variant",
     "load_results",
     "load_study",
     "make_data",
+    "middle_cycle",
+    "middle_sequence",
     "profile",
     "register_figure",
     "register_gate",
@@ -129,6 +152,10 @@ __all__ = [
     "register_task",
     "register_variant",
     "run",
+    "stack",
+    "task_class",
+    "text_data",
+    "variant_class",
 ]
 
 

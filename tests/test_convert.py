@@ -141,13 +141,13 @@ def test_a_folder_loads_in_a_fresh_python_and_says_where_it_is_from(sources: dic
     code = f"""
 import os, sys
 from transformers import AutoModelForCausalLM
-for first, arguments in (("import variants", {{}}), ("", {{"trust_remote_code": True}})):
+for first, arguments in (("from cyclebench import CycleForCausalLM", {{}}), ("", {{"trust_remote_code": True}})):
     if os.fork() == 0:
         exec(first)
         lm = AutoModelForCausalLM.from_pretrained({str(out)!r}, **arguments)
         os.write(1, f"{{lm.config.variant}} {{sum(p.numel() for p in lm.parameters())}}\\n".encode())
         os._exit(0)
-    assert os.wait()[1] == 0 and "variants" not in sys.modules
+    assert os.wait()[1] == 0 and "cyclebench" not in sys.modules
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert found.stdout.splitlines() == [f"ztt {count(load(str(out)).weights.values())}"] * 2, found.stderr

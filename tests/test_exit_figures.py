@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from bench.data.task import Metric
 from bench.evaluate.record import calibration, exits_record, rank
 from bench.evaluate.trace import Trace
+from reports.drawing import figures
 from reports.exit_figures import (
     BOUNDS,
     cycles_at_test,
@@ -26,7 +27,6 @@ from reports.exit_figures import (
     findings,
     rule_rows,
 )
-from reports.figures import FIGURES
 from reports.sweeps import budget_rows, threshold_rows, write
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
@@ -151,7 +151,7 @@ def test_without_exits_there_is_nothing_to_show() -> None:
         if record["status"] == "done":
             record["exits"], record["cycles"] = None, record["cycles"][:1]
     for name in ("exit_curves", "exit_area", "exit_signal", "exit_depth", "exit_calibration", "cycles"):
-        assert FIGURES[name][0](MANIFEST, results, P_HOP) is None
+        assert figures.get(name)(MANIFEST, results, P_HOP) is None
     assert exit_calibration(MANIFEST, RESULTS, P_HOP) is not None
     assert rule_rows(MANIFEST, results) == [] == findings(MANIFEST, results)
 

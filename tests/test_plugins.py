@@ -1,4 +1,4 @@
-"""An outside package with one thing of every kind: found, checked, run, swept and drawn as if it came with the suite."""
+"""An outside package with one thing of every kind: found, run, swept and drawn as if it came with the suite."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ class Reversed(cyclebench.Variant):
     """All blocks in order, then in reverse, again and again."""
 
     def schedule(self, model):
-        from bench.model.schedule import build
-
         there = list(range(model.n_blocks))
         blocks = [block for cycle in range(model.n_cycles) for block in (there if cycle % 2 == 0 else there[::-1])]
-        return build(blocks, exits=[model.n_blocks * (cycle + 1) for cycle in range(model.n_cycles)])
+        return cyclebench.build_schedule(blocks, exits=[model.n_blocks * (cycle + 1) for cycle in range(model.n_cycles)])
 
 
 @cyclebench.register_task("outside_last")
-class Last(cyclebench.get_task("memorisation").__class__.__mro__[1]):
+class Last(cyclebench.Generated):
     """The first symbol, asked for at the end."""
 
     @property
@@ -96,8 +94,8 @@ sweep: {thresholds: {trials: 5, rules: [outside_size]}}
 USE = """
 import sys
 from bench.cli import main
-for words in (["list"], ["run", "study.yaml", "--jobs", "1"], ["sweep", "study.yaml", "--jobs", "1"], ["report", "study.yaml"]):
-    sys.argv = ["cyclebench", *words]
+for words in ("list", "run study.yaml --jobs 1", "sweep study.yaml --jobs 1", "report study.yaml"):
+    sys.argv = ["cyclebench", *words.split()]
     try:
         main()
     except SystemExit as ended:
@@ -242,7 +240,7 @@ SCRIPT = textwrap.dedent(
 
 
     @cyclebench.register_variant("of_the_script")
-    class OfTheScript(type(cyclebench.get_variant("htc"))):
+    class OfTheScript(cyclebench.variant_class("htc")):
         '''Head-Tail Cycling of a script.'''
 
 

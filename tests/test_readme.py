@@ -28,7 +28,7 @@ def example() -> str:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the packages with the example added as one file."""
     root = tmp_path_factory.mktemp("house")
-    for package in ("bench", "variants", "studies", "reports", "tests"):
+    for package in ("cyclebench", "bench", "variants", "studies", "reports", "tests"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "published"))
     (root / "variants" / "htc_embedded.py").write_text(example())
     return root
@@ -49,7 +49,7 @@ COMMANDS = """
 from bench.cli import app
 
 if __name__ == "__main__":
-    for line in ("list", "profile htc htc_embedded", "run mine.yaml"):
+    for line in ("list", "profile htc htc_embedded", "run mine.yaml --formats png,svg"):
         print(f"# {line}", flush=True)
         app(line.split(), standalone_mode=False)
 """

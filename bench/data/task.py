@@ -101,7 +101,7 @@ class Task:
 
 
 tasks: Registry[type[Task]] = Registry("task", "cyclebench.tasks", "bench.data.builtin")
-register = tasks.register
+register, task_class = tasks.register, tasks.get
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:

@@ -20,8 +20,7 @@ from bench.model.variant import Variant, get_variant
 CODE = "modeling_cyclebench"  # the module in a checkpoint's folder that ``trust_remote_code`` loads
 CODE_TEXT = '''"""The code of this checkpoint is the package cyclebench, found through this file."""
 
-import variants  # noqa: F401
-from bench.model.language_model import CycleConfig, CycleForCausalLM  # noqa: F401
+from cyclebench import CycleConfig, CycleForCausalLM  # noqa: F401
 '''
 
 

@@ -68,7 +68,7 @@ class Variant:
 
 
 variants: Registry[type[Variant]] = Registry("variant", "cyclebench.variants", "variants")
-register = variants.register
+register, variant_class = variants.register, variants.get
 
 
 def get_variant(name: str, options: Mapping[str, Any] | None = None, pretrained: bool = False) -> Variant:

@@ -14,8 +14,8 @@ from bench.perf.timing import Row, in_turns, quartiles
 TITLE = "start-up in a fresh process"
 STARTS: dict[str, tuple[str, ...]] = {
     "python alone": ("-c", ""),
-    "import bench": ("-c", "import bench"),
-    "import variants": ("-c", "import variants"),
+    "import torch": ("-c", "import torch"),
+    "import cyclebench": ("-c", "import cyclebench"),
     "cyclebench --help": ("-m", "bench", "--help"),
     "cyclebench list": ("-m", "bench", "list"),
 }

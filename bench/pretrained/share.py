@@ -28,7 +28,8 @@ def save_checkpoint(
 ) -> None:
     """Write everything a checkpoint needs into the folder, weights as safetensors.
 
-    ``AutoModelForCausalLM.from_pretrained(folder)`` loads it after ``import variants``, or by itself with
+    ``AutoModelForCausalLM.from_pretrained(folder)`` loads it after ``from cyclebench import CycleForCausalLM``, or
+    by itself with
     ``trust_remote_code=True``. lineage: where it comes from, for the card; length: tokens that FLOPs are told for;
     scores: rows with at least ``task``, ``metric`` and ``value``.
     """
@@ -91,10 +92,9 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "## Loading",
         "",
         "```python",
-        "import variants  # of the package cyclebench",
-        "from transformers import AutoModelForCausalLM",
+        "from cyclebench import CycleForCausalLM",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        'model = CycleForCausalLM.from_pretrained("FOLDER")',
         "```",
         "",
     ]
