@@ -143,6 +143,7 @@ class Results:
             UserError: if there is no such figure or task, or it has nothing to show here.
         """
         from reports.drawing import figures  # start-up
+        from reports.render import render  # start-up
 
         drawing = figures.get(name)
         tasks = {row["label"]: row for row in self.manifest["tasks"]}
@@ -155,6 +156,7 @@ class Results:
             found = drawing(self.manifest, self.records, tasks[label])
         if found is None:
             raise UserError(f"figure {name!r} has nothing to show of study {self.manifest['study']!r}")
+        vars(found)["_repr_png_"] = lambda: render(found, name, ("png",))["png"]  # what a notebook asks for
         return found
 
     def report(

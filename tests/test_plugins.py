@@ -33,8 +33,10 @@ class Reversed(cyclebench.Variant):
 
     def schedule(self, model):
         there = list(range(model.n_blocks))
-        blocks = [block for cycle in range(model.n_cycles) for block in (there if cycle % 2 == 0 else there[::-1])]
-        return cyclebench.build_schedule(blocks, exits=[model.n_blocks * (cycle + 1) for cycle in range(model.n_cycles)])
+        ways = [there if cycle % 2 == 0 else there[::-1] for cycle in range(model.n_cycles)]
+        blocks = [block for way in ways for block in way]
+        ends = [model.n_blocks * (cycle + 1) for cycle in range(model.n_cycles)]
+        return cyclebench.build_schedule(blocks, exits=ends)
 
 
 @cyclebench.register_task("outside_last")
