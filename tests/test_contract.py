@@ -13,7 +13,7 @@ from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VO
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.model.costs import costs, measured_flops, non_embedding, pass_flops, training_flops
+from bench.model.costs import costs, kv_bytes, measured_flops, non_embedding, pass_flops, training_flops
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.train.loop import make_optimizer
@@ -64,6 +64,7 @@ def test_costs_are_those_of_the_model(name: str, options: dict[str, Any], family
     assert found.forward_flops_per_token * LENGTH == pass_flops(lm, LENGTH, "cpu").forward
     assert found.train_flops_per_token * LENGTH == training_flops(lm, LENGTH, "cpu")
     assert found.params_non_embedding == non_embedding(lm)
+    assert found.kv_bytes_per_token == kv_bytes(variant, lm.model_shape, lm.schedule)
     exits = found.exit_flops_per_token
     assert exits[-1] == found.forward_flops_per_token
     assert list(exits) == sorted(set(exits)) and len(exits) == lm.schedule.n_cycles
@@ -97,6 +98,17 @@ def test_activation_bytes_equal_what_autograd_keeps(name: str, options: dict[str
     real = sum(size for pointer, size in kept.items() if pointer not in weights)
     found = costs(variant, shape(variant, family), VOCAB, LENGTH).activation_bytes
     assert found == pytest.approx(real, rel=0.02)
+
+
+@every
+def test_kv_bytes_are_those_of_the_cache(name: str, options: dict[str, Any], family: str) -> None:
+    variant, lm = get_variant(name, options), make(name, options, family)
+    cache = lm(tokens(), use_cache=True).past_key_values
+    kept = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    batch = tokens().shape[0]
+    assert len(cache.layers) == variant.cache_slots(lm.schedule)
+    told = kv_bytes(variant, lm.model_shape, lm.schedule)
+    assert sum(tensor.nbytes for tensor in kept) == batch * LENGTH * told
 
 
 @every

@@ -1,8 +1,8 @@
 """Mixture-of-Recursions (Bae et al. 2025, arXiv 2507.10524, section 2.2): tokens get a number of cycles each.
 
 The formulas are those of the authors' code. Attention in a cycle is among the tokens that are in it ("recursion-wise"
-caching). Which past tokens those are is remembered in a slot of the KV cache for each cycle (8 bytes a token, left out
-of the KV bytes reported; keys and values of all tokens are kept).
+caching). Which past tokens those are is remembered in a slot of the KV cache for each cycle (8 bytes a token); keys and
+values of all tokens are kept.
 """
 
 from __future__ import annotations
@@ -145,8 +145,10 @@ class MixtureOfRecursions(HeadTailCycling):
         alpha: float | None = Field(None, gt=0.0)
         weight: float | None = Field(None, ge=0.0)
 
-    def cache_slots(self, schedule: Schedule) -> int:
-        return schedule.depth + schedule.n_cycles
+    def remembered(self, schedule: Schedule) -> tuple[int, ...]:
+        """A flag as key and as value for every cycle; none for the first where the token chooses: all are in it."""
+        first = 2 if self.options.routing == "expert" else 0
+        return (first, *[2] * (schedule.n_cycles - 1))
 
     def recurrence(self, model: ModelConfig, schedule: Schedule) -> Recurrence:
         chosen = self.options

@@ -50,7 +50,7 @@ class Costs:
     forward_flops_per_token: float
     train_flops_per_token: float  # forward and backward
     exit_flops_per_token: tuple[float, ...]  # forward, when a sequence leaves after cycle 1, 2, ...
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # of the whole cache, with what a recurrence remembers there
     activation_bytes: int  # kept by autograd for the backward pass of one sequence
     additions: dict[str, Addition]
 
@@ -88,7 +88,7 @@ def costs(
         forward_flops_per_token=total.forward / length,
         train_flops_per_token=training_flops(lm, length, device) / length,
         exit_flops_per_token=exit_flops(lm, length, device),
-        kv_bytes_per_token=schedule.depth * 2 * model.kv_heads * model.head_dim * 4,
+        kv_bytes_per_token=kv_bytes(variant, model, schedule),
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
         additions=additions(lm, length, device),
     )
@@ -286,6 +286,11 @@ def non_embedding(lm: Network) -> int:
     """Parameters without token and position embeddings and the LM head: what parameter-matching compares."""
     outside = [lm.tokens.weight, lm.lm_head.weight, *(lm.positions.parameters() if lm.positions is not None else [])]
     return count(lm.parameters()) - count(outside)
+
+
+def kv_bytes(variant: Variant, model: ModelConfig, schedule: Schedule) -> int:
+    """Bytes that the KV cache keeps of a token, in float32."""
+    return 4 * (schedule.depth * 2 * model.kv_heads * model.head_dim + sum(variant.remembered(schedule)))
 
 
 def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> int:

@@ -46,9 +46,13 @@ class Variant:
         """Which block runs when."""
         raise NotImplementedError
 
+    def remembered(self, schedule: Schedule) -> tuple[int, ...]:
+        """What a recurrence keeps in further slots of the KV cache: for each slot, the numbers that a token has there."""
+        return ()
+
     def cache_slots(self, schedule: Schedule) -> int:
-        """Slots in the KV cache: one for every step, then those in which a recurrence keeps what it must remember."""
-        return schedule.depth
+        """Slots in the KV cache: one for every step, then those of ``remembered``."""
+        return schedule.depth + len(self.remembered(schedule))
 
     def attention_prefix(self, model: ModelConfig, schedule: Schedule) -> AttentionPrefix | None:
         """Keys and values put before the real tokens of a step's attention (for example zero tokens)."""
