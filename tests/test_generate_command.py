@@ -10,6 +10,7 @@ import torch
 from settings import make
 from transformers import AutoTokenizer
 
+from bench.cli.exits import execute
 from bench.data.tokenizers import make_encoder, make_tokenizer
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
@@ -99,12 +100,26 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--max-new-tokens: 40 .* 32 positions \(allowed: at most 30\)"):
         stream(Checkpoint(str(folder(store))), "In", None, str, 40)
     with pytest.raises(UserError, match="has not been run"):
-        next(execute_study(str(store.root / "tiny.yaml"), "kl", None, 1, tmp_path, "sequence"))
+        execute(str(store.root / "tiny.yaml"), runs=tmp_path)
+
+
+def test_execute_takes_the_run_of_a_preset(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, manifest = tmp_path / "tiny.yaml", store.manifest("tiny")
+    path.write_text(STUDY.replace("name: tiny", "name: presets") + "presets: {wide: {}}\n")
+    assert manifest is not None
+    store.write_manifest("presets-wide", manifest)
+    execute(str(path), preset="wide", rounds=1, runs=store.root)
+    assert "ztt, kjv, seed 0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="study 'presets' has not been run"):
+        execute(str(path), rounds=1, runs=store.root)
+    with pytest.raises(UserError, match="did you mean 'wide'"):
+        execute(str(path), preset="wid", runs=store.root)
 
 
 def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tmp_path: Path) -> None:
-    study = str(store.root / "tiny.yaml")
-    found = list(execute_study(study, "zero_attention", None, 1, store.root, "sequence"))
+    manifest = store.manifest("tiny")
+    assert manifest is not None
+    found = list(execute_study(store, manifest, "zero_attention", None, 1, "sequence"))
     record = store.record(folder(store).name)
     assert record is not None and [label for label, _ in found] == ["ztt, kjv, seed 0"] * len(found) and found
     tuned = {entry["threshold"]: entry["test"] for entry in record["exits"]["rules"]["zero_attention"]["tuned"]}
@@ -116,8 +131,6 @@ def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tm
             1 - row["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"]
         )
     assert record["execution"] == {"zero_attention": [json.loads(json.dumps(row)) for _, row in found]}
-    manifest = store.manifest("tiny")
-    assert manifest is not None
     write(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()

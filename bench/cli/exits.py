@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from bench.cli.options import DEFAULT_RUNS, Preset, Runs, StudyName
+from bench.cli.runs import manifest_of
 from bench.errors import UserError
 
 Threshold = Annotated[
@@ -61,16 +62,17 @@ def generate(
 
 
 def execute(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="A study that has been run.")],
+    study: StudyName,
+    preset: Preset = None,
     rule: Annotated[str, typer.Option(help="The exit rule.")] = "zero_attention",
     threshold: Annotated[
         list[float] | None, typer.Option(help="Repeatable. Default: those tuned on the validation data.")
     ] = None,
     granularity: Annotated[Granularity, typer.Option(help="What leaves: a sequence, or a token.")] = "sequence",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of passes, with exits and without.")] = 5,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the results.")] = Path("runs"),
+    runs: Runs = DEFAULT_RUNS,
 ) -> None:
-    """Really leave early on the test data: saved FLOPs beside saved time, kept for the report.
+    """Really leave early on the test data of a study's last run: saved FLOPs beside saved time, for the report.
 
     With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
     """
@@ -79,11 +81,13 @@ def execute(
     from transformers.utils import logging
 
     from bench.run.execution import execute_study
+    from bench.store.store import Store
     from reports.execution import columns
 
     logging.disable_progress_bar()
-    table = Table(title="executed exits", title_justify="left")
-    for label, measured in execute_study(study, rule, threshold or None, rounds, runs, granularity):
+    table, store = Table(title="executed exits", title_justify="left"), Store(runs)
+    manifest = manifest_of(study, preset, store)
+    for label, measured in execute_study(store, manifest, rule, threshold or None, rounds, granularity):
         row = columns(label, measured)
         if not table.columns:
             for name in row:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bench.config import Cell
 from bench.data.batches import arrays
 from bench.data.task import task_data
-from bench.errors import UserError
 from bench.evaluate.rules import get_rule
 from bench.exits.clock import measure
 from bench.exits.execute import Granularity
 from bench.model.language_model import CycleForCausalLM
 from bench.store.store import Store
-from bench.study.load import load_study
 from bench.train.device import repeatable
 
 
 def execute_study(
-    study: str, rule: str, thresholds: list[float] | None, rounds: int, runs: Path, granularity: Granularity
+    store: Store,
+    manifest: dict[str, Any],
+    rule: str,
+    thresholds: list[float] | None,
+    rounds: int,
+    granularity: Granularity,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure the cells of a study's last run that have exits and the rule, and store what is found beside their
     results; a label and a row at a time.
 
-    thresholds: by default those tuned on the cell's validation data, where whole sequences leave. Raises UserError if
-    the study has not been run.
+    thresholds: by default those tuned on the cell's validation data, where whole sequences leave.
     """
     get_rule(rule)
-    store, name = Store(runs), load_study(study).name
-    manifest = store.manifest(name)
-    if manifest is None:
-        raise UserError(f"study {name!r} has not been run: {runs} holds no record of it (run: cyclebench run {study})")
     for planned in manifest["cells"]:
         record = store.record(planned["id"])
         if record is None or record["status"] != "done" or not record["exits"]:
