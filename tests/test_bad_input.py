@@ -26,10 +26,10 @@ from bench.cli import main
 from bench.data.task import TaskData, get_task
 from bench.errors import UserError
 from bench.model.variant import get_variant
-from bench.pretrained.command import convert_to
 from bench.run.lease import Watch, read
 from bench.run.status import status
 from bench.store.store import Store
+from bench.study.conversion import convert_to
 from bench.study.load import load_study, study_from
 from bench.study.schema import Study
 from bench.train.checkpoints import Checkpoints, Every, Position

@@ -21,12 +21,12 @@ from bench.model.language_model import build_model
 from bench.model.parts import PARTS
 from bench.model.schedule import cycle, middle_cycle
 from bench.model.variant import get_variant
-from bench.pretrained.command import convert_to
 from bench.pretrained.convert import convert
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import load, outline
 from bench.run.going import run_cell
 from bench.store.store import Store
+from bench.study.conversion import convert_to
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 
@@ -261,3 +261,35 @@ def test_mistakes_in_a_study_are_one_line(changes: Any, message: str, sources: d
         for planned in plan(**{"init": sources["default"], "model": {"n_cycles": 2}, **changes}).cells:
             run_cell(planned.cell, Store(tmp_path))
     assert "\n" not in str(found.value)
+
+
+def test_what_is_added_counts_a_halting_gate(tmp_path: Path) -> None:
+    """It comes with a source that was trained with one."""
+    shape = ModelConfig(d_model=16, n_heads=2, n_blocks=4, n_cycles=2, halting="gate")
+    lm = build_model(get_variant("htc"), shape, VOCAB, 32)
+    lm.reset_parameters(0)
+    lm.save_pretrained(tmp_path / "source")
+    told = convert_to(str(tmp_path / "source"), "htc", ["model.n_cycles=2"], 0, tmp_path / "out")
+    assert lm.halting is not None and count(lm.halting.parameters()) > 0
+    expected = f"{count(lm.parameters()):,}, {count(lm.halting.parameters()):,}"
+    assert told["parameters, of which added"] == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.n_cycle=2", r"unknown key in --set: 'model.n_cycle'; did you mean 'model.n_cycles'"),
+        ("sharin=average", r"'sharin'; did you mean 'sharing'\? \(allowed: model, options, sharing\)"),
+        ("train.steps=3", r"unknown key in --set: 'train'"),
+        ("init=elsewhere", r"unknown key in --set: 'init'"),
+        ("sharing=avg", r"--set.sharing: Input should be 'stepwise', .* \(got 'avg'\)"),
+        ("options.gatin=none", r"did you mean 'gating'"),
+        ("model.n_cycles=0", r"model.n_cycles: Input should be greater than or equal to 1 \(got 0\)"),
+        ("model={n_cycles: 2, n_cycles: 3}", r"key 'n_cycles' stands twice"),
+        ("model.n_cycles", r"must be KEY=VALUE, for example model.n_cycles=2"),
+    ],
+)
+def test_wrong_overrides_are_one_line(override: str, message: str, sources: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        convert_to(sources["gpt2"], "ztt", [override], 0, tmp_path / "out")
+    assert "\n" not in str(found.value) and not (tmp_path / "out").exists()

@@ -110,6 +110,14 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for wrong in ("kjv.length", "length=3", "mmlu.x=1", "p_hop.hops=[1"):
         with pytest.raises(UserError, match="--set"):
             task_options([wrong], ["p_hop", "mmlu"])
+    with pytest.raises(UserError, match=r"'p_hop.hop'; did you mean 'p_hop.hops'"):
+        task_options(["p_hop.hop=2"], ["p_hop", "mmlu"])
+    with pytest.raises(UserError, match=r"key 'a' stands twice"):
+        task_options(["p_hop.hops={a: 1, a: 2}"], ["p_hop"])
+    assert task_options(["p_hop.hops=2", "kjv.length=8"], ["p_hop", "kjv"]) == {
+        "p_hop": {"hops": 2},
+        "kjv": {"length": 8},
+    }
     checkpoint(tmp_path / "model", "p_hop", HOPS, "vanilla")
     with pytest.raises(UserError, match="not what the model's tokeniser reads"):
         evaluate_all([str(tmp_path / "model")], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")

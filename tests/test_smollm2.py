@@ -77,7 +77,7 @@ def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from bench.pretrained.command import convert_to
+from bench.study.conversion import convert_to
 import bench.model, transformers.models.llama.modeling_llama
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 start = peak()

@@ -49,7 +49,14 @@ def list_() -> None:
 
 def profile(
     variants: Annotated[list[str], typer.Argument(help="Variants to put side by side.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="model.NAME, reference, and of a variant options.NAME, model.NAME, match, label. Repeatable.",
+        ),
+    ] = None,
     length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
     vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
 ) -> None:
@@ -60,16 +67,13 @@ def profile(
     from dataclasses import asdict
 
     from bench.model.costs import costs
-    from bench.study.load import study_from
-    from bench.study.plan import shape_of
+    from bench.study.profile import profile_of
     from reports.units import human
 
-    raw = {"name": "profile", "question": "What does each cost?", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
-    study = study_from(raw, overrides or (), "profile")
+    asked = profile_of(variants, overrides or ())
     columns = []
-    for entry in study.variants:
-        variant = study.variant(entry)
-        model, chosen = shape_of(study, entry, study.tasks[0], vocab_size, length)
+    for entry in asked.variants:
+        variant, model, chosen = asked.shape(entry, vocab_size, length)
         found = asdict(costs(variant, model, vocab_size, length))
         schedule = variant.schedule(model)
         rows = {
@@ -90,7 +94,7 @@ def profile(
             rows[f"matched in {entry.match}"] = chosen
         columns.append((entry.label, rows))
     table = new_table(
-        f"{study.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
+        f"{asked.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
     )
     for key in dict.fromkeys(key for _, rows in columns for key in rows):
         table.add_row(key, *(rows.get(key, "-") for _, rows in columns))

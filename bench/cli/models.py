@@ -28,7 +28,7 @@ def convert(
 
     For example: cyclebench convert smollm2 --variant htc --set model.n_cycles=2 --out models/smollm2-htc
     """
-    from bench.pretrained.command import convert_to
+    from bench.study.conversion import convert_to
 
     rows = convert_to(source, variant, overrides or (), seed, out)
     table = new_table(f"{source} -> {out}", "", variant)

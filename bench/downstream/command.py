@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bench.data.task import tasks as known
 from bench.downstream.run import evaluate_checkpoint
 from bench.downstream.tasks import ours
 from bench.errors import UserError
 from bench.pretrained.share import FACTS, add_scores
 from bench.store.files import atomic_write
 from bench.store.tracking import log_evaluation
+from bench.study.overrides import Keys, apply
 
 
 def evaluate_all(
@@ -50,17 +50,15 @@ def evaluate_all(
 
 def task_options(overrides: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Options by task. Raises UserError for what is not ``TASK.OPTION=VALUE`` of one of our tasks that is run."""
-    options: dict[str, dict[str, Any]] = {}
+    own = [task for task in tasks if ours(task)]
+    fields = {(task,): list(known.get(task).Options.model_fields) for task in own}
+    options: dict[str, Any] = {}
     for override in overrides:
-        key, sign, text = override.partition("=")
-        task, dot, option = key.partition(".")
-        if not sign or not dot or task not in tasks or not ours(task):
+        task, dot, _ = override.partition("=")[0].partition(".")
+        if not dot or task not in own:
             raise UserError(
                 f"--set {override!r} must be TASK.OPTION=VALUE of one of this suite's tasks in --tasks, "
                 "for example kjv.length=256"
             )
-        try:
-            options.setdefault(task, {})[option] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+        apply(options, override, Keys(lambda parents: fields.get(tuple(parents), own), "kjv.length=256"))
     return options

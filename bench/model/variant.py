@@ -47,7 +47,7 @@ class Variant:
         raise NotImplementedError
 
     def remembered(self, schedule: Schedule) -> tuple[int, ...]:
-        """What a recurrence keeps in further slots of the KV cache: for each slot, the numbers that a token has there."""
+        """For each further slot of the KV cache, in which a recurrence remembers something: numbers kept of a token."""
         return ()
 
     def cache_slots(self, schedule: Schedule) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -49,3 +50,20 @@ class VariantEntry(Entry):
     init: str | None = None
     sharing: Sharing | None = None
     budget: Literal["flops"] | None = None
+
+
+def check_distinct(field: str, entries: Sequence[Entry]) -> None:
+    """Raises ValueError if two entries of a list have the same label."""
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")
+
+
+def check_reference(reference: str | None, entries: Sequence[VariantEntry]) -> None:
+    """Raises ValueError for a reference that is none of the entries, and for none where one is needed."""
+    labels = [entry.label for entry in entries]
+    if reference is not None and reference not in labels:
+        raise ValueError(f"reference = {reference!r} must be one of the variants' labels: {', '.join(labels)}")
+    if reference is None and any(entry.match or entry.budget for entry in entries):
+        raise ValueError("match needs the study's reference: the label of the variant to match")

@@ -8,15 +8,13 @@ from typing import Any
 
 from bench.config import CELL, Cell, Init, ModelConfig, TrainConfig
 from bench.data.task import TaskData, get_task, task_data
-from bench.errors import UserError
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
-from bench.model.match import measure, solve
-from bench.model.variant import Variant
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
 from bench.study.hypotheses import resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
+from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
 from bench.train.device import pick_device
 
@@ -44,17 +42,12 @@ def shape_of(
 ) -> tuple[ModelConfig, str]:
     """The shape of a variant on a task after matching, and what the matching chose ('' without matching)."""
     variant = study.variant(entry)
-    model = _relevant(variant, _shape_given(study, entry, task, vocab_size, length))
+    model = relevant(variant, _shape_given(study, entry, task, vocab_size, length))
     if entry.match is None:
         return model, ""
     reference = next(other for other in study.variants if other.label == study.reference)
-    other = study.variant(reference)
-    other_model = _relevant(other, study.cell_model(reference, task))
-    target = measure(entry.match, other, other_model, vocab_size, length)
-    try:
-        return solve(entry.match, variant, model, target, vocab_size, length)
-    except UserError as error:
-        raise UserError(f"variants.{entry.label}.{error}") from None
+    other, other_model = study.variant(reference), study.cell_model(reference, task)
+    return matched(entry.match, entry.label, variant, model, other, other_model, vocab_size, length)
 
 
 Tuned = Mapping[tuple[str, str], VariantEntry]
@@ -173,11 +166,6 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         "config": study.model_dump(mode="json"),
     }
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
-
-
-def _relevant(variant: Variant, model: ModelConfig) -> ModelConfig:
-    """Without fields that mean nothing to the variant: they must not make two equal cells look different."""
-    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none"})
 
 
 def _metric(data: TaskData) -> dict[str, Any]:

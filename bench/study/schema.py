@@ -10,7 +10,7 @@ from bench.config import CELL, EvalConfig, ModelConfig, Strict, TrainConfig, par
 from bench.errors import UserError
 from bench.model.variant import Variant, get_variant
 from bench.study.designs import expand
-from bench.study.entries import TaskEntry, VariantEntry
+from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
 from bench.study.hypotheses import Hypothesis, check_labels
 from bench.study.sweep import Sweep
 
@@ -87,16 +87,10 @@ class Study(Strict):
                 f"sweep.budgets.seed = {self.sweep.budgets.seed} must be none of the seeds that are reported: "
                 f"{list(self.seeds)}"
             )
-        for field, entries in (("tasks", self.tasks), ("variants", self.variants)):
-            labels = [entry.label for entry in entries]
-            for label in labels:
-                if labels.count(label) > 1:
-                    raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")
+        check_distinct("tasks", self.tasks)
+        check_distinct("variants", self.variants)
+        check_reference(self.reference, self.variants)
         labels = [entry.label for entry in self.variants]
-        if self.reference is not None and self.reference not in labels:
-            raise ValueError(f"reference = {self.reference!r} must be one of the variants' labels: {', '.join(labels)}")
-        if self.reference is None and any(entry.match or entry.budget for entry in self.variants):
-            raise ValueError("match needs the study's reference: the label of the variant to match")
         try:
             check_labels(self.hypotheses, labels, [entry.label for entry in self.tasks])
         except UserError as error:

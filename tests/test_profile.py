@@ -1,0 +1,66 @@
+"""What ``cyclebench profile`` reads from the command line, and what it starts without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UserError
+from bench.study.load import study_from
+from bench.study.plan import shape_of
+from bench.study.profile import profile_of
+
+
+def test_shapes_are_those_of_a_study() -> None:
+    overrides = ["model.d_model=64", "reference=htc", "variants.vanilla.match=flops", "variants.ztt.model.n_blocks=5"]
+    variants = ["htc", "ztt", "vanilla"]
+    asked = profile_of(variants, overrides)
+    raw = {"name": "s", "question": "-", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
+    study = study_from(raw, overrides, "s")
+    assert asked.variants == study.variants
+    for entry in asked.variants:
+        assert asked.shape(entry, 97, 24)[1:] == shape_of(study, entry, study.tasks[0], 97, 24)
+
+
+def test_designs_make_several_of_a_variant() -> None:
+    asked = profile_of(["ztt"], ["variants.ztt.changes={options.gating: [none, scalar]}"])
+    assert [entry.label for entry in asked.variants] == ["ztt", "ztt gating=none", "ztt gating=scalar"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.d_mode=8"], r"unknown key in --set: 'model.d_mode'; did you mean 'model.d_model'"),
+        (["train.steps=8"], r"unknown key in --set: 'train' \(allowed: model, reference\)"),
+        (["variants.htcc.match=flops"], r"'variants.htcc'; did you mean 'variants.htc'"),
+        (["variants.htc.init=x"], r"unknown key in --set: 'variants.htc.init'"),
+        (["variants.htc.match=flop"], r"profile.variants.0.match: Input should be 'params', .* \(got 'flop'\)"),
+        (["variants.htc.match=flops"], r"match needs the study's reference"),
+        (["reference=ztt"], r"reference = 'ztt' must be one of the variants' labels: htc, bc"),
+        (["variants.bc.label=htc"], r"variants: label 'htc' stands twice"),
+        (["model.d_model=7"], r"d_model = 7 must be a multiple of n_heads = 4"),
+        (["model={a: 1, a: 2}"], r"key 'a' stands twice"),
+        (["model.d_model"], r"must be KEY=VALUE, for example model.d_model=256"),
+    ],
+)
+def test_wrong_overrides_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as found:
+        profile_of(["htc", "bc"], overrides)
+    assert "\n" not in str(found.value)
+
+
+def test_it_needs_no_transformers() -> None:
+    code = """
+import sys
+sys.modules.update(transformers=None, datasets=None)
+sys.argv = ["cyclebench", "profile", "htc", "ztt"]
+from bench.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "of which zero tokens: parameters" in done.stdout, done.stderr
