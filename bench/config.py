@@ -138,7 +138,52 @@ class Init(Strict):
     digest: str = ""
 
 
-class TrainConfig(Strict):
+class Execution(Strict):
+    """How something is computed: where, how precisely, in how many pieces. Not what."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
+    )
+    processes: int = Field(
+        1, ge=1, le=1024, description="of one cell, each with a GPU or threads of its own and its share of every batch"
+    )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="of the model among the processes; none: each has all of it (DDP), full: a part (FSDP)"
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep the states between cycles alone for the backward pass and compute what is inside each again "
+        "(Chen et al. 2016, arXiv 1604.06174): less memory, the same numbers; FLOPs are counted without it",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the blocks, once for all cycles; on a CPU no faster than without (cyclebench bench)",
+    )
+    cuda_graphs: bool = Field(
+        False,
+        description="repeat the recorded forward and backward passes of a step instead of launching every kernel anew: "
+        "for small models on a GPU, where the launches take the time",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Execution:
+        if self.sharding == "full" and self.processes == 1:
+            raise ValueError("sharding = 'full' needs processes > 1")
+        if self.compile and self.processes > 1:
+            raise ValueError(f"compile = True needs processes = 1, not {self.processes}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing = True needs compile = False, which decides itself what to keep")
+        for other in ("compile", "activation_checkpointing"):
+            if self.cuda_graphs and getattr(self, other):
+                raise ValueError(f"cuda_graphs = True needs {other} = False")
+        if self.cuda_graphs and self.processes > 1:
+            raise ValueError(f"cuda_graphs = True needs processes = 1, not {self.processes}")
+        return self
+
+
+class TrainConfig(Execution):
     """One training run. Part of the cell's identity: everything here may change the numbers."""
 
     steps: int = Field(1000, ge=1, description="optimizer steps")
@@ -179,31 +224,6 @@ class TrainConfig(Strict):
     eval_every: int | None = Field(None, ge=1, description="optimizer steps between validations; None: a tenth")
     eval_every_flops: float | None = Field(None, gt=0.0, description="training FLOPs between validations")
     eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
-    )
-    processes: int = Field(
-        1, ge=1, le=1024, description="of one cell, each with a GPU or threads of its own and its share of every batch"
-    )
-    sharding: Literal["none", "full"] = Field(
-        "none", description="of the model among the processes; none: each has all of it (DDP), full: a part (FSDP)"
-    )
-    activation_checkpointing: bool = Field(
-        False,
-        description="keep the states between cycles alone for the backward pass and compute what is inside each again "
-        "(Chen et al. 2016, arXiv 1604.06174): less memory, the same numbers; FLOPs are counted without it",
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile the blocks, once for all cycles; on a CPU no faster than without (cyclebench bench)",
-    )
-    cuda_graphs: bool = Field(
-        False,
-        description="repeat the recorded forward and backward passes of a step instead of launching every kernel anew: "
-        "for small models on a GPU, where the launches take the time",
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -214,17 +234,8 @@ class TrainConfig(Strict):
                 f"batch_size = {self.batch_size} must be a multiple of accumulation x processes = "
                 f"{self.accumulation} x {self.processes}"
             )
-        if self.sharding == "full" and self.processes == 1:
-            raise ValueError("sharding = 'full' needs processes > 1")
-        if self.compile and self.processes > 1:
-            raise ValueError(f"compile = True needs processes = 1, not {self.processes}")
-        if self.compile and self.activation_checkpointing:
-            raise ValueError("activation_checkpointing = True needs compile = False, which decides itself what to keep")
-        for other in ("compile", "activation_checkpointing", "random_cycles"):
-            if self.cuda_graphs and getattr(self, other):
-                raise ValueError(f"cuda_graphs = True needs {other} = False")
-        if self.cuda_graphs and self.processes > 1:
-            raise ValueError(f"cuda_graphs = True needs processes = 1, not {self.processes}")
+        if self.cuda_graphs and self.random_cycles:
+            raise ValueError("cuda_graphs = True needs random_cycles = False")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.halting_loss != "none" and self.exit_loss:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.config import TrainConfig
+from bench.config import Execution
 from bench.errors import unknown
 from bench.perf import exits, harness, packing, scaling, startup, traces, training, zero_tokens
 from bench.perf.timing import Row
@@ -36,7 +36,7 @@ def measured(only: Collection[str], device: str, rounds: int) -> Iterator[tuple[
     for name in only:
         if name not in SECTIONS:
             raise unknown("section of the bench", name, SECTIONS)
-    place = pick_device(TrainConfig.model_validate({"device": device}))
+    place = pick_device(Execution.model_validate({"device": device}))
     return ((name, _run(name, place, rounds)) for name in SECTIONS if not only or name in only)
 
 
@@ -49,7 +49,7 @@ def _run(name: str, device: torch.device, rounds: int) -> dict[str, Any]:
 
 def place(device: str) -> dict[str, Any]:
     """Where the numbers are made: the environment as cells record it, the cores, and the other libraries' versions."""
-    train = TrainConfig.model_validate({"device": device, "threads": torch.get_num_threads()})
+    train = Execution.model_validate({"device": device, "threads": torch.get_num_threads()})
     others: dict[str, str | None] = {}
     for name in ("accelerate", "x-transformers"):
         try:

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from bench.config import TrainConfig
+from bench.config import Execution
 from bench.errors import UserError
 from bench.store.environment import environment
 
 
-def device_of(config: TrainConfig) -> torch.device:
+def device_of(config: Execution) -> torch.device:
     """The device asked for, where it is there; ``auto`` takes CUDA where there is one."""
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def pick_device(config: TrainConfig) -> torch.device:
+def pick_device(config: Execution) -> torch.device:
     """``device_of``. Raises UserError if it is not the one asked for or cannot do what is asked for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device: 'cuda' is not available on this machine (allowed here: 'auto', 'cpu')")
@@ -46,12 +46,12 @@ def repeatable(seed: int, threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(config: Execution, device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 where it was asked for; ``auto`` means bfloat16 on CUDA and float32 on the CPU."""
     low = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
 
 
-def environment_of(config: TrainConfig) -> dict[str, Any]:
+def environment_of(config: Execution) -> dict[str, Any]:
     """The machine and the versions that what is trained so runs on (``bench.store.environment``)."""
     return environment(device_of(config), config.threads)
