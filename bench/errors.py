@@ -34,9 +34,17 @@ class RankError(Exception):
 
 
 def first_line(error: BaseException | str) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    text = str(error).strip() or (error if isinstance(error, str) else type(error).__name__)
-    return text.splitlines()[0] if text else ""
+    """What an error says, in one line; its type where it says nothing, and '' for an empty text."""
+    text = str(error).strip()
+    if text:
+        return text.splitlines()[0].rstrip()
+    return "" if isinstance(error, str) else type(error).__name__
+
+
+def typed_line(error: BaseException) -> str:
+    """An error's type and what it says, in one line."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> UserError:
@@ -67,7 +75,7 @@ def reason_of(error: Exception) -> tuple[str, str, str | None]:
     """Why a cell failed, in one line; whether of itself or of its environment; the traceback where it is of use."""
     if isinstance(error, RankError):
         return error.reason, error.kind, error.trace
-    text = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
+    text = typed_line(error)
     if isinstance(error, CellError | UserError):
         return str(error), "cell", None
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):

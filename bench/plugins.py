@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 
-from bench.errors import UserError, first_line
+from bench.errors import UserError, first_line, typed_line
 from bench.registry import Registry
 
 PREFIX = "cyclebench_import_"  # of the names of modules made from files
@@ -54,9 +54,7 @@ def _imported(path: Path, where: str) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"{where}: {str(path)!r} cannot be imported: {type(error).__name__}: {first_line(error)}"
-        ) from None
+        raise UserError(f"{where}: {str(path)!r} cannot be imported: {typed_line(error)}") from None
     return module
 
 

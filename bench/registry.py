@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
-from bench.errors import UserError, first_line, unknown
+from bench.errors import UserError, typed_line, unknown
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
@@ -84,8 +84,7 @@ class Registry(Generic[T]):
             except Exception as error:  # whatever a foreign package raises when it is imported
                 self._loaded = False
                 raise UserError(
-                    f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: "
-                    f"{type(error).__name__}: {first_line(error)}"
+                    f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: {typed_line(error)}"
                 ) from error
 
 

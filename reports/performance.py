@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from bench.store.files import atomic_write
+from bench.tables import markdown
 from reports.look import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 from reports.render import render
 from reports.units import human
@@ -85,8 +86,7 @@ def _markdown(result: dict[str, Any], drawn: bool) -> str:
     for name, section in result["sections"].items():
         columns, rows = table(section)
         lines += ["", f"## {name}", "", f"{section['title'][:1].upper()}{section['title'][1:]}.", ""]
-        lines += [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += markdown(columns, rows)
     return "\n".join([*lines, ""])
 
 

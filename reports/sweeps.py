@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.store.files import atomic_write
+from bench.tables import csv_text
 from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
 from reports.render import file_name, render
 from reports.table import named, ran_on
@@ -121,12 +120,8 @@ def write(result: dict[str, Any], out: Path) -> list[Path]:
     paths, pictures = [], []
     for name, rows in (("thresholds", threshold_rows(result, every_budget=True)), ("budgets", budget_rows(result))):
         if rows:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
             paths.append(out / f"sweep_{name}.csv")
-            atomic_write(paths[-1], text.getvalue().encode())
+            atomic_write(paths[-1], csv_text(rows).encode())
     for task in result["tasks"]:
         with mpl.rc_context(STYLE):
             figures = {"thresholds": threshold_figure(result, task), "budgets": budget_figure(result, task)}

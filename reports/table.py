@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bench.stats import mean_interval
+from bench.tables import csv_text
 from reports.units import human, metric_name, plain
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]
 
 def csv_of_cells(manifest: Manifest, results: dict[str, Record]) -> str:
     """Every cell of the study as CSV, failed and missing ones included."""
-    return _csv(list(_cell_rows(manifest, results)))
+    return csv_text(list(_cell_rows(manifest, results)))
 
 
 def csv_of_slices(manifest: Manifest, results: dict[str, Record]) -> str:
@@ -202,17 +201,7 @@ def csv_of_slices(manifest: Manifest, results: dict[str, Record]) -> str:
         for axis, slices in (results.get(cell["id"], {}).get("slices") or {}).items()
         for label, scores in slices.items()
     ]
-    return _csv(rows) if rows else ""
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows)
 
 
 def _cell_rows(manifest: Manifest, results: dict[str, Record]) -> Iterator[dict[str, Any]]:

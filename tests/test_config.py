@@ -15,7 +15,7 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize(("listed", "id"), zip(MANIFEST["cells"], IDS, strict=False))
+@pytest.mark.parametrize(("listed", "id"), list(zip(MANIFEST["cells"], IDS, strict=False)))
 def test_a_cell_keeps_its_id(listed: dict[str, object], id: str) -> None:
     cell = planned(listed).cell
     assert cell.id == id == type(cell).model_validate_json(cell.model_dump_json()).id

@@ -11,7 +11,7 @@ from pydantic import Field
 from bench.data.task import Task, TaskData, register
 from bench.data.text import TextOptions, text_data
 from bench.data.text_files import SHARES
-from bench.errors import UserError, unknown
+from bench.errors import UserError, first_line, unknown
 
 
 @register("hub")
@@ -54,8 +54,7 @@ class Hub(Task):
         try:
             return datasets.load_dataset(chosen.dataset, chosen.config, streaming=chosen.streaming)
         except Exception as error:  # datasets raises many kinds, from offline mode to a wrong config name
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"hub.options.dataset: cannot load {chosen.dataset!r}: {reason}") from None
+            raise UserError(f"hub.options.dataset: cannot load {chosen.dataset!r}: {first_line(error)}") from None
 
     def _texts(self, split: Any) -> list[str]:
         column = self.options.text_column

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import ByteLevelBPETokenizer
@@ -86,8 +86,7 @@ def _load(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         kind = "folder" if Path(name).exists() else "name or folder"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"tokenizer: cannot load the pretrained {kind} {name!r}: {reason}") from None
+        raise UserError(f"tokenizer: cannot load the pretrained {kind} {name!r}: {first_line(error)}") from None
 
 
 def _bytes(documents: Sequence[str]) -> list[Tokens]:

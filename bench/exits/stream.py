@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.exits.generation import EarlyExit
 from bench.model.language_model import CycleForCausalLM, CycleOutput
 
@@ -31,7 +31,7 @@ class Checkpoint:
         try:
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
         except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise UserError(f"checkpoint {source!r} cannot be loaded: {first_line(error)}") from None
         self.tokenizer: Any = None
         if (folder / "tokenizer_config.json").is_file():
             from transformers import AutoTokenizer

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from bench.perf.timing import Row, in_turns, quartiles, training_step
 from bench.store.files import atomic_write
 from bench.study.plan import shape_of
 from bench.study.schema import Study, VariantEntry
+from bench.tables import csv_text, markdown
 from bench.train.device import pick_device, repeatable
 
 
@@ -83,10 +82,6 @@ def shown(row: Row) -> dict[str, str]:
 
 def write(study: Study, rows: list[Row], batch: int, command: str, place: dict[str, Any], out: Path) -> list[Path]:
     """Write ``costs.csv`` and ``costs.md`` into ``out``; their paths. place: the environment, as cells record it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
     tables = [shown(row) for row in rows]
     base, model = rows[0], study.model
     lines = [
@@ -100,15 +95,13 @@ def write(study: Study, rows: list[Row], batch: int, command: str, place: dict[s
         f"{study.reference}'s own, {base['pairs']} pairs; the first row is {study.reference} against itself: what it "
         "is off 1 by is noise.",
         "",
-        f"| {' | '.join(tables[0])} |",
-        f"|{' --- |' * len(tables[0])}",
-        *(f"| {' | '.join(row.values())} |" for row in tables),
+        *markdown(tables[0], (row.values() for row in tables)),
         "",
         f"`{command}`, revision {place['git'] or 'not known'}, {place['cpu']}, {place['device']}, {place['threads']} "
         f"threads, Python {place['python']}, torch {place['torch']}",
         "",
     ]
-    files = {"costs.csv": text.getvalue(), "costs.md": "\n".join(lines)}
+    files = {"costs.csv": csv_text(rows), "costs.md": "\n".join(lines)}
     for name, content in files.items():
         atomic_write(out / name, content.encode())
     return [out / name for name in files]

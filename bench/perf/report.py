@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.errors import first_line
 from bench.store.store import Store
 
 NOISE = 0.01
@@ -69,7 +70,7 @@ def main() -> None:
     from reports.page import write  # not above: the processes that render figures begin with this module
     from reports.read import read
 
-    parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=first_line(__doc__ or ""))
     parser.add_argument("study", help="a study that has been run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the results")
     parser.add_argument("--cells", type=int, default=5000)

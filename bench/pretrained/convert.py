@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.config import ModelConfig, Sharing
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig, CycleForCausalLM
 from bench.model.parts import PARTS
 from bench.model.variant import Variant
@@ -47,7 +47,7 @@ def convert(
     try:
         _, unexpected = lm.load_state_dict(_shared(pretrained.weights, sources), strict=False, assign=True)
     except RuntimeError as error:  # sizes that differ
-        reason = " ".join(str(error).splitlines()[1].split())
+        reason = first_line(str(error).partition("\n")[2] or error)  # the first is a heading
         raise UserError(f"source {pretrained.source!r} does not fit variant {variant.name!r}: {reason}") from None
     lm.tie_weights()
     empty = [key for key, tensor in lm.state_dict().items() if tensor.is_meta]

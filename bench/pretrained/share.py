@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.model.costs import costs
 from bench.model.language_model import CycleConfig, CycleForCausalLM
 from bench.pretrained.sources import no_bars
+from bench.tables import markdown
 
 FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores as they come
 
@@ -81,12 +82,12 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "KV cache, bytes/token (float32)": f"{found['kv_bytes_per_token']:,}",
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {title}", ""]
-    lines += [(type(variant).__doc__ or "").strip().splitlines()[0], "", *_table(("", ""), about.items())]
-    lines += ["", "## Lineage", "", *_table(("", ""), facts["lineage"].items())]
+    lines += [first_line(type(variant).__doc__ or ""), "", *markdown(("", ""), about.items())]
+    lines += ["", "## Lineage", "", *markdown(("", ""), facts["lineage"].items())]
     if facts["scores"]:
         columns = [key for key in ("task", "metric", "value", "stderr", "cycles", "flops_per_token", "samples")]
         rows = [[_cell(row.get(key)) for key in columns] for row in facts["scores"]]
-        lines += ["", "## Scores", "", *_table(columns, rows)]
+        lines += ["", "## Scores", "", *markdown(columns, rows)]
     lines += [
         "",
         "## Loading",
@@ -99,11 +100,6 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _table(head: Any, rows: Any) -> list[str]:
-    body = ["| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows]
-    return ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *body]
 
 
 def _cell(value: Any) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from bench.config import ModelConfig
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of
 
@@ -115,7 +115,7 @@ def _from_hub(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", WEIGHTS, "*.model", "*.txt"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"source {source!r} is not a folder, a .gguf file or smollm2, and cannot be had from the hub: {reason}"
         ) from None
@@ -226,5 +226,4 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 def _unreadable(where: Location, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"source {where.source!r} cannot be read: {reason}")
+    return UserError(f"source {where.source!r} cannot be read: {first_line(error)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.config import CELL, Cell
 from bench.data.task import task_data
+from bench.errors import first_line, typed_line
 from bench.evaluate.trace import Trace
 from bench.run.going import run_cell
 from bench.store.store import Store
@@ -45,7 +46,7 @@ def check_stored(store: Store, cells: list[dict[str, Any]]) -> list[Finding]:
         try:
             problem = _stored_problem(store, listed["id"], record)
         except Exception as error:  # a damaged file may say anything
-            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            problem = typed_line(error)
         found.append(Finding(listed["id"], name, "stored", problem))
     return found
 
@@ -86,7 +87,7 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
                 again = run_cell(cell, Store(Path(scratch)), stacked=record["stacked"])
                 problem = difference(record, json.loads(json.dumps(again)))
             except Exception as error:
-                problem = f"it cannot be run again: {error}".splitlines()[0]
+                problem = f"it cannot be run again: {first_line(error)}"
         here = environment_of(cell.train)
         changed = [f"{key}: {record['environment'].get(key)} -> {here[key]}" for key in here if key != "git"]
         changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.store import Store
 
@@ -51,7 +52,7 @@ def _contained(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *arguments)
         except Exception as error:
             self.broken = True
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             print(
                 f"warning: MLflow at {self.uri} is not available, results are kept in the store: {reason}",
                 file=sys.stderr,
@@ -209,7 +210,7 @@ def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], pa
             client.log_artifact(run.info.run_id, str(path))
         client.set_terminated(run.info.run_id)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
 
 

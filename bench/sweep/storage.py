@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import event, make_url
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 
 BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and without one until it is given up
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
@@ -61,7 +61,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
         )
     except Exception as error:  # whatever SQLAlchemy, its drivers and Optuna raise
-        reason = str(error).splitlines()[0] or type(error).__name__
+        reason = first_line(error)
         try:
             url = shown_url(url)
         except Exception:  # not an address at all

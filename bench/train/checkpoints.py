@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.store.files import whole_file
 
 if TYPE_CHECKING:  # options are parsed before torch is needed
@@ -119,7 +119,7 @@ class Checkpoints:
                 tensors, told = self._read(path)
                 position = _restore(tensors, told, lm, optimizer, self.team.rank if self.team else 0)
             except Exception as error:  # whatever a damaged file makes safetensors, json or torch say
-                self.log.warning("checkpoint %s is damaged, set aside: %s", path.name, str(error).splitlines()[0])
+                self.log.warning("checkpoint %s is damaged, set aside: %s", path.name, first_line(error))
                 os.replace(path, path.with_name(f"{path.name}.corrupt"))
                 continue
             self.log.info("goes on from its checkpoint of step %d", position.step)

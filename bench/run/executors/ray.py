@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.plugins import pack as packed_plugins
 from bench.plugins import unpack
 from bench.run.cells import Job, work_together
@@ -47,7 +47,7 @@ class RayExecutor:
                 _knock(address)
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except (OSError, RuntimeError, ValueError) as error:
-                raise UserError(f"--address: {address!r} does not answer: {str(error).splitlines()[0]}") from None
+                raise UserError(f"--address: {address!r} does not answer: {first_line(error)}") from None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._gpus = bool(ray.cluster_resources().get("GPU"))
