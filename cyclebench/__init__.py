@@ -18,8 +18,6 @@ from cyclebench._house import settle
 settle()
 
 if TYPE_CHECKING:
-    from bench.study.profile import profile as profile
-
     from bench.api import Results as Results
     from bench.api import load_results as load_results
     from bench.api import open_study as load_study
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
     from bench.model.variant import register as register_variant
     from bench.model.variant import variant_class as variant_class
     from bench.model.walk import Walk as Walk
+    from bench.study.profile import profile as profile
     from reports.drawing import register as register_figure
 
 _PLACES = {

@@ -113,7 +113,7 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
 
 def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
     """The summary for a terminal."""
-    from rich.table import Table
+    from rich.table import Table  # start-up
 
     rows = [columns(row) for row in summary(manifest, results)]
     left_out = {"parameters", "training FLOPs"} | ({"note"} if not any(row["note"] for row in rows) else set())

@@ -11,13 +11,13 @@ import pytest
 from bench.errors import UserError
 from bench.study.load import study_from
 from bench.study.plan import shape_of
-from bench.study.profile import profile_of
+from bench.study.profile import comparison, profile
 
 
 def test_shapes_are_those_of_a_study() -> None:
     overrides = ["model.d_model=64", "reference=htc", "variants.vanilla.match=flops", "variants.ztt.model.n_blocks=5"]
     variants = ["htc", "ztt", "vanilla"]
-    asked = profile_of(variants, overrides)
+    asked = comparison(variants, overrides)
     raw = {"name": "s", "question": "-", "tasks": ["p_hop"], "variants": variants, "seeds": 1}
     study = study_from(raw, overrides, "s")
     assert asked.variants == study.variants
@@ -25,8 +25,15 @@ def test_shapes_are_those_of_a_study() -> None:
         assert asked.shape(entry, 97, 24)[1:] == shape_of(study, entry, study.tasks[0], 97, 24)
 
 
+def test_costs_are_told_for_every_variant() -> None:
+    htc, vanilla = profile(["htc", "vanilla"], ["reference=htc", "variants.vanilla.match=depth"], 16, 32)
+    assert (htc.label, htc.chosen, vanilla.match) == ("htc", "", "depth") and vanilla.chosen.startswith("n_blocks 4")
+    assert htc.schedule.depth == vanilla.schedule.depth == vanilla.costs.depth == vanilla.model.n_blocks
+    assert htc.costs.params < vanilla.costs.params and htc.costs.length == 16
+
+
 def test_designs_make_several_of_a_variant() -> None:
-    asked = profile_of(["ztt"], ["variants.ztt.changes={options.gating: [none, scalar]}"])
+    asked = comparison(["ztt"], ["variants.ztt.changes={options.gating: [none, scalar]}"])
     assert [entry.label for entry in asked.variants] == ["ztt", "ztt gating=none", "ztt gating=scalar"]
 
 
@@ -48,7 +55,7 @@ def test_designs_make_several_of_a_variant() -> None:
 )
 def test_wrong_overrides_are_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as found:
-        profile_of(["htc", "bc"], overrides)
+        comparison(["htc", "bc"], overrides)
     assert "\n" not in str(found.value)
 
 

@@ -162,13 +162,13 @@ def sweep(
 
     The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
     """
-    from bench.store.environment import git_revision
-    from bench.store.store import Store
-    from bench.store.tracking import Tracker
-    from bench.study.load import load_study
-    from bench.sweep.run import run_sweep
-    from bench.sweep.storage import default_url
-    from reports.sweeps import budget_rows, findings, threshold_rows, write
+    from bench.store.environment import git_revision  # start-up
+    from bench.store.store import Store  # start-up
+    from bench.store.tracking import Tracker  # start-up
+    from bench.study.load import load_study  # start-up
+    from bench.sweep.run import run_sweep  # start-up
+    from bench.sweep.storage import default_url  # start-up
+    from reports.sweeps import budget_rows, findings, threshold_rows, write  # start-up
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
     chosen, store = load_study(study, [*(overrides or ()), *limit], preset), Store(runs)

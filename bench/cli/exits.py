@@ -37,10 +37,10 @@ def generate(
     """
     if (exit is None) != (not threshold):
         raise UserError("--exit and --threshold belong together: give both or neither")
-    from transformers.utils import logging
+    from transformers.utils import logging  # start-up
 
-    from bench.exits.generation import EarlyExit
-    from bench.exits.stream import Checkpoint, histogram, stream
+    from bench.exits.generation import EarlyExit  # start-up
+    from bench.exits.stream import Checkpoint, histogram, stream  # start-up
 
     logging.disable_progress_bar()
 
@@ -76,13 +76,13 @@ def execute(
 
     With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from transformers.utils import logging
+    from rich.console import Console  # start-up
+    from rich.table import Table  # start-up
+    from transformers.utils import logging  # start-up
 
-    from bench.run.execution import execute_study
-    from bench.store.store import Store
-    from reports.execution import columns
+    from bench.run.execution import execute_study  # start-up
+    from bench.store.store import Store  # start-up
+    from reports.execution import columns  # start-up
 
     logging.disable_progress_bar()
     table, store = Table(title="executed exits", title_justify="left"), Store(runs)

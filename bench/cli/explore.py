@@ -13,12 +13,12 @@ from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, comman
 
 def list_() -> None:
     """Show what a study may name: variants and tasks with their options, exit rules, gates, KV policies, studies."""
-    from bench.data.task import tasks
-    from bench.evaluate.rules import rules
-    from bench.exits.policy import POLICIES
-    from bench.model.gates import NONE, gates
-    from bench.model.variant import variants
-    from bench.study.load import load_study, study_names
+    from bench.data.task import tasks  # start-up
+    from bench.evaluate.rules import rules  # start-up
+    from bench.exits.policy import POLICIES  # start-up
+    from bench.model.gates import NONE, gates  # start-up
+    from bench.model.variant import variants  # start-up
+    from bench.study.load import load_study, study_names  # start-up
 
     console = screen()
     for title, registry in (("Variants", variants), ("Tasks", tasks)):
@@ -64,37 +64,31 @@ def profile(
 
     For example: cyclebench profile htc ztt --set model.d_model=256 --set variants.ztt.options.gating=none
     """
-    from dataclasses import asdict
+    from bench.study.profile import profile as profiled  # start-up
+    from reports.units import human  # start-up
 
-    from bench.model.costs import costs
-    from bench.study.profile import profile_of
-    from reports.units import human
-
-    asked = profile_of(variants, overrides or ())
-    columns = []
-    for entry in asked.variants:
-        variant, model, chosen = asked.shape(entry, vocab_size, length)
-        found = asdict(costs(variant, model, vocab_size, length))
-        schedule = variant.schedule(model)
+    found, columns = profiled(variants, overrides or (), length, vocab_size), []
+    for each in found:
+        model, cost = each.model, each.costs
         rows = {
-            "schedule (block of each step)": str(schedule),
+            "schedule (block of each step)": str(each.schedule),
             "width, heads, MLP width": f"{model.d_model}, {model.n_heads}, {model.ff}",
-            "parameter depth / effective depth": f"{found['n_blocks']} / {found['depth']}",
-            "parameters": human(found["params"]),
-            "  without embeddings": human(found["params_non_embedding"]),
-            "forward FLOPs/token": human(found["forward_flops_per_token"]),
-            "training FLOPs/token": human(found["train_flops_per_token"]),
-            "KV cache, bytes/token": human(found["kv_bytes_per_token"]),
-            "activations, bytes/sequence": human(found["activation_bytes"]),
+            "parameter depth / effective depth": f"{cost.n_blocks} / {cost.depth}",
+            "parameters": human(cost.params),
+            "  without embeddings": human(cost.params_non_embedding),
+            "forward FLOPs/token": human(cost.forward_flops_per_token),
+            "training FLOPs/token": human(cost.train_flops_per_token),
+            "KV cache, bytes/token": human(cost.kv_bytes_per_token),
+            "activations, bytes/sequence": human(cost.activation_bytes),
         }
-        for label, addition in found["additions"].items():
-            rows[f"  of which {label}: parameters"] = human(addition["params"])
-            rows[f"  of which {label}: FLOPs/token"] = human(addition["flops_per_token"])
-        if chosen:
-            rows[f"matched in {entry.match}"] = chosen
-        columns.append((entry.label, rows))
+        for label, addition in cost.additions.items():
+            rows[f"  of which {label}: parameters"] = human(addition.params)
+            rows[f"  of which {label}: FLOPs/token"] = human(addition.flops_per_token)
+        if each.chosen:
+            rows[f"matched in {each.match}"] = each.chosen
+        columns.append((each.label, rows))
     table = new_table(
-        f"{asked.model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
+        f"{found[0].model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
     )
     for key in dict.fromkeys(key for _, rows in columns for key in rows):
         table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
@@ -113,10 +107,10 @@ def costs_(
 
     For example: cyclebench costs additions
     """
-    from bench.perf.additions import cost_rows, shown, write
-    from bench.study.load import load_study
-    from bench.study.plan import make_plan
-    from bench.train.device import environment_of
+    from bench.perf.additions import cost_rows, shown, write  # start-up
+    from bench.study.load import load_study  # start-up
+    from bench.study.plan import make_plan  # start-up
+    from bench.train.device import environment_of  # start-up
 
     chosen = load_study(study, overrides or (), preset)
     place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train)

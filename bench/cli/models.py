@@ -28,7 +28,7 @@ def convert(
 
     For example: cyclebench convert smollm2 --variant htc --set model.n_cycles=2 --out models/smollm2-htc
     """
-    from bench.study.conversion import convert_to
+    from bench.study.conversion import convert_to  # start-up
 
     rows = convert_to(source, variant, overrides or (), seed, out)
     table = new_table(f"{source} -> {out}", "", variant)
@@ -56,7 +56,7 @@ def eval_(
 
     For example: cyclebench eval models/smollm2-htc --tasks kjv --cycles 1 --cycles 2 --set kjv.length=256
     """
-    from bench.downstream.command import evaluate_all
+    from bench.downstream.command import evaluate_all  # start-up
 
     rows, paths = evaluate_all(
         checkpoints, tasks.split(","), overrides or (), cycles or (), limit, batch_size, out, tracking_uri

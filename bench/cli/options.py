@@ -70,14 +70,14 @@ DEFAULT_TRACKING = "sqlite:///mlflow.db"
 
 def screen() -> Console:
     """Standard output, at a width that holds the tables where there is no terminal to tell one."""
-    from rich.console import Console
+    from rich.console import Console  # start-up
 
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def new_table(title: str, *columns: str) -> Table:
     """A table with a title and these columns."""
-    from rich.table import Table
+    from rich.table import Table  # start-up
 
     return Table(*columns, title=title, title_justify="left")
 

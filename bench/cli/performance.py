@@ -37,8 +37,8 @@ def bench_(
 
     For example: cyclebench bench --only training --only packing
     """
-    from bench.perf.sections import measured, place
-    from reports.performance import table, write
+    from bench.perf.sections import measured, place  # start-up
+    from reports.performance import table, write  # start-up
 
     sections = {}
     for name, section in measured(only or (), device.value, rounds):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def manifest_of(study: str, preset: str | None, store: Store) -> dict[str, Any]:
     """What a study's last run consists of. Raises UserError if it has not been run."""
-    from bench.study.load import load_study
+    from bench.study.load import load_study  # start-up
 
     name = load_study(study, preset=preset).name
     manifest = store.manifest(name)
@@ -40,9 +40,9 @@ def manifest_of(study: str, preset: str | None, store: Store) -> dict[str, Any]:
 
 def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours."""
-    from bench.run.status import status as status_of
-    from bench.store.store import Store
-    from reports.units import human
+    from bench.run.status import status as status_of  # start-up
+    from bench.store.store import Store  # start-up
+    from reports.units import human  # start-up
 
     store = Store(runs)
     manifest = manifest_of(study, preset, store)
@@ -82,8 +82,8 @@ def sync(
     study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
-    from bench.store.store import Store
-    from bench.store.tracking import Tracker
+    from bench.store.store import Store  # start-up
+    from bench.store.tracking import Tracker  # start-up
 
     store = Store(runs)
     manifest = manifest_of(study, preset, store)
@@ -105,8 +105,8 @@ def verify(
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
-    from bench.run.verify import check_stored, rerun
-    from bench.store.store import Store
+    from bench.run.verify import check_stored, rerun  # start-up
+    from bench.store.store import Store  # start-up
 
     store = Store(runs)
     cells = manifest_of(study, preset, store)["cells"]

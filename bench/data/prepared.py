@@ -133,7 +133,7 @@ def _mapped(path: Path) -> pa.Table:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # start-up
 
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return found

@@ -158,7 +158,7 @@ def make_data(
 
 def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
     """A split from its columns; fingerprint: of the task's data, since ``datasets`` would pickle it all to make one."""
-    from datasets import Dataset
+    from datasets import Dataset  # start-up
 
     return Dataset(table, fingerprint=f"{fingerprint[:16]}-{name}")
 

@@ -42,9 +42,9 @@ def make_tokenizer(tokenizer: str, bpe_vocab_size: int, train: Sequence[str]) ->
 
     For ``bytes`` the id of a byte is the byte. NUL, which no text holds, lends its id to the end of the text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # start-up
+    from transformers import PreTrainedTokenizerFast  # start-up
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # start-up
 
     if tokenizer.startswith(PRETRAINED):
         return _load(tokenizer.removeprefix(PRETRAINED))
@@ -64,8 +64,8 @@ def number_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
 
     The end of the text, which the data do not have, is beyond the model's vocabulary.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers  # start-up
+    from transformers import PreTrainedTokenizerFast  # start-up
 
     model = Tokenizer(models.WordLevel({str(token): token for token in range(vocab_size)}))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -74,7 +74,7 @@ def number_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
 
 def _load(name: str) -> PreTrainedTokenizerBase:
     """A pretrained tokeniser: of a source of ``cyclebench convert``, or any that transformers loads by name."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # start-up
 
     from bench.pretrained.sources import PACKAGED, load_tokenizer  # start-up: transformers
 
@@ -94,7 +94,7 @@ def _bytes(documents: Sequence[str]) -> list[Tokens]:
 
 
 def _train_bpe(vocab_size: int, train: Sequence[str]) -> ByteLevelBPETokenizer:
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer  # start-up
 
     model = ByteLevelBPETokenizer()
     model.train_from_iterator(train, vocab_size=vocab_size, min_frequency=2, show_progress=False)

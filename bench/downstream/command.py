@@ -15,6 +15,7 @@ from bench.pretrained.share import FACTS, add_scores
 from bench.store.files import atomic_write
 from bench.store.tracking import log_evaluation
 from bench.study.overrides import Keys, apply
+from reports.downstream import plot_scores
 
 
 def evaluate_all(
@@ -31,8 +32,6 @@ def evaluate_all(
 
     Scores also go onto the cards of checkpoints that have one. overrides: ``TASK.OPTION=VALUE``.
     """
-    from reports.downstream import plot_scores
-
     options = task_options(overrides, tasks)
     rows: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
@@ -51,7 +50,7 @@ def evaluate_all(
 def task_options(overrides: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Options by task. Raises UserError for what is not ``TASK.OPTION=VALUE`` of one of our tasks that is run."""
     own = [task for task in tasks if ours(task)]
-    fields = {(task,): list(known.get(task).Options.model_fields) for task in own}
+    fields: dict[tuple[str, ...], list[str]] = {(task,): list(known.get(task).Options.model_fields) for task in own}
     options: dict[str, Any] = {}
     for override in overrides:
         task, dot, _ = override.partition("=")[0].partition(".")

@@ -73,9 +73,9 @@ def evaluate_checkpoint(
     an unknown task, or a checkpoint without a tokeniser.
     """
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import simple_evaluate  # optional
+        from lm_eval.models.huggingface import HFLM  # optional
+        from lm_eval.tasks import TaskManager  # optional
     except ImportError:
         raise UserError("eval needs the package lm-eval (pip install 'cyclebench[eval]')") from None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from bench.errors import UserError, first_line
@@ -34,8 +35,6 @@ class Checkpoint:
             raise UserError(f"checkpoint {source!r} cannot be loaded: {first_line(error)}") from None
         self.tokenizer: Any = None
         if (folder / "tokenizer_config.json").is_file():
-            from transformers import AutoTokenizer
-
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(self, prompt: str) -> Tensor:

@@ -67,8 +67,8 @@ def _busy() -> float:
 
 def main() -> None:
     """Print the seconds of reading and of writing."""
-    from reports.page import write  # not above: the processes that render figures begin with this module
-    from reports.read import read
+    from reports.page import write  # start-up: of the processes that render
+    from reports.read import read  # start-up
 
     parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=first_line(__doc__ or ""))
     parser.add_argument("study", help="a study that has been run")

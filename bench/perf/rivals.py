@@ -75,7 +75,7 @@ class XTransformers(nn.Module):
     def __init__(self, model: ModelConfig, vocab_size: int, length: int) -> None:
         """model: with as many key-value heads as heads."""
         super().__init__()
-        from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+        from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper  # optional
 
         names = ("rotary_pos_emb", "use_rmsnorm", "ff_glu", "ff_swish", "ff_no_bias")
         layers = Decoder(

@@ -161,8 +161,8 @@ def _model(name: str, model: ModelConfig, length: int) -> nn.Module:
 
 def no_compiler() -> str | None:
     """Why ``torch.compile`` cannot work here, None if it can."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor.cpp_builder import get_cpp_compiler  # start-up
+    from torch._inductor.exc import InvalidCxxCompiler  # start-up
 
     try:
         compiler = get_cpp_compiler()

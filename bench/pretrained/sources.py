@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -101,15 +103,12 @@ def _packaged(source: str) -> Location:
 
 def _need_gguf(source: str) -> None:
     try:
-        import gguf  # noqa: F401
+        import gguf  # noqa: F401 - optional
     except ImportError:
         raise UserError(f"source {source!r} needs the package gguf (pip install 'cyclebench[gguf]')") from None
 
 
 def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"source {source!r} does not exist (allowed: a folder, a .gguf file, a hub id, smollm2)")
     try:

@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from bench.config import CELL
 from bench.data.prepared import prepare
 from bench.run.cells import Job, failure
 from bench.run.executors import Event, Executor
 from bench.run.executors.local import LocalExecutor
+from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, Watch
 from bench.run.packs import packs
 from bench.run.progress import Progress
@@ -101,11 +104,7 @@ def _wanted(
 
 def _executor(how: Running, todo: list[Planned]) -> Executor:
     if how.executor == "ray":
-        from bench.run.executors.ray import RayExecutor
-
         return RayExecutor(how.jobs or len(todo), how.address)
-    import torch
-
     gpus = torch.cuda.device_count() if any(planned.cell.train.device != "cpu" for planned in todo) else 0
     each = max(planned.cell.train.processes for planned in todo)
     return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus, each)

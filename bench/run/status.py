@@ -9,6 +9,7 @@ from bench.config import TrainConfig
 from bench.errors import UserError
 from bench.run import lease
 from bench.store.store import Store
+from bench.study.schema import Study
 
 
 @dataclass
@@ -70,11 +71,10 @@ def status(store: Store, manifest: dict[str, Any]) -> Status:
 
 def _planned_flops(manifest: dict[str, Any]) -> dict[Any, float]:
     """Training FLOPs of a cell by variant and task, from the study itself; empty if its data cannot be made here."""
-    from bench.data.task import task_data
-    from bench.model.costs import costs
-    from bench.model.variant import get_variant
-    from bench.study.plan import make_plan
-    from bench.study.schema import Study
+    from bench.data.task import task_data  # start-up
+    from bench.model.costs import costs  # start-up
+    from bench.model.variant import get_variant  # start-up
+    from bench.study.plan import make_plan  # start-up
 
     found: dict[Any, float] = {}
     try:

@@ -6,6 +6,7 @@ import threading
 import time
 
 import psutil
+import torch
 
 INTERVAL = 10.0  # seconds between samples at first
 MOST = 512  # samples; when there are as many, every other one is dropped and the interval doubles
@@ -51,8 +52,6 @@ class Usage:
 
 
 def _gpu() -> dict[str, float]:
-    import torch
-
     if not torch.cuda.is_initialized():
         return {}
     return {

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """The machine and the versions that what is computed on a device, with so many CPU threads, runs on."""
-    import torch  # start-up, as is transformers
-    import transformers
+    import torch  # start-up
+    import transformers  # start-up
 
     return {
         "python": platform.python_version(),

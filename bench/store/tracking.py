@@ -107,7 +107,7 @@ class Tracker:
     @_contained
     def log(self, record: dict[str, Any], place: Placed) -> None:
         """Log a cell's record as a child run, once: what the study's run holds already is left alone."""
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param  # start-up
 
         cell, done = record["cell"], record["status"] == "done"
         attempt = "" if done else str(record["at"])  # a cell has one result, but may fail several times
@@ -161,7 +161,7 @@ class Tracker:
         tuned for each budget as metrics, by percent of the FLOPs at full depth, and the whole row, its front with it,
         as a file. Trials of thresholds are too many for a run each; a trial that trains a cell has the cell's.
         """
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param  # start-up
 
         parent = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{SEARCH}` = '{row['study']}'"
         found = self.client.search_runs([self.experiment], parent, max_results=1)
@@ -220,7 +220,7 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server is told of in seconds, not minutes
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # start-up
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow sets its own level when it is imported
     return MlflowClient(uri)

@@ -1,13 +1,17 @@
-"""What ``cyclebench profile`` puts side by side: variants with their options and shapes, matched where asked for."""
+"""``cyclebench profile``: what variants cost side by side, matched where asked for. Nothing here needs transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import ModelConfig, Strict, parse
+from bench.model.costs import Costs, costs
+from bench.model.match import Match
+from bench.model.schedule import Schedule
 from bench.model.variant import Variant, get_variant
 from bench.study.designs import expand
 from bench.study.entries import VariantEntry, check_distinct, check_reference
@@ -15,8 +19,20 @@ from bench.study.overrides import Keys, apply
 from bench.study.shapes import matched, relevant
 
 
-class Profile(Strict):
-    """Variants to compare by their costs. reference: the label of the one that the others are matched to."""
+@dataclass(frozen=True)
+class Profiled:
+    """A variant and what it costs. match, chosen: what is held equal to the reference, and what was changed for it."""
+
+    label: str
+    model: ModelConfig
+    schedule: Schedule
+    costs: Costs
+    match: Match | None
+    chosen: str
+
+
+class Comparison(Strict):
+    """Variants to be profiled. reference: the label of the one that the others are matched to."""
 
     model: ModelConfig = ModelConfig()
     reference: str | None = None
@@ -28,7 +44,7 @@ class Profile(Strict):
         return expand(value)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Profile:
+    def _consistent(self) -> Comparison:
         check_distinct("variants", self.variants)
         check_reference(self.reference, self.variants)
         return self
@@ -62,9 +78,32 @@ def _below(parents: Sequence[str]) -> Iterable[str] | None:
 KEYS = Keys(_below, "model.d_model=256")
 
 
-def profile_of(variants: Sequence[str], overrides: Sequence[str]) -> Profile:
+def comparison(variants: Sequence[str], overrides: Sequence[str]) -> Comparison:
     """What is to be profiled. Raises UserError, in one line, for whatever is wrong in it."""
     raw: dict[str, Any] = {"variants": list(variants)}
     for override in overrides:
         apply(raw, override, KEYS)
-    return parse(Profile, raw, "profile")
+    return parse(Comparison, raw, "profile")
+
+
+def profile(
+    variants: Sequence[str], set: Sequence[str] = (), length: int = 256, vocab_size: int = 256
+) -> list[Profiled]:
+    """Parameters, FLOPs and memory of variants, without training anything.
+
+    Args:
+        variants: their names.
+        set: overrides, ``["model.d_model=256", "reference=htc", "variants.ztt.match=flops"]``.
+        length: tokens of a sequence.
+        vocab_size: of the vocabulary.
+
+    Raises:
+        UserError: one line that says what is wrong.
+    """
+    asked = comparison(variants, set)
+    found = []
+    for entry in asked.variants:
+        variant, model, chosen = asked.shape(entry, vocab_size, length)
+        cost = costs(variant, model, vocab_size, length)
+        found.append(Profiled(entry.label, model, variant.schedule(model), cost, entry.match, chosen))
+    return found

@@ -10,16 +10,16 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from bench.errors import UserError, first_line
 from bench.store.files import whole_file
-
-if TYPE_CHECKING:  # options are parsed before torch is needed
-    import torch
-    from torch import Tensor, nn
-
-    from bench.train.distributed import Team
+from bench.train.distributed import ALONE, Team, laid_out, whole
 
 TOLD = ("step", "seconds", "history", "losses", "stacked")  # of a position, beside tensors
 KEPT = 2  # the newest, and the one before it in case the newest turns out to be damaged
@@ -84,11 +84,6 @@ class Checkpoints:
 
     def save(self, position: Position, lm: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint and drop those before the last good one. A disk that refuses it is no reason to stop."""
-        import torch
-        from safetensors.torch import save_file
-
-        from bench.train.distributed import ALONE, whole
-
         team = self.team or ALONE
         tensors = {**_weights(lm), **_moments(optimizer)}
         if position.pending:
@@ -132,8 +127,6 @@ class Checkpoints:
         return sorted(self.folder.glob("*.safetensors"), reverse=True)
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        from safetensors import safe_open
-
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -158,8 +151,6 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _random(device: torch.device) -> dict[str, Tensor]:
     """The states of the generators that dropout draws from."""
-    import torch
-
     states = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -172,8 +163,6 @@ def _of(rank: int) -> str:
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    import torch
-
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -186,10 +175,6 @@ def _restore(
     tensors: dict[str, Tensor], told: dict[str, Any], lm: nn.Module, optimizer: torch.optim.Optimizer, rank: int
 ) -> Position:
     """Everything is checked before anything is changed, so that a checkpoint that does not fit leaves no trace."""
-    import torch
-
-    from bench.train.distributed import laid_out
-
     weights = _weights(lm)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fits = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}

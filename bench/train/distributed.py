@@ -164,8 +164,8 @@ class Team:
         model's parameters are sharded from here on.
         """
         if self.size > 1 and self.full:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.device_mesh import init_device_mesh  # start-up
+            from torch.distributed.fsdp import fully_shard  # start-up
 
             fully_shard(lm, mesh=init_device_mesh(lm.device.type, (self.size,)))
         elif self.size > 1:
@@ -241,14 +241,14 @@ ALONE = Team()
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor in one piece on every rank; all must ask for it. Others are returned as they are."""
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor  # start-up
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that every rank has whole, sharded as another of its shape is, if it is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor  # start-up
 
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor

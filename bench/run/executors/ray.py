@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from bench.errors import UserError, first_line
 from bench.plugins import pack as packed_plugins
 from bench.plugins import unpack
+from bench.processes import quiet
 from bench.run.cells import Job, work_together
 from bench.run.executors import POLL, Event
 
@@ -33,9 +35,9 @@ class RayExecutor:
         Raises UserError if Ray is not installed or the cluster does not answer.
         """
         try:
-            import ray
-            from ray.util.queue import Queue
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+            import ray  # optional
+            from ray.util.queue import Queue  # optional
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # optional
         except ImportError:
             raise UserError("--executor: 'ray' needs Ray (pip install 'cyclebench[ray]')") from None
         self.slots, self._ray = slots, ray
@@ -100,10 +102,6 @@ def _knock(address: str | None) -> None:
 
 
 def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, dict[str, Any] | None]:
-    from dataclasses import replace
-
-    from bench.processes import quiet
-
     quiet()
     unpack(packed)
     return dict(work_together([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
