@@ -129,8 +129,10 @@ Trained = Literal["all", "additions", "additions+norms"]
 class Init(Strict):
     """What a cell's model starts from instead of random weights.
 
-    source: what ``cyclebench convert`` takes, or ``cell:ID`` for the model another cell has trained; sharing: how the
-    source's blocks are shared among fewer, None keeps them all; digest: of the source's configuration and weights.
+    Attributes:
+        source: what ``cyclebench convert`` takes, or ``cell:ID`` for the model another cell has trained.
+        sharing: how the source's blocks are shared among fewer, None keeps them all.
+        digest: of the source's configuration and weights.
     """
 
     source: str

@@ -136,9 +136,13 @@ class MixtureOfRecursions(HeadTailCycling):
     """Mixture-of-Recursions: Head-Tail Cycling with a router that gives each token its number of cycles."""
 
     class Options(HeadTailCycling.Options):
-        """routing: ``expert`` (a cycle chooses tokens) or ``token`` (a token chooses its cycles); alpha: scale of the
-        router's gate, by default 0.1 (expert) or 1 (token); weight: of the router's loss, by default 0.001 (expert: of
-        predicting the choice) or 0.1 (token: of the balance), the values of the authors' code.
+        """How tokens get their cycles. The defaults are the values of the authors' code.
+
+        Attributes:
+            routing: ``expert`` (a cycle chooses tokens) or ``token`` (a token chooses its cycles).
+            alpha: scale of the router's gate, by default 0.1 (expert) or 1 (token).
+            weight: of the router's loss, by default 0.001 (expert: of predicting the choice) or 0.1 (token: of the
+                balance).
         """
 
         routing: Literal["expert", "token"] = "expert"

@@ -29,12 +29,15 @@ class ZeroTokenTransformer(HeadTailCycling):
     class Options(HeadTailCycling.Options):
         """The choices the paper leaves open, each an ablation axis.
 
-        zero_tokens: how many a step takes (0: none, the control "gate without zero token"); lookup: which pool entry a
-        step takes, hence the pool's size, which is pool_size for the lookup ``routed``; gating: what gates a step;
-        value: ``zero``, or ``learned`` (the control that turns the zero token into an ordinary attention sink); key:
-        ``trained``, or ``frozen`` at its random start; where: zero tokens and gates in the ``recurrent`` steps, or in
-        ``all`` (the control: in prelude and coda too); from_cycle: the first cycle that has them (1 leaves the first
-        pass over the blocks plain).
+        Attributes:
+            zero_tokens: how many a step takes (0: none, the control "gate without zero token").
+            lookup: which pool entry a step takes, hence the pool's size, which is pool_size for the lookup ``routed``.
+            gating: what gates a step.
+            value: ``zero``, or ``learned`` (the control that turns the zero token into an ordinary attention sink).
+            key: ``trained``, or ``frozen`` at its random start.
+            where: zero tokens and gates in the ``recurrent`` steps, or in ``all`` (the control: in prelude and coda
+                too).
+            from_cycle: the first cycle that has them (1 leaves the first pass over the blocks plain).
         """
 
         zero_tokens: int = Field(1, ge=0, le=64)

@@ -29,8 +29,10 @@ class Addition(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        min_numbers, max_numbers: each sequence draws its n from this range; digits: of a number; test_numbers: further
-        tests of exactly so many numbers each, more than trained on for length generalisation.
+        Attributes:
+            min_numbers, max_numbers: each sequence draws its n from this range.
+            digits: of a number.
+            test_numbers: further tests of exactly so many numbers each, more than trained on for length generalisation.
         """
 
         min_numbers: int = Field(2, ge=2, le=1024)

@@ -33,7 +33,12 @@ class Generated(Task):
     relief: ClassVar[str] = "fewer or longer sequences"  # what helps when there are too few different ones
 
     class Options(Strict):
-        """Of every generated task. n_train, n_valid, n_test: sequences; seed: of the data, not of the training."""
+        """Of every generated task.
+
+        Attributes:
+            n_train, n_valid, n_test: sequences.
+            seed: of the data, not of the training.
+        """
 
         n_train: int = Field(20000, ge=1)
         n_valid: int = Field(1000, ge=1)

@@ -19,9 +19,13 @@ class Hub(Task):
     """Text from any data set known to ``datasets``: a hub name (streamed or cached) or a local folder."""
 
     class Options(TextOptions):
-        """dataset, config: as for ``datasets.load_dataset``; text_column: the column that holds the text; streaming:
-        read without downloading the whole; max_documents: read at most so many of each split. A split that the data
-        set lacks is cut off the end of its train split.
+        """Which data set is read. A split that it lacks is cut off the end of its train split.
+
+        Attributes:
+            dataset, config: as for ``datasets.load_dataset``.
+            text_column: the column that holds the text.
+            streaming: read without downloading the whole.
+            max_documents: read at most so many of each split.
         """
 
         dataset: str = Field(min_length=1)

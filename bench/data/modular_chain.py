@@ -29,9 +29,13 @@ class ModularChain(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        variables: assignments in a sequence; queries: how many of them are asked for; order: the assignments stand
-        in ``topological`` order (nothing is used before it is assigned) or ``shuffled``; modulus: 7 unless said;
-        test_variables: further tests with exactly so many variables each.
+        Attributes:
+            variables: assignments in a sequence.
+            queries: how many of them are asked for.
+            order: the assignments stand in ``topological`` order (nothing is used before it is assigned) or
+                ``shuffled``.
+            modulus: 7 unless said.
+            test_variables: further tests with exactly so many variables each.
         """
 
         variables: int = Field(6, ge=1, le=1024)

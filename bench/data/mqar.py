@@ -28,9 +28,13 @@ class Mqar(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        vocabulary: V; length: n; pairs: K, or a list of them, of which each sequence draws one; power: a, near 0 for
-        queries soon after the pairs, 1 for anywhere; filler: what stands where nothing else does; test_shapes: further
-        tests, each a pair [n, K], named ``nxK``.
+        Attributes:
+            vocabulary: V.
+            length: n.
+            pairs: K, or a list of them, of which each sequence draws one.
+            power: a, near 0 for queries soon after the pairs, 1 for anywhere.
+            filler: what stands where nothing else does.
+            test_shapes: further tests, each a pair [n, K], named ``nxK``.
         """
 
         vocabulary: int = Field(256, ge=6, le=1 << 20)

@@ -27,9 +27,13 @@ class PHop(Generated):
     class Options(Generated.Options):
         """Axes of the task.
 
-        hops: p, or a list of them, of which each sequence draws one and tells it in its first token (Sanford's k-hop);
-        length: symbols in a sequence; alphabet: symbols to choose from; dense: a label at every position whose chain
-        exists (the others are not scored), else one label, at the last position.
+        Attributes:
+            hops: p, or a list of them, of which each sequence draws one and tells it in its first token (Sanford's
+                k-hop).
+            length: symbols in a sequence.
+            alphabet: symbols to choose from.
+            dense: a label at every position whose chain exists (the others are not scored), else one label, at the last
+                position.
         """
 
         hops: int | list[int] = 2

@@ -30,8 +30,12 @@ class Recall(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        alphabet: keys and values together; length: tokens in a sequence, two to a pair; noise: share of pairs that are
-        noise; noise_symbols: there are, if any noise; test_lengths: further tests of these lengths.
+        Attributes:
+            alphabet: keys and values together.
+            length: tokens in a sequence, two to a pair.
+            noise: share of pairs that are noise.
+            noise_symbols: there are, if any noise.
+            test_lengths: further tests of these lengths.
         """
 
         alphabet: int = Field(16, ge=4, le=65536, multiple_of=2)

@@ -28,8 +28,11 @@ class SelectiveCopy(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        alphabet: symbols to choose from, without the two special tokens; length: tokens in a sequence; symbols: how
-        many are to be copied; test_lengths: further tests of these lengths, with as many symbols among more blanks.
+        Attributes:
+            alphabet: symbols to choose from, without the two special tokens.
+            length: tokens in a sequence.
+            symbols: how many are to be copied.
+            test_lengths: further tests of these lengths, with as many symbols among more blanks.
         """
 
         alphabet: int = Field(14, ge=2, le=65536)

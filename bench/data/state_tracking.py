@@ -28,8 +28,10 @@ class StateTracking(Generated):
     class Options(Generated.Options):
         """Axes of the task, besides those of every generated task.
 
-        group: whose elements are multiplied; length: elements in a sequence; test_lengths: further tests of these
-        lengths, longer ones for length generalisation.
+        Attributes:
+            group: whose elements are multiplied.
+            length: elements in a sequence.
+            test_lengths: further tests of these lengths, longer ones for length generalisation.
         """
 
         group: Literal["s5", "parity"] = "s5"

@@ -26,7 +26,12 @@ COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split
 
 
 class Sample(NamedTuple):
-    """ids, targets: [N, T] each; slices: labels [N] of the sequences by axis, for accuracy by slice."""
+    """Sequences of a split as they are generated.
+
+    Attributes:
+        ids, targets: [N, T] each.
+        slices: labels [N] of the sequences by axis, for accuracy by slice.
+    """
 
     ids: Tokens
     targets: Tokens
@@ -51,10 +56,14 @@ class TaskData:
     """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
 
     ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
-    more columns, one for each axis it is sliced by: a string for each sequence. fingerprint: SHA-256 of every example
-    and of the metric; bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks; tokenizer:
-    makes the tokeniser that is saved beside a model, whose ids are those of the data; tests: further test splits by
-    name, of a length of their own each, such as sequences longer than those trained on.
+    more columns, one for each axis it is sliced by: a string for each sequence.
+
+    Attributes:
+        fingerprint: SHA-256 of every example and of the metric.
+        bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks.
+        tokenizer: makes the tokeniser that is saved beside a model, whose ids are those of the data.
+        tests: further test splits by name, of a length of their own each, such as sequences longer than those trained
+            on.
     """
 
     train: Dataset

@@ -17,9 +17,11 @@ from bench.errors import UserError
 class TextOptions(Strict):
     """Options of every text task.
 
-    length: tokens in a window; tokenizer: ``bytes``, ``bpe`` (byte-level, trained on the train split) or
-    ``pretrained:NAME_OR_FOLDER``; bpe_vocab_size: of the trained BPE; n_train, n_valid, n_test: windows to keep of a
-    split, evenly spaced over it, all by default.
+    Attributes:
+        length: tokens in a window.
+        tokenizer: ``bytes``, ``bpe`` (byte-level, trained on the train split) or ``pretrained:NAME_OR_FOLDER``.
+        bpe_vocab_size: of the trained BPE.
+        n_train, n_valid, n_test: windows to keep of a split, evenly spaced over it, all by default.
     """
 
     length: int = Field(128, ge=2, le=65536)

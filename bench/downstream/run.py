@@ -68,9 +68,14 @@ def evaluate_checkpoint(
 ) -> list[dict[str, Any]]:
     """Scores of a checkpoint: a row for each task, metric and number of cycles, with the FLOPs per token it took.
 
-    tasks: ours by name, written into ``folder`` first, or any of the harness's; options: of ours; cycles: numbers to
-    run the model at, None for the one it was made with; limit: documents of a task, None for all. Raises UserError for
-    an unknown task, or a checkpoint without a tokeniser.
+    Args:
+        tasks: ours by name, written into ``folder`` first, or any of the harness's.
+        options: of ours.
+        cycles: numbers to run the model at, None for the one it was made with.
+        limit: documents of a task, None for all.
+
+    Raises:
+        UserError: for an unknown task, or a checkpoint without a tokeniser.
     """
     try:
         from lm_eval import simple_evaluate  # optional

@@ -29,8 +29,10 @@ PREFIX = "cyclebench_"  # of the names our tasks have in the harness
 class Exported:
     """A task written for the harness.
 
-    name: there; first_token: what the text's first scored token is conditioned on, None where documents have a context;
-    length: tokens of a window of text, None likewise.
+    Attributes:
+        name: there.
+        first_token: what the text's first scored token is conditioned on, None where documents have a context.
+        length: tokens of a window of text, None likewise.
     """
 
     name: str

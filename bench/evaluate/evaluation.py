@@ -31,9 +31,12 @@ def evaluate(
 ) -> Trace:
     """Score sequences ids [N, T] against targets [N, T] (-100 is not scored).
 
-    every_exit: score what coda and head give at the end of every cycle; otherwise only the full depth, as one column;
-    rules: whose signals are recorded at every exit point (those that the model can be used with), for which the zero
-    attention is read; n_cycles: another number of cycles than the model was built with.
+    Args:
+        every_exit: score what coda and head give at the end of every cycle; otherwise only the full depth, as one
+            column.
+        rules: whose signals are recorded at every exit point (those that the model can be used with), for which the
+            zero attention is read.
+        n_cycles: another number of cycles than the model was built with.
     """
     training = lm.training
     lm.eval()

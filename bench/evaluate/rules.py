@@ -44,10 +44,14 @@ class Prediction:
 class View:
     """What a rule may read at an exit point.
 
-    number: cycles done, 1, 2, ...; hidden, before: [B, T, D], the state now and at the start of the cycle; now, then:
-    the predictions at this exit point and the one before, None where no rule asked for them (then: also at the first);
-    zero_attention: [S, B, H, T] of the cycle's S steps with zero tokens, None without any; halting: [B, T], the chance
-    of having halted by now, None if nothing halts; rows: [B], which sequences of the data these are.
+    Attributes:
+        number: cycles done, 1, 2, ...
+        hidden, before: [B, T, D], the state now and at the start of the cycle.
+        now, then: the predictions at this exit point and the one before, None where no rule asked for them (then: also
+            at the first).
+        zero_attention: [S, B, H, T] of the cycle's S steps with zero tokens, None without any.
+        halting: [B, T], the chance of having halted by now, None if nothing halts.
+        rows: [B], which sequences of the data these are.
     """
 
     number: int
@@ -68,9 +72,12 @@ class View:
 class Rule:
     """A criterion for leaving the cycles. Subclass it and decorate it with ``@register("name")``.
 
-    leave: ``above`` leaves where the signal is at or above the threshold, ``below`` where it is at or below it; low,
-    high: the signal's range; aggregates: how the tokens' signals may become the sequence's; reads_logits: the coda and
-    the LM head run at every exit point looked at; reads_zero_attention: it is read in every cycle looked at.
+    Attributes:
+        leave: ``above`` leaves where the signal is at or above the threshold, ``below`` where it is at or below it.
+        low, high: the signal's range.
+        aggregates: how the tokens' signals may become the sequence's.
+        reads_logits: the coda and the LM head run at every exit point looked at.
+        reads_zero_attention: it is read in every cycle looked at.
     """
 
     name: ClassVar[str]

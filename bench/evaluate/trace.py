@@ -46,10 +46,15 @@ class Moves(NamedTuple):
 class Trace:
     """Scores of every sequence at every exit point, N sequences and C cycles.
 
-    loss: [N, C], summed over the scored targets, nats; correct: [N, C], targets predicted right; scored: [N], targets
-    scored; zero_attention: [S], mean of each step in the schedule, NaN where a step has no zero token; signals: [N, C]
-    by rule (``Rule.key``); flops: [C] by rule (``Rule.name``), executed forward FLOPs per token of a sequence that
-    leaves after cycle 1, 2, ..., the rule's own included; bytes_per_token: of the targets' text, None without text.
+    Attributes:
+        loss: [N, C], summed over the scored targets, nats.
+        correct: [N, C], targets predicted right.
+        scored: [N], targets scored.
+        zero_attention: [S], mean of each step in the schedule, NaN where a step has no zero token.
+        signals: [N, C] by rule (``Rule.key``).
+        flops: [C] by rule (``Rule.name``), executed forward FLOPs per token of a sequence that leaves after cycle 1, 2,
+            ..., the rule's own included.
+        bytes_per_token: of the targets' text, None without text.
     """
 
     loss: Array

@@ -32,9 +32,13 @@ Threshold = float | Sequence[float]  # one for all exit points, or one for each
 class Execution:
     """What leaving early gave for N sequences.
 
-    cycle: the cycle each left after, 1, 2, ...: [N], by tokens [N, T]; loss: [N], summed over the scored targets, nats;
-    correct: [N], targets predicted right; scored: [N], targets scored; flops: [N], executed, forward, each sequence
-    alone; seconds: wall-clock time of it all.
+    Attributes:
+        cycle: the cycle each left after, 1, 2, ...: [N], by tokens [N, T].
+        loss: [N], summed over the scored targets, nats.
+        correct: [N], targets predicted right.
+        scored: [N], targets scored.
+        flops: [N], executed, forward, each sequence alone.
+        seconds: wall-clock time of it all.
     """
 
     cycle: NDArray[np.int64]
@@ -73,9 +77,14 @@ def execute(
 ) -> Execution:
     """Score sequences ids [N, T] against targets [N, T] (-100 is not scored), each leaving where the rule says.
 
-    rule: key of an exit rule; None: no exits, the whole depth; n_cycles: another number than the model was built with;
-    batch: sequences that start together; granularity: what leaves, a sequence by its pooled signal or a token by its
-    own. Raises UserError if the rule cannot be used with the model, and for tokens if the variant chooses them itself.
+    Args:
+        rule: key of an exit rule; None: no exits, the whole depth.
+        n_cycles: another number than the model was built with.
+        batch: sequences that start together.
+        granularity: what leaves, a sequence by its pooled signal or a token by its own.
+
+    Raises:
+        UserError: if the rule cannot be used with the model, and for tokens if the variant chooses them itself.
     """
     known = None if rule is None else get_rule(rule)
     run = _tokens if granularity == "token" and known is not None else _batch
@@ -98,8 +107,12 @@ def execute(
 
 @dataclass(frozen=True)
 class _Left:
-    """Sequences that have left together. rows: [N], which they are; cycle: that they, or their tokens, left after, [N]
-    or [N, T]; score: their loss and correct targets [2, N], on the device.
+    """Sequences that have left together.
+
+    Attributes:
+        rows: [N], which they are.
+        cycle: that they, or their tokens, left after, [N] or [N, T].
+        score: their loss and correct targets [2, N], on the device.
     """
 
     rows: NDArray[np.int64]

@@ -39,8 +39,13 @@ from bench.model.walk import Walk
 class EarlyExit:
     """How a model leaves early when it is not training.
 
-    rule: key of an exit rule; threshold: one for all exit points, or one for each; kv: the policy of the cache.
-    Raises UserError for a rule or a policy that is not known.
+    Attributes:
+        rule: key of an exit rule.
+        threshold: one for all exit points, or one for each.
+        kv: the policy of the cache.
+
+    Raises:
+        UserError: for a rule or a policy that is not known.
     """
 
     rule: str

@@ -96,8 +96,13 @@ def stream(
 ) -> list[int]:
     """Generate behind a prompt, writing the text as it comes; the cycles of each new token.
 
-    max_new_tokens: None: 64, or as many as fit; temperature: 0 is greedy; n_cycles: another number than the model was
-    built with. Raises UserError if the prompt and the new tokens exceed the positions the model has learned.
+    Args:
+        max_new_tokens: None: 64, or as many as fit.
+        temperature: 0 is greedy.
+        n_cycles: another number than the model was built with.
+
+    Raises:
+        UserError: if the prompt and the new tokens exceed the positions the model has learned.
     """
     lm, ids = checkpoint.lm, checkpoint.encode(prompt)
     limit = lm.config.max_position_embeddings

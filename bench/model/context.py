@@ -21,11 +21,17 @@ Rotation = tuple[Tensor, Tensor]
 class Context:
     """What the steps of one forward pass share.
 
-    length, total: T queries, the last of S keys; visible: [B, S], the keys that may be seen, None for all; n_prefix: M
-    tokens in front; rotation: cosines and sines [B or 1, 1, T, d] (llama); cache: one slot a step; with_mass: whether
-    the attention on zero tokens is wanted by the caller; like: a tensor of the attention's type and device; attend:
-    how queries meet keys, in general by the function of that name. From these
-    mask: additive, [.., T, S], None for plain causal; prefix_mask: the same with the prefix's columns in front.
+    Attributes:
+        length, total: T queries, the last of S keys.
+        visible: [B, S], the keys that may be seen, None for all.
+        n_prefix: M tokens in front.
+        rotation: cosines and sines [B or 1, 1, T, d] (llama).
+        cache: one slot a step.
+        with_mass: whether the caller wants the attention on zero tokens.
+        like: a tensor of the attention's type and device.
+        attend: how queries meet keys, in general by the function of that name.
+        mask: made from these: additive, [.., T, S], None for plain causal.
+        prefix_mask: the same with the prefix's columns in front.
     """
 
     length: int

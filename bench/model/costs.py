@@ -72,8 +72,10 @@ def costs(
 ) -> Costs:
     """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
 
-    device: ``"cpu"`` or another; the zero token's attention is executed differently there; positions: the longest
-    sequence the model is made for, ``length`` by default; trained: what is not frozen in training.
+    Args:
+        device: ``"cpu"`` or another; the zero token's attention is executed differently there.
+        positions: the longest sequence the model is made for, ``length`` by default.
+        trained: what is not frozen in training.
     """
     lm = meta_model(variant, model, vocab_size, positions or length)
     freeze(lm, trained)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 class Flops(NamedTuple):
     """Forward FLOPs, 2 for each multiply-add, by kind because their backward passes cost differently.
 
-    matmul: of products both of whose operands get a gradient; attention: of the fused attention kernel; half: of
-    products only one of whose operands gets a gradient (a frozen weight).
+    Attributes:
+        matmul: of products both of whose operands get a gradient.
+        attention: of the fused attention kernel.
+        half: of products only one of whose operands gets a gradient (a frozen weight).
     """
 
     matmul: int = 0

@@ -86,12 +86,19 @@ class CycleConfig(_Installed, PreTrainedConfig):
 
 @dataclass
 class CycleOutput(ModelOutput):
-    """loss: scalar, nats per scored token; logits: [B, T, V]; exit_depth: [B], steps run for each sequence;
-    exit_signals: [B, cycles], mean zero attention of each cycle; zero_attention: one [B, H, T] for each step that has
-    zero tokens, in order (both only when asked for by ``output_zero_attention``); exit_logits: one [B, T, V] for every
-    exit point, the last being ``logits``, and halting: the chance [B, T] of having halted by every exit point but the
-    last, if anything halts (both only when asked for by ``output_exits``); auxiliary_loss: scalar, what the variant's
-    own parts add to the training loss, None if they add nothing; cache: one slot a step.
+    """What a pass gives.
+
+    Attributes:
+        loss: scalar, nats per scored token.
+        logits: [B, T, V].
+        exit_depth: [B], steps run for each sequence.
+        exit_signals: [B, cycles], mean zero attention of each cycle, if ``output_zero_attention`` asked for it.
+        zero_attention: one [B, H, T] for each step that has zero tokens, in order, if asked for likewise.
+        exit_logits: one [B, T, V] for every exit point, the last being ``logits``, if ``output_exits`` asked for them.
+        halting: the chance [B, T] of having halted by every exit point but the last, if anything halts and
+            ``output_exits`` asked for it.
+        auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
+        cache: one slot a step.
     """
 
     loss: Tensor | None = None

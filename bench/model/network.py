@@ -145,8 +145,13 @@ class Network(nn.Module):
     ) -> Walk:
         """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
 
-        attention_mask: [B, past + T], 1 for real tokens; position_ids: [B, T], from the mask or the cache by default;
-        n_cycles: another number than the model was built with. Raises UserError if the variant cannot take it.
+        Args:
+            attention_mask: [B, past + T], 1 for real tokens.
+            position_ids: [B, T], from the mask or the cache by default.
+            n_cycles: another number than the model was built with.
+
+        Raises:
+            UserError: if the variant cannot take it.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         if attention_mask is not None and bool(attention_mask.all()):

@@ -12,8 +12,10 @@ from bench.errors import UserError
 class Step:
     """One application of one block.
 
-    block: index of the block's parameters; cycle: which use of that block this is, 0-based; depth: position in the
-    schedule, which is also the step's slot in the KV cache.
+    Attributes:
+        block: index of the block's parameters.
+        cycle: which use of that block this is, 0-based.
+        depth: position in the schedule, which is also the step's slot in the KV cache.
     """
 
     block: int
@@ -25,9 +27,14 @@ class Step:
 class Schedule:
     """The steps of a model in order, with the bounds of its recurrent part.
 
-    blocks: the block each step runs; n_prelude, n_coda: steps before and after the recurrent part; exits: for every
-    cycle of the recurrent part the number of steps done at its end, where computation may jump to the coda.
-    Raises UserError if the parts do not fit together or a block is never used.
+    Attributes:
+        blocks: the block each step runs.
+        n_prelude, n_coda: steps before and after the recurrent part.
+        exits: for every cycle of the recurrent part the number of steps done at its end, where computation may jump to
+            the coda.
+
+    Raises:
+        UserError: if the parts do not fit together or a block is never used.
     """
 
     steps: tuple[Step, ...]

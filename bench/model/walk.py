@@ -18,11 +18,16 @@ from bench.model.schedule import Schedule, Step
 class Walk:
     """The state of one pass.
 
-    hidden, embedded: [B, T, D], the residual stream and the embedded tokens; positions: [B or 1, T]; before: [B, T, D],
-    the stream at the start of the last cycle; zero_attention: [B, H, T] by step depth, as far as seen; memory: what the
-    variant's recurrence keeps from cycle to cycle, and under ``halting`` the chance [B, T] of having halted by the end
-    of the last cycle, if anything halts; losses: scalars that parts add to the training loss; active: [B, T], the
-    tokens whose state may still change, None for all: the others are frozen and go on serving keys and values.
+    Attributes:
+        hidden, embedded: [B, T, D], the residual stream and the embedded tokens.
+        positions: [B or 1, T].
+        before: [B, T, D], the stream at the start of the last cycle.
+        zero_attention: [B, H, T] by step depth, as far as seen.
+        memory: what the variant's recurrence keeps from cycle to cycle, and under ``halting`` the chance [B, T] of
+            having halted by the end of the last cycle, if anything halts.
+        losses: scalars that parts add to the training loss.
+        active: [B, T], the tokens whose state may still change, None for all: the others are frozen and go on serving
+            keys and values.
     """
 
     hidden: Tensor

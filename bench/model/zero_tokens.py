@@ -17,14 +17,19 @@ KEY_STD = 0.02
 
 
 class ZeroTokenPool(AttentionPrefix):
-    """Zero tokens for the given steps.
+    """Zero tokens for the given steps. Keys are [entries, H_kv, M, d]; no rotary embedding is applied to them.
 
-    lookup: which entry a step takes: its own (``step``), its cycle's, its block's, the one entry shared by all, or what
-    it picks from pool_size entries by a trained query (``routed``): the entries weighted by the softmax of
-    ``query.address / sqrt(d)``. Choice: the query belongs to the step, not to the token, because attention to all
+    A step may pick from the pool's entries by a trained query (``routed``): it takes the entries weighted by the
+    softmax of ``query.address / sqrt(d)``. Choice: the query belongs to the step and not to the token. Attention to all
     entries (``n_tokens = pool_size``) is already a pick by each token; this one learns which steps share an entry.
-    n_tokens: M zero tokens in an entry; learned_value: values trained from zero instead of fixed at zero;
-    frozen_key: keys stay at their random start. Keys are [entries, H_kv, M, d]; no rotary embedding is applied to them.
+
+    Attributes:
+        lookup: which entry a step takes: its own (``step``), its cycle's, its block's, the one entry shared by all, or
+            what it picks (``routed``).
+        n_tokens: M zero tokens in an entry.
+        pool_size: entries to pick from.
+        learned_value: values are trained from zero instead of fixed at zero.
+        frozen_key: keys stay at their random start.
     """
 
     label = "zero tokens"

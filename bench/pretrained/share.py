@@ -29,10 +29,13 @@ def save_checkpoint(
 ) -> None:
     """Write everything a checkpoint needs into the folder, weights as safetensors.
 
-    ``AutoModelForCausalLM.from_pretrained(folder)`` loads it after ``from cyclebench import CycleForCausalLM``, or
-    by itself with
-    ``trust_remote_code=True``. lineage: where it comes from, for the card; length: tokens that FLOPs are told for;
-    scores: rows with at least ``task``, ``metric`` and ``value``.
+    ``AutoModelForCausalLM.from_pretrained(folder)`` loads it after ``from cyclebench import CycleForCausalLM``, or by
+    itself with ``trust_remote_code=True``.
+
+    Args:
+        lineage: where it comes from, for the card.
+        length: tokens that FLOPs are told for.
+        scores: rows with at least ``task``, ``metric`` and ``value``.
     """
     with no_bars():
         lm.save_pretrained(folder)

@@ -57,7 +57,12 @@ class Outline:
 
 @dataclass
 class Pretrained:
-    """A source in memory. weights: under our names; probe, logits: tokens [B, T] and what the source says to them."""
+    """A source in memory.
+
+    Attributes:
+        weights: under our names.
+        probe, logits: tokens [B, T] and what the source says to them.
+    """
 
     source: str
     outline: Outline

@@ -157,7 +157,12 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
             for member in members:
                 try:
                     one = Going(
-                        member.cell, member.store, member.report, member.job.every, None, len(members) > 1, team
+                        member.cell,
+                        member.store,
+                        report=member.report,
+                        every=member.job.every,
+                        stacked=len(members) > 1,
+                        team=team,
                     )
                 except Exception as error:
                     yield member.end(member.fail(team.cause(error)))

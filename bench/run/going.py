@@ -39,10 +39,14 @@ def run_cell(
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
     the result.
 
-    report: called with the step, the mean loss since the last call and tokens per second; every: how often to write a
-    checkpoint; watch: called with every entry of the history; what it raises ends the cell without a result; stacked:
-    with the last digits that it has in a pack.
-    Raises CellError with a reason if training cannot go on or the data are not those the cell was planned with.
+    Args:
+        report: called with the step, the mean loss since the last call and tokens per second.
+        every: how often to write a checkpoint.
+        watch: called with every entry of the history; what it raises ends the cell without a result.
+        stacked: with the last digits that it has in a pack.
+
+    Raises:
+        CellError: with a reason if training cannot go on or the data are not those the cell was planned with.
     """
 
     with repeatable(cell.seed, cell.train.threads), Team(cell, store.root, run_rank) as team:

@@ -35,10 +35,16 @@ OnRecord = Callable[[dict[str, Any], Planned], None]
 class Running:
     """How cells are run.
 
-    jobs: cells at a time, None for as many as there is room for; retry: run failed cells again, whatever they failed
-    of; every: how often checkpoints are written; address: of a Ray cluster, None starts one here; beat, expiry: of
-    leases, in seconds; pack: cells trained together at most, None for as many as pay. (Of these only pack may change a
-    number, in its last digits: a result says whether it was computed in a stack, on a CPU no matter with whom.)
+    Only ``pack`` may change a number, and only in its last digits. A result says whether it was computed in a stack; on
+    a CPU it does not matter with which other cells.
+
+    Attributes:
+        jobs: cells at a time, None for as many as there is room for.
+        retry: run failed cells again, whatever they failed of.
+        every: how often checkpoints are written.
+        address: of a Ray cluster, None starts one here.
+        beat, expiry: of leases, in seconds.
+        pack: cells trained together at most, None for as many as pay.
     """
 
     jobs: int | None = None

@@ -16,9 +16,11 @@ from bench.study.schema import Study
 class Status:
     """Of the cells of a manifest.
 
-    running: what their leases say, with ``name``; failed: their records, with ``name``; left_flops: of the cells that
-    are not done, what is left of them, None if it cannot be known here; flops_per_second: of one cell, as measured on
-    those that are done, None if none is.
+    Attributes:
+        running: what their leases say, with ``name``.
+        failed: their records, with ``name``.
+        left_flops: of the cells that are not done, what is left of them, None if it cannot be known here.
+        flops_per_second: of one cell, as measured on those that are done, None if none is.
     """
 
     done: int = 0

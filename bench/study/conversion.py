@@ -26,7 +26,10 @@ CARD_LENGTH = 256  # tokens that FLOPs are told for, or the longest sequence if 
 class Conversion(Strict):
     """What ``--set`` may say of the model to be made.
 
-    model: fields of its shape; sharing: how the source's blocks are shared among fewer; options: of the variant.
+    Attributes:
+        model: fields of its shape.
+        sharing: how the source's blocks are shared among fewer.
+        options: of the variant.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)

@@ -13,8 +13,11 @@ from bench.config import Sharing, Strict
 class Entry(Strict):
     """One row of ``tasks`` or ``variants``; a bare name stands for itself.
 
-    label: how reports call it, its name by default; model, train: fields that differ from the study's; changes, grid:
-    values to try for dotted keys (``options.gating: [none, scalar]``), one entry for each (``bench.study.designs``).
+    Attributes:
+        label: how reports call it, its name by default.
+        model, train: fields that differ from the study's.
+        changes, grid: values to try for dotted keys (``options.gating: [none, scalar]``), one entry for each
+            (``bench.study.designs``).
     """
 
     name: str
@@ -41,9 +44,11 @@ class TaskEntry(Entry):
 class VariantEntry(Entry):
     """A variant with its options.
 
-    match: what is held equal to the study's reference variant; init: what its models start from, the study's by
-    default; sharing: how the blocks of what it starts from are shared among fewer (``bench.pretrained.sharing``);
-    budget: ``flops`` trains as long as the reference in training FLOPs instead of in steps.
+    Attributes:
+        match: what is held equal to the study's reference variant.
+        init: what its models start from, the study's by default.
+        sharing: how the blocks of what it starts from are shared among fewer (``bench.pretrained.sharing``).
+        budget: ``flops`` trains as long as the reference in training FLOPs instead of in steps.
     """
 
     match: Literal["params", "flops", "depth"] | None = None

@@ -21,9 +21,12 @@ BITS = "bits_per_byte"  # only where the data are text
 class Hypothesis(Strict):
     """A claim: the variant ``better`` beats ``than`` on a task, or over ``all`` tasks, by more than ``margin``.
 
-    better, than, task: labels of the study; metric: on the test split, by default the task's own, or
-    ``accuracy@NAME`` on a further one; margin: in the metric's unit, at least 0. Over all tasks, a seed counts by its
-    mean over them (``bench.stats.over_tasks``).
+    Over all tasks, a seed counts by its mean over them (``bench.stats.over_tasks``).
+
+    Attributes:
+        better, than, task: labels of the study.
+        metric: on the test split, by default the task's own, or ``accuracy@NAME`` on a further one.
+        margin: in the metric's unit, at least 0.
     """
 
     claim: str = Field(min_length=1)

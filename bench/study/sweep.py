@@ -34,8 +34,10 @@ class Range(Strict):
 class ThresholdSweep(Strict):
     """Exit thresholds of the study's trained cells.
 
-    trials: for every rule, variant and task; rules: their keys, none for all that the traces have; per_cycle: a
-    threshold for each exit point instead of one for all.
+    Attributes:
+        trials: for every rule, variant and task.
+        rules: their keys, none for all that the traces have.
+        per_cycle: a threshold for each exit point instead of one for all.
     """
 
     trials: int = Field(300, ge=1, le=1_000_000)
@@ -46,10 +48,12 @@ class ThresholdSweep(Strict):
 class BudgetSweep(Strict):
     """Shapes and training budgets, each trial a cell.
 
-    trials: trained for every variant and task; ranges: by dotted key (``model.d_model``, ``train.steps``,
-    ``options.NAME``), a range or a list of values; what a variant does not have is left out for it; prune: stop a
-    trial that cannot be expected to be on the front; seed: of the cells, none of the study's own, so that what is
-    reported of those was not chosen by its luck.
+    Attributes:
+        trials: trained for every variant and task.
+        ranges: by dotted key (``model.d_model``, ``train.steps``, ``options.NAME``), a range or a list of values; what
+            a variant does not have is left out for it.
+        prune: stop a trial that cannot be expected to be on the front.
+        seed: of the cells, none of the study's own, so that what is reported of those was not chosen by its luck.
     """
 
     trials: int = Field(16, ge=1, le=100_000)

@@ -49,7 +49,10 @@ Tell = Callable[[str, tuple[Any, ...]], None]
 class BudgetJob:
     """The search of a variant on a task.
 
-    name: of the Optuna study; study: with this variant and this task alone; metric, higher_is_better: the task's.
+    Attributes:
+        name: of the Optuna study.
+        study: with this variant and this task alone.
+        metric, higher_is_better: the task's.
     """
 
     name: str

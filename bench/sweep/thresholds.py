@@ -29,8 +29,11 @@ NOT_TUNED = ("fixed", "random")  # the bounds of the others: a threshold of thei
 class ThresholdJob:
     """The search of one rule on one variant's cells of a task.
 
-    name: of the Optuna study; ids: the cells, one a seed; metric, higher_is_better: the task's; worker: which of those
-    at work on this study.
+    Attributes:
+        name: of the Optuna study.
+        ids: the cells, one a seed.
+        metric, higher_is_better: the task's.
+        worker: which of those at work on this study.
     """
 
     name: str

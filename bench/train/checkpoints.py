@@ -53,8 +53,12 @@ class Every:
 class Position:
     """Where a training run stands after ``step`` optimizer steps.
 
-    seconds: of training so far; history: one entry a validation; losses: read since the last validation; pending: [P],
-    step losses that are not yet read; stacked: whether its steps are computed in a stack, which decides last digits.
+    Attributes:
+        seconds: of training so far.
+        history: one entry a validation.
+        losses: read since the last validation.
+        pending: [P], step losses that are not yet read.
+        stacked: whether its steps are computed in a stack, which decides last digits.
     """
 
     step: int = 0
