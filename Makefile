@@ -8,7 +8,7 @@ quick: .venv/installed
 	$(BIN)/cyclebench run quick
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input.
 torture: .venv/installed

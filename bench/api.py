@@ -253,6 +253,10 @@ def run(
     Raises:
         UserError: one line that says what is wrong.
     """
+    if address is not None and executor != "ray":
+        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
+    import_files(imports, "--import")
+    loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
     from bench.run.runner import Running, run_study  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracking import Tracker  # start-up
@@ -260,9 +264,6 @@ def run(
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
 
-    if address is not None and executor != "ray":
-        raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
-    import_files(imports, "--import")
     how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
     store = Store(Path(runs))
     tracker = Tracker(tracking_uri, store)
@@ -274,7 +275,6 @@ def run(
         tracker.finish([])
         return records
 
-    loaded = open_study(study, set, preset)
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
     plan = tuned_plan(loaded, run_plan, command, git_revision(), url)
     for entry in plan.manifest["variants"]:

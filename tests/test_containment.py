@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command
 from test_runner import RAW, numbers, plan
 
 from bench.cli import runs as commands
@@ -144,34 +144,14 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
 
 def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        "run",
-        "tiny.yaml",
-        "--jobs",
-        "1",
-        "--pack",
-        "1",
-        "--checkpoint-every",
-        "5",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
-    )
-    while not list(tmp_path.glob("runs/*/checkpoints/0*")) and process.poll() is None:
-        time.sleep(0.05)
+    command = Command(tmp_path, "run", "tiny.yaml", "--jobs", "1", "--pack", "1", "--checkpoint-every", "5")
+    while not list(tmp_path.glob("runs/*/checkpoints/0*")) and command.process.is_alive():
+        time.sleep(0.02)
     commands.status(str(tmp_path / "tiny.yaml"), runs=tmp_path / "runs")
     shown = capsys.readouterr().out
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 130 and "interrupted: finished cells are kept" in told and "Traceback" not in told
+    command.send(signal.SIGINT)
+    status, _, told = command.ended()
+    assert status == 130 and "interrupted: finished cells are kept" in told and "Traceback" not in told
     assert "tiny: 0 of 6 cells done, 1 running, 0 failed, 5 waiting" in shown
     assert "training FLOPs" in shown
     leases = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/lease.*")]

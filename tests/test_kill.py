@@ -51,9 +51,10 @@ def start(made: Plan, root: Path) -> multiprocessing.process.BaseProcess:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> Path:
     """An empty MLflow store with its experiment: making one takes seconds, in which no cell could be killed."""
-    folder = tmp_path_factory.mktemp("mlflow")
+    folder = tmp_path_factory.mktemp("empty")
+    shutil.copy(no_runs, folder)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     client.create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
     return folder / "mlflow.db"

@@ -34,28 +34,28 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def python(house: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the copy: the current folder comes before the installed packages."""
-    found = subprocess.run([sys.executable, *arguments], cwd=house, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
-    return found
-
-
 def test_it_is_under_thirty_lines() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) < 30
 
 
 COMMANDS = """
+import pytest
+
 from bench.cli import app
 
 if __name__ == "__main__":
     for line in ("list", "profile htc htc_embedded", "run mine.yaml --formats png,svg"):
         print(f"# {line}", flush=True)
         app(line.split(), standalone_mode=False)
+    print("# pytest", flush=True)
+    options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "pythonpath=tests ."]
+    raise SystemExit(pytest.main([*options, "tests/test_contract.py", "-k", "htc_embedded"]))
 """
 
 
-def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path) -> None:
+@pytest.fixture(scope="module")
+def told(house: Path) -> list[str]:
+    """What each of the commands says in the copy, the contract's tests last: one process, as its imports take long."""
     study = {
         "name": "mine",
         "question": "Does it help?",
@@ -68,7 +68,13 @@ def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path) -> None:
     }
     (house / "mine.yaml").write_text(json.dumps(study))
     (house / "commands.py").write_text(COMMANDS)
-    _, listed, profiled, run = re.split("^# .*$", python(house, "commands.py").stdout, flags=re.MULTILINE)
+    found = subprocess.run([sys.executable, "commands.py"], cwd=house, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    return re.split("^# .*$", found.stdout, flags=re.MULTILINE)[1:]
+
+
+def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path, told: list[str]) -> None:
+    listed, profiled, run, _ = told
     assert "htc_embedded" in listed and "of which adapter: parameters" in profiled and "htc_embedded" in run
     folder = house / "runs/reports/mine"
     assert "| htc_embedded | accuracy |" in (folder / "report.md").read_text()
@@ -82,12 +88,8 @@ def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path) -> None:
             assert variant in texts, (name, variant)
 
 
-def test_it_keeps_the_contract(house: Path) -> None:
-    found = python(
-        house, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "pythonpath=tests .",
-        "tests/test_contract.py", "-k", "htc_embedded",
-    )  # fmt: skip
-    passed = re.search(r"(\d+) passed", found.stdout)
+def test_it_keeps_the_contract(told: list[str]) -> None:
+    passed = re.search(r"(\d+) passed", told[-1])
     assert passed and int(passed[1]) > 20
 
 

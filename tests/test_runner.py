@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import cyclebench
 from mlflow import MlflowClient
 
 from bench.cli import app, main
@@ -145,8 +146,9 @@ def test_ids_tell_cells_apart_and_ignore_what_means_nothing() -> None:
     assert cycles[0] == cycles[1]
 
 
-def cyclebench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
+def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command from its very start."""
+    command = [sys.executable, "-m", "cyclebench", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -160,7 +162,7 @@ def test_the_command_from_study_to_report_and_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "sweep": SWEEP}))
-    first = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
+    first = started(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
     assert first.returncode == 0, first.stderr
     for text in (
         "vanilla: matched in depth: n_blocks 3 -> 4",
@@ -291,7 +293,7 @@ def test_mistakes_are_one_line_and_status_2(
 
 
 def test_a_mistake_ends_a_process_with_one_line_and_status_2(tmp_path: Path) -> None:
-    found = cyclebench(tmp_path, "run", "quik")
+    found = started(tmp_path, "run", "quik")
     assert found.returncode == 2 and not found.stdout
     assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("error: unknown study 'quik'")
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import optuna
+from commands import Command, cyclebench
 from optuna.trial import TrialState
 from test_sweep import RAW
 
@@ -22,17 +19,7 @@ TRIALS = 3
 SWEEP: dict[str, Any] = {
     "budgets": {"trials": TRIALS, "prune": False, "ranges": {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
 }
-COMMAND = [
-    sys.executable,
-    "-m",
-    "bench",
-    "sweep",
-    "small.yaml",
-    "--jobs",
-    "1",
-    "--tracking-uri",
-    "sqlite:////nowhere/x.db",
-]
+COMMAND = ["sweep", "small.yaml", "--jobs", "1", "--tracking-uri", "sqlite:////nowhere/x.db"]
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -52,19 +39,17 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     task = {**RAW["tasks"][0], "train": {"steps": 200}}
     (tmp_path / "small.yaml").write_text(json.dumps({**RAW, "tasks": [task], "sweep": SWEEP}))
     results = lambda: {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/result.json")}  # noqa: E731
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, start_new_session=True, **quiet)
-    while not (results() and at_work(tmp_path)) and process.poll() is None:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # its workers too
-    process.wait()
+    command = Command(tmp_path, *COMMAND)
+    while not (results() and at_work(tmp_path)) and command.process.is_alive():
+        time.sleep(0.02)
+    command.kill()  # its workers too
     kept, before = results(), trials(tmp_path)
     done = {t.number: (t.params, t.values) for t in before if t.state == TrialState.COMPLETE}
     (halfway,) = (t for t in before if t.state == TrialState.RUNNING)
     assert 1 <= len(done) < TRIALS
     with sqlite3.connect(tmp_path / "runs" / "optuna.db") as database:  # the time passes after which it is given up
         database.execute(f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{2 * GRACE} seconds')")
-    again = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    again = cyclebench(tmp_path, *COMMAND)
     assert again.returncode == 0, again.stderr
     after = {t.number: t for t in trials(tmp_path)}
     assert {number: (after[number].params, after[number].values) for number in done} == done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import optuna
 import pytest
 from test_sweep import budget_job, job, stored
 
+from bench.processes import worker_context
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import BATCH, counts
 
@@ -66,7 +66,7 @@ def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> 
     stored(tmp_path)
     shared = job(tmp_path, trials=TRIALS, url=server)
     thresholds.search(replace(shared, spec=shared.spec.model_copy(update={"trials": 5})))  # makes the tables
-    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(WORKERS, worker_context()) as pool:
         rows = list(pool.map(thresholds.search, [replace(shared, worker=number) for number in range(WORKERS)]))
     study = optuna.load_study(study_name="s", storage=server)
     assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.get_trials())
@@ -79,7 +79,7 @@ def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> 
 def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path) -> None:
     shared = replace(budget_job(tmp_path, TRIED), url=server)
     budgets.opened(shared)
-    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(WORKERS, worker_context()) as pool:
         list(pool.map(budget_worker, [shared] * WORKERS))
     study = optuna.load_study(study_name="b", storage=server)
     assert sum(counts(trial) for trial in study.get_trials()) == TRIED, "not one too many"

@@ -135,10 +135,16 @@ def _logged(uri: str) -> dict[str, Any]:
 
 
 def test_mlflow_is_rebuilt_from_the_store(
-    copy: tuple[Plan, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    copy: tuple[Plan, Store],
+    no_runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, store = copy
     monkeypatch.chdir(tmp_path)
+    for name in ("mlflow.db", "new.db"):
+        shutil.copy(no_runs, name)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, store)
     tracker.study(made.manifest)

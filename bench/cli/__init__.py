@@ -162,16 +162,18 @@ def sweep(
 
     The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
     """
+    from bench.study.load import load_study  # start-up
+
+    limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
+    chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
     from bench.store.environment import git_revision  # start-up
     from bench.store.store import Store  # start-up
     from bench.store.tracking import Tracker  # start-up
-    from bench.study.load import load_study  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write  # start-up
 
-    limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
-    chosen, store = load_study(study, [*(overrides or ()), *limit], preset), Store(runs)
+    store = Store(runs)
     url = storage or default_url(runs)
     result = run_sweep(chosen, store, url, jobs, Tracker(tracking_uri, store), command_line(), git_revision())
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
