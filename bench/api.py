@@ -172,10 +172,10 @@ class Results:
         Returns:
             The paths of all files.
         """
-        from reports.page import write  # start-up
+        from reports.page import write_report  # start-up
 
         folder = Path(out) if out is not None else self.store.root / "reports" / self.manifest["study"]
-        self.paths = write(self.manifest, self.records, folder, published, tuple(formats))
+        self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats))
         return self.paths
 
     def _finished(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

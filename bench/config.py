@@ -120,7 +120,7 @@ class ModelConfig(Strict):
         return 4 * self.d_model if self.family == "gpt2" else -(-8 * self.d_model // 24) * 8
 
 
-CELL = "cell:"  # what a source begins with that is another cell
+CELL_SOURCE = "cell:"  # what a source begins with that is another cell
 Sharing = Literal["stepwise", "lower", "upper", "average", "random"]  # of a pretrained stack's blocks among fewer
 
 Trained = Literal["all", "additions", "additions+norms"]

@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
     figure: Figure
 
 
-def write(
+def write_report(
     manifest: Manifest,
     results: dict[str, Record],
     out: Path,

@@ -56,7 +56,7 @@ def table(section: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return columns, [[row.get(name, "-") for name in columns] for row in rows]
 
 
-def write(result: dict[str, Any], out: Path) -> list[Path]:
+def write_performance(result: dict[str, Any], out: Path) -> list[Path]:
     """Write ``performance.json``, ``performance.md`` and, where a section is drawn, ``performance.png`` into ``out``;
     their paths.
 

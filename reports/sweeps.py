@@ -113,7 +113,7 @@ def findings(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def write(result: dict[str, Any], out: Path) -> list[Path]:
+def write_sweep(result: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables (CSV), for every task a figure (PNG, SVG), and what was found (``sweep.md``) into ``out``; their
     paths.
     """

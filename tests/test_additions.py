@@ -12,7 +12,7 @@ from bench.config import ModelConfig
 from bench.errors import UserError
 from bench.model.costs import costs
 from bench.model.variant import get_variant
-from bench.perf.additions import cost_rows, shown, write
+from bench.perf.additions import cost_rows, shown, write_costs
 from bench.study.load import load_study, study_from, study_names
 from bench.study.plan import shape_of
 
@@ -45,7 +45,7 @@ def test_what_is_added_is_counted_against_the_reference(tmp_path: Path) -> None:
         assert row["added_kv_bytes_per_token"] == 0, "zero tokens are parameters: no token of the text needs more cache"
         assert 0 < row["time_ratio_low"] <= row["time_ratio"] <= row["time_ratio_high"]
     assert rows[2]["added_params"] > rows[1]["added_params"] > 0 == rows[0]["added_params"]
-    paths = write(study, rows, 2, "cyclebench costs tiny", PLACE, tmp_path)
+    paths = write_costs(study, rows, 2, "cyclebench costs tiny", PLACE, tmp_path)
     read = list(csv.DictReader((tmp_path / "costs.csv").open()))
     assert [(row["variant"], int(row["params"])) for row in read] == [(row["variant"], row["params"]) for row in rows]
     text = (tmp_path / "costs.md").read_text()

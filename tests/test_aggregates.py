@@ -10,7 +10,7 @@ from records import MANIFEST, RESULTS, TASKS
 
 from reports.aggregates import aggregates, fronts, profiles
 from reports.figures import performance_profile
-from reports.page import write
+from reports.page import write_report
 
 
 def test_fronts_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_nothing_stored_is_no_front_and_no_number() -> None:
 
 
 def test_the_report_holds_both_tables_and_the_profile(tmp_path: Path) -> None:
-    paths = write(MANIFEST, RESULTS, tmp_path, published=True)
+    paths = write_report(MANIFEST, RESULTS, tmp_path, published=True)
     text = (tmp_path / "report.md").read_text()
     assert "P(dominates reference)" in text and "interquartile mean" in text
     assert tmp_path / "performance_profile.png" in paths and "(performance_profile.png)" in text

@@ -26,7 +26,7 @@ from bench.cli import main
 from bench.data.task import TaskData, get_task
 from bench.errors import UserError
 from bench.model.variant import get_variant
-from bench.run.lease import Watch, read
+from bench.run.lease import LeaseWatch, read_lease
 from bench.run.status import status
 from bench.store.store import Store
 from bench.study.conversion import convert_to
@@ -283,8 +283,8 @@ def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     record = store.record(cell["id"])
     assert record is None or record["status"] in ("done", "failed")
     store.usage(cell["id"])
-    assert read(folder) is None or isinstance(read(folder), dict)
-    assert Watch().free(folder) in (None, 2)
+    assert read_lease(folder) is None or isinstance(read_lease(folder), dict)
+    assert LeaseWatch().free(folder) in (None, 2)
     status(store, {"cells": [cell], "config": {}})
 
 

@@ -19,7 +19,7 @@ from test_runner import RAW, numbers, plan
 
 from bench.cli import runs as commands
 from bench.run import cells
-from bench.run.cells import Job, work
+from bench.run.cells import Job, run_job
 from bench.run.executors.local import LocalExecutor
 from bench.run.runner import DEATHS, Running, run_study
 from bench.run.usage import Usage
@@ -53,7 +53,7 @@ def test_failures_are_told_apart(
 
     monkeypatch.setattr(cells, "Going", fail)
     store, cell = Store(tmp_path), ONE.cells[0].cell
-    record = work(Job(cell, "htc", tmp_path, Every(), 1), nothing)
+    record = run_job(Job(cell, "htc", tmp_path, Every(), 1), nothing)
     assert record is not None and record == store.record(cell.id)
     assert record["kind"] == kind and record["reason"].startswith(reason) and "\n" not in record["reason"]
     assert "Traceback" in record["traceback"]
@@ -115,7 +115,7 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
         pytest.skip("this system lets nobody mount a file system of his own (unshare -rm)")
     cell = ONE.cells[0].cell
     code = (
-        "import json, sys; from pathlib import Path; from bench.run.cells import Job, work\n"
+        "import json, sys; from pathlib import Path; from bench.run.cells import Job, run_job\n"
         "from bench.train.checkpoints import Every; from bench.config import Cell\n"
         "cell = Cell.model_validate_json(sys.argv[1])\n"
         "def fill(kind, arguments):\n"
@@ -125,9 +125,9 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
         "                while True: file.write(bytes(4096))\n"
         "            except OSError: pass\n"
         "job = Job(cell, 'htc', Path('runs'), Every(None, 2), 1)\n"
-        "full = work(job, fill)\n"
+        "full = run_job(job, fill)\n"
         "Path('filler').unlink()\n"
-        "again = work(Job(cell, 'htc', Path('runs'), Every(None, 2), 2, full['at']), lambda *_: None)\n"
+        "again = run_job(Job(cell, 'htc', Path('runs'), Every(None, 2), 2, full['at']), lambda *_: None)\n"
         "print(json.dumps([full, again]))"
     )
     found = subprocess.run(

@@ -17,7 +17,7 @@ from bench.data.task import get_task
 from bench.errors import UserError
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
-from bench.run.cells import Job, work
+from bench.run.cells import Job, run_job
 from bench.run.executors.local import LocalExecutor
 from bench.run.going import run_cell
 from bench.run.packs import packs
@@ -143,14 +143,16 @@ def test_a_rank_that_fails_ends_the_cell_with_its_reason(
 ) -> None:
     monkeypatch.setattr(distributed, "_serve", fate)
     job = Job(cell(**TEAM, sharding=sharding), "ztt", tmp_path, Every(), 1)
-    record = work(job, lambda kind, arguments: None)
+    record = run_job(job, lambda kind, arguments: None)
     assert record is not None
     assert (record["status"], record["reason"], record["kind"]) == ("failed", reason, "environment")
     assert not torch.distributed.is_initialized() and not multiprocessing.active_children()
 
 
 def test_a_loss_that_blows_up_ends_all_ranks(tmp_path: Path) -> None:
-    record = work(Job(cell(**TEAM, lr=10.0, grad_clip=1e9), "ztt", tmp_path, Every(), 1), lambda kind, arguments: None)
+    record = run_job(
+        Job(cell(**TEAM, lr=10.0, grad_clip=1e9), "ztt", tmp_path, Every(), 1), lambda kind, arguments: None
+    )
     assert record is not None and record["kind"] == "cell"
     assert record["reason"].startswith("loss ") and not multiprocessing.active_children()
 

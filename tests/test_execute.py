@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
 from bench.errors import UserError
-from bench.evaluate.rules import Watch, get_rule
+from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.execute import execute
 from bench.model.costs import counted_flops, exit_flops, measured_flops, pass_flops, read_out_flops
 from bench.model.language_model import CycleForCausalLM
@@ -33,7 +33,7 @@ def signals(lm: CycleForCausalLM, key: str) -> np.ndarray:
     """[N, C - 1] of every sequence passed alone and whole; empty if the rule cannot be used with the model."""
     rule, found = get_rule(key), np.zeros((N, lm.schedule.n_cycles - 1))
     for row in range(N):
-        watch = Watch([rule], torch.tensor([row]))
+        watch = SignalWatch([rule], torch.tensor([row]))
         state = lm.embed(torch.from_numpy(data()[0][row : row + 1]), with_mass=rule.reads_zero_attention)
         for number in lm.cycles(state):
             if number < lm.schedule.n_cycles:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
 from bench.errors import UserError
-from bench.evaluate.rules import Watch, get_rule
+from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.execute import execute
 from bench.exits.generation import EarlyExit
 from bench.model.costs import counted_flops, measured_flops, pass_flops
@@ -37,7 +37,7 @@ def middle(lm: CycleForCausalLM, key: str) -> list[float]:
     """For each exit point the median of the tokens' signals in a pass over other tokens: some leave and some do not."""
     rule, found = get_rule(key), []
     state = lm.embed(tokens(8, seed=5), with_mass=rule.reads_zero_attention)
-    watch = Watch([rule])
+    watch = SignalWatch([rule])
     for number in lm.cycles(state):
         if number < lm.schedule.n_cycles:
             found.append(float(watch.look(lm, state, number)[1][key].median()))
@@ -84,7 +84,7 @@ def test_it_is_the_whole_computation_with_states_held(name: str, key: str) -> No
     for row in range(N):
         state = lm.embed(torch.from_numpy(ids[row : row + 1]))
         lm.start(state)
-        watches = [Watch([rule], torch.tensor([row * LENGTH + place])) for place in range(LENGTH)]
+        watches = [SignalWatch([rule], torch.tensor([row * LENGTH + place])) for place in range(LENGTH)]
         cycles = torch.full((1, LENGTH), 3)
         for number in (1, 2, 3):
             state.active = cycles >= number

@@ -27,7 +27,7 @@ from reports.exit_figures import (
     findings,
     rule_rows,
 )
-from reports.sweeps import budget_rows, threshold_rows, write
+from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
 
@@ -175,7 +175,7 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     (row,) = budget_rows(result)
     assert (row["trial"], row["setting"]) == ("3 (best)", "model.d_model=32, train.lr=0.00123")
     assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
-    names = {path.name for path in write(result, tmp_path)}
+    names = {path.name for path in write_sweep(result, tmp_path)}
     pictures = {f"sweep_{kind}_p_hop.{end}" for kind in ("thresholds", "budgets") for end in ("png", "svg")}
     assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", "sweep.md", *pictures}
     text = (tmp_path / "sweep.md").read_text()

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from bench.config import IGNORED
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
-from bench.evaluate.rules import Prediction, Rule, View, Watch, all_rules, get_rule, register, rules
+from bench.evaluate.rules import Prediction, Rule, SignalWatch, View, all_rules, get_rule, register, rules
 
 N, CYCLES = 6, 3
 KEYS = [rule.key for rule in all_rules()]
@@ -147,7 +147,7 @@ def test_a_threshold_in_the_trace_is_really_leaving_by_it(name: str, key: str, s
     left, loss, correct = [], 0.0, 0
     for row in range(N):
         state = lm.embed(torch.from_numpy(ids[row : row + 1]), with_mass=rule.reads_zero_attention)
-        watch = Watch([rule], torch.tensor([row]))
+        watch = SignalWatch([rule], torch.tensor([row]))
         for number in lm.cycles(state):
             if number == CYCLES or bool(rule.leaves(rule.pool(watch.look(lm, state, number)[1][key]), threshold)):
                 break
@@ -164,7 +164,7 @@ def test_a_threshold_in_the_trace_is_really_leaving_by_it(name: str, key: str, s
 
 
 def signals_of(lm: Any, ids: Any, n_cycles: int | None = None) -> dict[str, list[torch.Tensor]]:
-    state, watch = lm.embed(ids, with_mass=True, n_cycles=n_cycles), Watch(all_rules())
+    state, watch = lm.embed(ids, with_mass=True, n_cycles=n_cycles), SignalWatch(all_rules())
     found: dict[str, list[torch.Tensor]] = {}
     for number in lm.cycles(state):
         for key, signal in watch.look(lm, state, number)[1].items():
@@ -200,7 +200,10 @@ def test_no_signal_sees_later_cycles(name: str) -> None:
 
 def test_no_rule_can_see_labels() -> None:
     """Neither the view nor what makes it is given any; and other labels leave every signal as it is."""
-    assert not {"labels", "targets", "goal"} & {*inspect.signature(Watch.look).parameters, *View.__dataclass_fields__}
+    assert not {"labels", "targets", "goal"} & {
+        *inspect.signature(SignalWatch.look).parameters,
+        *View.__dataclass_fields__,
+    }
     lm, (ids, targets) = model(CYCLED[0]), data()
     first, second = (evaluate(lm, ids, goal, rules=all_rules()) for goal in (targets, targets[::-1].copy()))
     assert first.signals.keys() == second.signals.keys()
@@ -219,7 +222,7 @@ def test_signals_stay_in_their_range(key: str) -> None:
 def test_a_batch_that_shrinks_goes_on_as_if_it_had_not() -> None:
     lm, ids = model("ztt"), tokens(N)
     whole, kept = signals_of(lm, ids), torch.tensor([1, 2, 5])
-    state, watch = lm.embed(ids, with_mass=True), Watch(all_rules())
+    state, watch = lm.embed(ids, with_mass=True), SignalWatch(all_rules())
     steps = lm.cycles(state)
     next(steps)
     watch.look(lm, state, 1)

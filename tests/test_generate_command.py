@@ -19,7 +19,7 @@ from bench.run.execution import execute_study
 from bench.run.going import run_cell
 from bench.store.store import Store
 from bench.study.plan import make_plan
-from reports.page import write
+from reports.page import write_report
 
 TEXT = ["In the beginning God created the heaven and the earth.\n", "Größe, naïve 日本 \N{ROCKET}  two  spaces\t"] * 4
 STUDY = """
@@ -131,7 +131,7 @@ def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tm
             1 - row["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"]
         )
     assert record["execution"] == {"zero_attention": [json.loads(json.dumps(row)) for _, row in found]}
-    write(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
+    write_report(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "saved FLOPs beside saved time" in text and f"{found[0][1]['threshold']:.4g}" in text

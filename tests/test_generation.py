@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from bench.errors import UserError
-from bench.evaluate.rules import Watch, get_rule
+from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.cache import ExitCache
 from bench.exits.generation import EarlyExit, Policy
 from bench.model.language_model import CycleForCausalLM
@@ -40,7 +40,7 @@ def middle_threshold(lm: CycleForCausalLM, key: str) -> float:
     """The median of the last tokens' signals in a pass over other tokens: some leave there and some do not."""
     rule, found = get_rule(key), []
     state = lm.embed(tokens(16, 9, seed=5), with_mass=rule.reads_zero_attention)
-    watch = Watch([rule])
+    watch = SignalWatch([rule])
     for number in lm.cycles(state):
         if number < lm.schedule.n_cycles:
             found.append(watch.look(lm, state, number)[1][key][:, -1])

@@ -21,7 +21,7 @@ from bench.study.hypotheses import resolve
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.study.schema import Study
-from reports.page import write
+from reports.page import write_report
 from reports.power import power_rows
 from reports.verdicts import differences, verdicts
 
@@ -182,7 +182,7 @@ def test_differences_show_the_metrics_own_direction() -> None:
 
 def test_the_report_answers_each_hypothesis_under_the_question(tmp_path: Path) -> None:
     manifest = declare(MANIFEST, task="p_hop", claim="<ztt> wins")
-    write(manifest, RESULTS, tmp_path)
+    write_report(manifest, RESULTS, tmp_path)
     page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert (
         page.index("Is &lt;this&gt;") < page.index("Verdicts") < page.index("&lt;ztt&gt; wins") < page.index("Results")

@@ -20,7 +20,7 @@ import pytest
 
 from bench.processes import me
 from bench.run.executors import local
-from bench.run.lease import Lease, LeaseLostError, Watch, read
+from bench.run.lease import Lease, LeaseLostError, LeaseWatch, read_lease
 from bench.run.runner import Running, run_study
 from bench.store.store import Store
 from bench.study.load import study_from
@@ -31,16 +31,16 @@ N_WORKERS = int(os.environ.get("CYCLEBENCH_LEASE_WORKERS", "4"))  # of two studi
 
 
 def test_a_cell_is_held_by_one_and_given_back(tmp_path: Path) -> None:
-    watch = Watch()
+    watch = LeaseWatch()
     assert watch.free(tmp_path) == 1
     lease = Lease.take(tmp_path, 1)
     assert lease is not None and Lease.take(tmp_path, 1) is None
     with lease:
         lease.note(step=3)
         assert watch.free(tmp_path) is None
-        held = read(tmp_path)
+        held = read_lease(tmp_path)
         assert held is not None and held["owner"]["pid"] == os.getpid()
-    assert watch.free(tmp_path) == 2 and read(tmp_path) is None
+    assert watch.free(tmp_path) == 2 and read_lease(tmp_path) is None
     assert Lease.take(tmp_path, 1) is None, "a number that has been given is never given again"
     second = Lease.take(tmp_path, 2)
     assert second is not None
@@ -60,13 +60,13 @@ def test_the_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: P
     process.start()
     process.join()
     assert (tmp_path / "lease.1").exists()
-    assert Watch(expiry=1e9).free(tmp_path) == 2
+    assert LeaseWatch(expiry=1e9).free(tmp_path) == 2
 
 
 def test_a_process_that_took_over_a_dead_ones_number_is_not_mistaken_for_it(tmp_path: Path) -> None:
     owner = {**me(), "born": 12345.0}
     (tmp_path / "lease.1").write_text(json.dumps({"owner": owner, "since": 0.0, "released": False}))
-    assert Watch(expiry=1e9).free(tmp_path) == 2
+    assert LeaseWatch(expiry=1e9).free(tmp_path) == 2
 
 
 @pytest.mark.parametrize("content", ["other machine", "", "[]", '{"owner": 3'])
@@ -76,7 +76,7 @@ def test_the_lease_of_another_machine_expires_by_the_watch_alone(tmp_path: Path,
         content = json.dumps({"owner": {**me(), "machine": "another"}, "since": 0.0, "released": False})
     path.write_text(content)
     os.utime(path, (1.0, 1.0))  # a clock that is decades off
-    watch = Watch(expiry=0.2)
+    watch = LeaseWatch(expiry=0.2)
     assert watch.free(tmp_path) is None
     time.sleep(0.3)
     os.utime(path, (2.0, 2.0))  # renewed
@@ -91,9 +91,9 @@ def test_a_holder_renews_and_learns_that_it_was_superseded(tmp_path: Path) -> No
     with lease:
         lease.note(step=7)
         until = time.monotonic() + 20
-        while (read(tmp_path) or {}).get("step") != 7 and time.monotonic() < until:
+        while (read_lease(tmp_path) or {}).get("step") != 7 and time.monotonic() < until:
             time.sleep(0.01)
-        assert (read(tmp_path) or {})["step"] == 7
+        assert (read_lease(tmp_path) or {})["step"] == 7
         lease.check()
         (tmp_path / "lease.2").write_text("{}")
         while not lease._lost and time.monotonic() < until:

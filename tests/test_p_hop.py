@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bench.config import IGNORED
 from bench.data.batches import arrays
 from bench.data.p_hop import hop_targets
-from bench.data.task import TaskData, get_task, rows
+from bench.data.task import TaskData, get_task, sequences_as_values
 from bench.errors import UserError
 
 SMALL = {"length": 24, "n_train": 600, "n_valid": 100, "n_test": 200}
@@ -67,7 +67,7 @@ def test_hops_drawn_for_each_sequence_are_told_in_its_first_token() -> None:
 @pytest.mark.parametrize("dense", [True, False])
 def test_splits_do_not_overlap_and_nothing_repeats(dense: bool) -> None:
     data = make(length=8, dense=dense, hops=1)  # a space small enough for chance to repeat sequences
-    every = np.concatenate([rows(arrays(split)[0]) for split in (data.train, data.valid, data.test)])
+    every = np.concatenate([sequences_as_values(arrays(split)[0]) for split in (data.train, data.valid, data.test)])
     assert len(every) == 900 and len(np.unique(every)) == 900
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bench.config import Cell
 from bench.data.batches import Batches, arrays, views
-from bench.data.prepared import cell_data, load, prepare, save
+from bench.data.prepared import cell_data, load_prepared, prepare, save
 from bench.data.task import Metric, TaskData, get_task, make_data, task_data
 from bench.errors import CellError
 from bench.processes import worker_context
@@ -47,7 +47,7 @@ def cell(task: str = "recall", seed: int = 0) -> Cell:
 def test_what_is_read_is_what_was_made(tmp_path: Path, task: str) -> None:
     made = get_task(task, TASKS[task]).build()
     save(made, tmp_path / made.fingerprint, tmp_path)
-    read = load(tmp_path / made.fingerprint)
+    read = load_prepared(tmp_path / made.fingerprint)
     assert read is not None and list(tmp_path.iterdir()) == [tmp_path / made.fingerprint]
     shutil.rmtree(tmp_path / made.fingerprint)  # a cell that has begun needs it no more
     for name in ("vocab_size", "length", "max_length", "fingerprint", "metric", "bytes_per_token"):
@@ -63,7 +63,7 @@ def test_training_reads_the_file_itself(tmp_path: Path) -> None:
     made = get_task("recall", {"length": 64, "n_train": 20_000, "n_valid": 5, "n_test": 5}).build()
     save(made, tmp_path / made.fingerprint, tmp_path)
     before = pa.total_allocated_bytes()
-    read = load(tmp_path / made.fingerprint)
+    read = load_prepared(tmp_path / made.fingerprint)
     assert read is not None
     mapped, whole = Batches(read.train, 8, 0), Batches(made.train, 8, 0)
     size = mapped.ids.nbytes + mapped.targets.nbytes
@@ -105,10 +105,10 @@ def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
         data = bytearray((folder / name).read_bytes())
         data[len(data) // 2] ^= 1
         (folder / name).write_bytes(data)
-        assert load(folder) is None, name
+        assert load_prepared(folder) is None, name
         shutil.rmtree(store.folder(planned.id))
         assert run_cell(planned, store)["metrics"] == first["metrics"]
-        assert load(folder) is not None
+        assert load_prepared(folder) is not None
 
 
 def test_data_other_than_planned_are_refused_and_not_stored(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_processes_that_begin_together_leave_one_whole_copy(tmp_path: Path) -> N
             (folder / "tokenizer" / "tokenizer.json").unlink()
         with ProcessPoolExecutor(4, worker_context()) as pool:
             found = list(pool.map(_fingerprint, cells, [store] * 4))
-        assert found == [cells[0].fingerprint] * 4 and load(folder) is not None
+        assert found == [cells[0].fingerprint] * 4 and load_prepared(folder) is not None
         assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
 
 
@@ -159,7 +159,7 @@ def test_a_study_prepares_its_data_before_its_cells_begin(tmp_path: Path) -> Non
     prepare([cell(), cell("text"), cell(seed=1)], store)
     assert {path.name for path in (tmp_path / "data").iterdir()} == {cell().fingerprint, cell("text").fingerprint}
     prepare([cell().model_copy(update={"fingerprint": "0" * 64})], store)  # its cells say why there are none
-    assert load(store.data("0" * 64)) is None
+    assert load_prepared(store.data("0" * 64)) is None
 
 
 def test_a_disk_that_refuses_the_data_is_told(tmp_path: Path) -> None:

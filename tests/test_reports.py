@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
 from reports.drawing import figures
-from reports.page import write
+from reports.page import write_report
 from reports.render import KINDS
 from reports.table import further_tests, summary, summary_table
 from reports.units import human
@@ -33,7 +33,7 @@ TABLES = ("P(dominates reference)", "interquartile mean")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    paths = write(MANIFEST, RESULTS, out, formats=KINDS)
+    paths = write_report(MANIFEST, RESULTS, out, formats=KINDS)
     assert sorted(paths) == sorted(out.iterdir())
     return out
 
@@ -131,7 +131,9 @@ def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
 
 
 def test_the_same_results_make_the_same_files(written: Path, tmp_path: Path) -> None:
-    figures = [path for path in write(ONE_TASK, RESULTS, tmp_path, formats=KINDS) if path.stem.endswith("_p_hop")]
+    figures = [
+        path for path in write_report(ONE_TASK, RESULTS, tmp_path, formats=KINDS) if path.stem.endswith("_p_hop")
+    ]
     assert len(figures) == 3 * len(OF_A_TASK)
     for path in figures:
         assert path.read_bytes() == (written / path.name).read_bytes(), path.name
@@ -165,7 +167,7 @@ def test_eight_paired_seeds_can_tell() -> None:
 
 @pytest.mark.parametrize("keep", [0, 1])
 def test_few_or_no_results_still_make_a_report(keep: int, tmp_path: Path) -> None:
-    paths = write(ONE_TASK, dict(list(RESULTS.items())[:keep]), tmp_path, published=True)
+    paths = write_report(ONE_TASK, dict(list(RESULTS.items())[:keep]), tmp_path, published=True)
     names = {path.name for path in paths}
     assert {"report.md", "results.csv"} <= names
     assert ("accuracy_vs_flops_p_hop.png" in names) == bool(keep)

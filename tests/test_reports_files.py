@@ -21,7 +21,7 @@ from bench.store.store import Store
 from reports.drawing import figures
 from reports.figures import accuracy_vs_flops, zero_attention
 from reports.look import STYLE
-from reports.page import write
+from reports.page import write_report
 from reports.read import read
 from reports.render import KINDS, rendering
 
@@ -74,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     measures = [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
     claim = {"claim": CLAIM, "better": "ztt", "than": "htc", "task": "p_hop", "measures": measures, "margin": 0.0}
-    write({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out, formats=KINDS)
+    write_report({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out, formats=KINDS)
     return out
 
 
@@ -127,7 +127,7 @@ def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> Non
 
 
 def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
-    paths = write(ONE_TASK, RESULTS, tmp_path, published=True)
+    paths = write_report(ONE_TASK, RESULTS, tmp_path, published=True)
     assert {path.suffix for path in paths} == {".png", ".md", ".csv"}
     text = (tmp_path / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
@@ -185,6 +185,6 @@ def test_what_is_read_from_the_store_makes_the_same_report(written: Path, tmp_pa
     results = read(store, MANIFEST)
     assert results.keys() == RESULTS.keys()
     assert len(json.dumps(results, default=list)) < len(json.dumps(RESULTS))
-    for path in write(ONE_TASK, results, tmp_path / "report", published=True):
+    for path in write_report(ONE_TASK, results, tmp_path / "report", published=True):
         if path.suffix == ".png" or path.name == "results.csv":
             assert path.read_bytes() == (written / path.name).read_bytes(), path.name

@@ -18,9 +18,9 @@ from bench.data.task import TaskData, get_task
 from bench.errors import UserError
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
-from bench.run.cells import Job, work
+from bench.run.cells import Job, run_job
 from bench.run.executors.local import worker_context
-from bench.run.lease import Watch
+from bench.run.lease import LeaseWatch
 from bench.store.store import Store
 from bench.train.checkpoints import Checkpoints, Every, Position
 from bench.train.device import repeatable
@@ -157,7 +157,7 @@ def _cell(data: TaskData) -> Cell:
 
 
 def _work(cell: Cell, root: Path, lease: int) -> None:
-    work(Job(cell, "ztt", root, Every(None, 4), lease), lambda kind, arguments: None)
+    run_job(Job(cell, "ztt", root, Every(None, 4), lease), lambda kind, arguments: None)
 
 
 def test_killed_processes_leave_what_one_that_lived_leaves(data: TaskData, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_killed_processes_leave_what_one_that_lived_leaves(data: TaskData, tmp_p
         store = Store(tmp_path / name)
         folder = store.folder(cell.id)
         while not store.done(cell.id):
-            number = Watch().free(folder)
+            number = LeaseWatch().free(folder)
             assert number is not None
             process = worker_context().Process(target=_work, args=(cell, store.root, number))
             process.start()

@@ -19,7 +19,7 @@ from bench.study.load import study_from
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep import budgets, storage, thresholds
 from bench.sweep.run import run_sweep
-from bench.sweep.storage import default_url, open_storage, open_study, shown_url
+from bench.sweep.storage import default_url, open_storage, open_trials, shown_url
 
 IDS = ("a" * 64, "b" * 64)
 
@@ -155,11 +155,11 @@ def budget_job(root: Path, trials: int, max_flops: float | None = None, **spec: 
 def test_budget_trials_are_cells_and_go_on(tmp_path: Path) -> None:
     events: list[str] = []
     small = budget_job(tmp_path, 2)
-    budgets.work(small, lambda kind, _: events.append(kind))
+    budgets.run_trials(small, lambda kind, _: events.append(kind))
     assert events.count("finish") == 2
-    budgets.work(small, lambda kind, _: events.append("again"))
+    budgets.run_trials(small, lambda kind, _: events.append("again"))
     assert "again" not in events
-    budgets.work(budget_job(tmp_path, 4), lambda kind, _: events.append(kind))
+    budgets.run_trials(budget_job(tmp_path, 4), lambda kind, _: events.append(kind))
     row = budgets.row(small)
     assert row["trials"] == 4 and len(row["cells"]) + row["pruned"] == 4
     store = Store(tmp_path)
@@ -180,7 +180,7 @@ def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
     full = budget_job(tmp_path, 2, ranges={"model.n_cycles": [1, 2], "train.steps": [5]})
     costs = [budgets.forward_flops(budgets.planned_at(full, {"model.n_cycles": n})) for n in (1, 2)]
     limited = replace(full, max_flops=(costs[0] + costs[1]) / 2)
-    budgets.work(limited, lambda *_: None)
+    budgets.run_trials(limited, lambda *_: None)
     row = budgets.row(limited)
     assert row["trials"] == 2 and all(point["params"]["model.n_cycles"] == 1 for point in row["front"])
     study = optuna.load_study(study_name="b", storage=limited.url)
@@ -189,7 +189,7 @@ def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
         assert Store(tmp_path).done(trial.user_attrs["cell"]) == (trial.state == TrialState.COMPLETE)
     monkeypatch.setattr(storage, "TRIED", 5)  # not fifty trials
     with pytest.raises(UserError, match=r"nearly all are refused, the last: .* max_flops"):
-        budgets.work(
+        budgets.run_trials(
             replace(full, name="none", max_flops=1.0, spec=full.spec.model_copy(update={"trials": 1})), lambda *_: None
         )
 
@@ -197,7 +197,7 @@ def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
 def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budgets, "behind", lambda study, share, loss, flops: share > 0.4)
     small = budget_job(tmp_path, 1)
-    budgets.work(small, lambda *_: None)
+    budgets.run_trials(small, lambda *_: None)
     (trial,) = optuna.load_study(study_name="b", storage=small.url).trials
     assert trial.state == TrialState.PRUNED and "pruned at" in trial.user_attrs["reason"]
     assert not Store(tmp_path).done(trial.user_attrs["cell"])
@@ -206,7 +206,7 @@ def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_trials_of_dead_processes_and_surplus_ones_do_not_count(tmp_path: Path) -> None:
-    study = open_study(open_storage(default_url(tmp_path)), "s", True)
+    study = open_trials(open_storage(default_url(tmp_path)), "s", True)
     stored(tmp_path)
     study.add_trial(create_trial(state=TrialState.FAIL))
     assert thresholds.search(job(tmp_path, trials=5))["trials"] == 5

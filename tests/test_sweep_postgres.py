@@ -87,4 +87,4 @@ def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path
 
 
 def budget_worker(shared: budgets.BudgetJob) -> None:
-    budgets.work(shared, lambda *_: None)
+    budgets.run_trials(shared, lambda *_: None)

@@ -16,7 +16,7 @@ from test_p_hop import oracle as hop_oracle
 from bench.config import IGNORED
 from bench.data.batches import arrays
 from bench.data.generated import Generated
-from bench.data.task import COLUMNS, Metric, Sample, TaskData, get_task, make_data, rows, tasks
+from bench.data.task import COLUMNS, Metric, Sample, TaskData, get_task, make_data, sequences_as_values, tasks
 from bench.errors import UserError
 
 Row, Options = list[int], dict[str, Any]
@@ -185,7 +185,7 @@ def test_no_sequence_is_in_two_splits_or_twice_in_one(setting: str) -> None:
     by_length: dict[int, list[Any]] = defaultdict(list)
     for split in build(setting).splits.values():
         ids = arrays(split)[0]
-        by_length[ids.shape[1]].append(rows(ids))
+        by_length[ids.shape[1]].append(sequences_as_values(ids))
     for parts in by_length.values():
         whole = np.concatenate(parts)
         assert len(np.unique(whole)) == len(whole)

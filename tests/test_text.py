@@ -12,7 +12,7 @@ import pytest
 
 from bench.data.batches import Batches, arrays
 from bench.data.kjv import TEST, VALID, books
-from bench.data.task import TaskData, get_task, rows
+from bench.data.task import TaskData, get_task, sequences_as_values
 from bench.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_kjv_is_split_by_whole_books(kjv: TaskData) -> None:
 
 
 def test_no_window_is_in_two_splits(kjv: TaskData) -> None:
-    train, valid, test = (rows(arrays(split)[0]) for split in (kjv.train, kjv.valid, kjv.test))
+    train, valid, test = (sequences_as_values(arrays(split)[0]) for split in (kjv.train, kjv.valid, kjv.test))
     assert not np.isin(train, valid).any() and not np.isin(train, test).any() and not np.isin(valid, test).any()
 
 
@@ -152,11 +152,11 @@ def test_an_epoch_shows_every_sequence_once(kjv: TaskData) -> None:
     batches = Batches(kjv.valid, 10, 0)
     seen = np.concatenate([batches.batch(step)[0] for step in range(-(-2 * len(ids) // 10))])[: 2 * len(ids)]
     for epoch in (seen[: len(ids)], seen[len(ids) :]):
-        np.testing.assert_array_equal(np.sort(rows(epoch)), np.sort(rows(ids)))
+        np.testing.assert_array_equal(np.sort(sequences_as_values(epoch)), np.sort(sequences_as_values(ids)))
     assert not np.array_equal(seen[: len(ids)], seen[len(ids) :])
 
 
 def test_a_batch_may_be_larger_than_the_split() -> None:
     data = get_task("p_hop", {"n_train": 5, "n_valid": 1, "n_test": 1}).build()
     ids, _ = Batches(data.train, 12, 0).batch(0)
-    assert ids.shape == (12, 64) and len(np.unique(rows(ids))) == 5
+    assert ids.shape == (12, 64) and len(np.unique(sequences_as_values(ids))) == 5

@@ -16,7 +16,7 @@ from settings import VOCAB, make, tokens
 from bench.config import IGNORED
 from bench.errors import UserError
 from bench.evaluate.evaluation import by_cycles, evaluate, rule_flops
-from bench.evaluate.rules import Watch, all_rules, get_rule
+from bench.evaluate.rules import SignalWatch, all_rules, get_rule
 from bench.evaluate.trace import Trace, with_bits
 from bench.model.costs import counted_flops, exit_flops, pass_flops
 
@@ -146,7 +146,7 @@ def test_a_rules_flops_are_those_of_really_leaving(name: str, options: dict[str,
         for leave, expected in enumerate(rule_flops(lm, rule, ids.shape[1]), 1):
 
             def run(leave: int = leave, rule: Any = rule) -> None:
-                state, watch = lm.embed(ids, with_mass=rule.reads_zero_attention), Watch([rule])
+                state, watch = lm.embed(ids, with_mass=rule.reads_zero_attention), SignalWatch([rule])
                 logits = None
                 for number in lm.cycles(state):
                     if number < lm.schedule.n_cycles:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from records import MANIFEST, planned, record
 
 from bench.store.store import Store
-from bench.store.tracking import CELL, EXPERIMENT, Tracker
+from bench.store.tracking import CELL_TAG, EXPERIMENT, Tracker
 
 
 def children(client: MlflowClient) -> list[Any]:
@@ -56,7 +56,7 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> str:
 
 def test_one_child_a_cell_with_metrics_by_step_and_by_flops(sqlite: str) -> None:
     client = MlflowClient(sqlite)
-    runs = {run.data.tags[CELL]: run for run in children(client)}
+    runs = {run.data.tags[CELL_TAG]: run for run in children(client)}
     assert set(runs) == {cell["id"] for cell in MANIFEST["cells"][:3]}
     cell = MANIFEST["cells"][0]
     run, expected = runs[cell["id"]], record(cell)

@@ -18,9 +18,9 @@ from bench.run.cells import failure
 from bench.run.lease import Lease
 from bench.run.runner import Running, run_study
 from bench.run.status import status
-from bench.run.verify import check_stored, difference, rerun
+from bench.run.verify import check_stored, record_difference, rerun
 from bench.store.store import Store
-from bench.store.tracking import CELL, Tracker
+from bench.store.tracking import CELL_TAG, Tracker
 from bench.study.plan import Plan
 
 
@@ -74,9 +74,9 @@ def test_times_may_differ_and_nothing_else(copy: tuple[Plan, Store]) -> None:
     record = copy[1].record(copy[0].cells[0].cell.id)
     other = json.loads(json.dumps(record))
     other["history"][0]["seconds"] += 1
-    assert record is not None and difference(record, other) == ""
+    assert record is not None and record_difference(record, other) == ""
     other["history"][0]["lr"] *= 1 + 1e-15
-    assert "history[0].lr" in difference(record, other)
+    assert "history[0].lr" in record_difference(record, other)
 
 
 def test_status_tells_done_running_failed_and_waiting(
@@ -104,7 +104,7 @@ def test_status_tells_done_running_failed_and_waiting(
     shown = capsys.readouterr().out
     for text in ("2 of 4 cells done, 1 running, 1 failed, 0 waiting", "1,234", "3/6", "1:01:01", "loss is nan"):
         assert text in shown
-    assert lease.read(store.folder(htc.id)) is None
+    assert lease.read_lease(store.folder(htc.id)) is None
 
 
 def test_status_before_anything_is_done_knows_the_cost_from_the_study(copy: tuple[Plan, Store], tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def _logged(uri: str) -> dict[str, Any]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("cyclebench")
     assert experiment is not None
-    runs = [run for run in client.search_runs([experiment.experiment_id]) if CELL in run.data.tags]
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if CELL_TAG in run.data.tags]
     names = {key for run in runs for key in run.data.metrics}
     return {
-        run.data.tags[CELL]: {
+        run.data.tags[CELL_TAG]: {
             "metrics": {
                 name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in names
             },

@@ -171,7 +171,7 @@ def sweep(
     from bench.store.tracking import Tracker  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
-    from reports.sweeps import budget_rows, findings, threshold_rows, write  # start-up
+    from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
     store = Store(runs)
     url = storage or default_url(runs)
@@ -184,7 +184,7 @@ def sweep(
             screen().print(table)
     for finding in findings(result):
         print(finding)
-    for path in write(result, out or runs / "reports" / chosen.name):
+    for path in write_sweep(result, out or runs / "reports" / chosen.name):
         print(path)
 
 

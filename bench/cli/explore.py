@@ -107,7 +107,7 @@ def costs_(
 
     For example: cyclebench costs additions
     """
-    from bench.perf.additions import cost_rows, shown, write  # start-up
+    from bench.perf.additions import cost_rows, shown, write_costs  # start-up
     from bench.study.load import load_study  # start-up
     from bench.study.plan import make_plan  # start-up
     from bench.train.device import environment_of  # start-up
@@ -120,7 +120,7 @@ def costs_(
     for row in tables:
         table.add_row(*row.values())
     screen().print(table)
-    for path in write(chosen, rows, batch, command_line(), place, out):
+    for path in write_costs(chosen, rows, batch, command_line(), place, out):
         print(path)
 
 

@@ -38,7 +38,7 @@ def bench_(
     For example: cyclebench bench --only training --only packing
     """
     from bench.perf.sections import measured, place  # start-up
-    from reports.performance import table, write  # start-up
+    from reports.performance import table, write_performance  # start-up
 
     sections = {}
     for name, section in measured(only or (), device.value, rounds):
@@ -49,5 +49,5 @@ def bench_(
             found.add_row(*row)
         screen().print(found)
     result = {"command": command_line(), "rounds": rounds, "environment": place(device.value), "sections": sections}
-    for path in write(result, out):
+    for path in write_performance(result, out):
         print(path)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from bench.config import IGNORED, Strict
-from bench.data.task import Metric, Sample, Task, TaskData, Tokens, get_task, make_data, rows
+from bench.data.task import Metric, Sample, Task, TaskData, Tokens, get_task, make_data, sequences_as_values
 from bench.errors import UserError
 
 MIN_ACCEPTED = 0.01  # share of drawn sequences that must be usable and new
@@ -94,7 +94,7 @@ class Generated(Task):
         while got < count:
             size = max(1024, count - got)
             drawn = self.sample(size, rng)
-            whole, length = rows(drawn.ids), drawn.ids.shape[1]
+            whole, length = sequences_as_values(drawn.ids), drawn.ids.shape[1]
             fresh = np.zeros(len(whole), dtype=bool)
             fresh[np.unique(whole, return_index=True)[1]] = True
             if length in seen:

@@ -45,14 +45,14 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     Raises CellError if they are not those that the cell was planned with, UserError if they cannot be made.
     """
     folder, room = store.data(cell.fingerprint), store.folder(cell.id)
-    found = load(folder)
+    found = load_prepared(folder)
     if found is not None:
         return found
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
     if not _stored(made, folder, room):
-        found = load(folder)
+        found = load_prepared(folder)
         if found is not None:  # of a process that has been faster
             return found
         aside = room / f".damaged.{os.getpid()}"
@@ -60,7 +60,7 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
             os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
         _stored(made, folder, room)
-    return load(folder) or made
+    return load_prepared(folder) or made
 
 
 def _stored(made: TaskData, folder: Path, room: Path) -> bool:
@@ -99,7 +99,7 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
         (target / ABOUT).write_text(json.dumps(about, indent=1))
 
 
-def load(folder: Path) -> TaskData | None:
+def load_prepared(folder: Path) -> TaskData | None:
     """The data in a folder of the name of their fingerprint, mapped into memory; None if they are missing or damaged.
     Nothing of the folder is needed by name afterwards. Raises OSError if it cannot be read.
     """

@@ -183,7 +183,7 @@ def _table(sample: Sample, vocab_size: int) -> pa.Table:
     return pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices})
 
 
-def rows(ids: Tokens) -> NDArray[np.void]:
+def sequences_as_values(ids: Tokens) -> NDArray[np.void]:
     """The sequences [N, T] as N opaque values that can be compared and looked up whole."""
     ids = np.ascontiguousarray(ids)
     return ids.view(np.dtype((np.void, ids.dtype.itemsize * ids.shape[1]))).ravel()

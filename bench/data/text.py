@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from bench.config import Strict
-from bench.data.task import Metric, TaskData, Tokens, make_data, rows
+from bench.data.task import Metric, TaskData, Tokens, make_data, sequences_as_values
 from bench.data.tokenizers import PRETRAINED, make_encoder, make_tokenizer
 from bench.errors import UserError
 
@@ -56,10 +56,10 @@ def text_data(documents: Mapping[str, Sequence[str]], options: TextOptions) -> T
                 f"options.length: {options.length} needs more text than the {len(stream)} tokens of split {name!r}"
             )
         splits[name] = _windows(stream, options.length)
-    held_out = np.concatenate([rows(splits[name][0]) for name in ("valid", "test")])
-    fresh = ~np.isin(rows(splits["train"][0]), held_out)
+    held_out = np.concatenate([sequences_as_values(splits[name][0]) for name in ("valid", "test")])
+    fresh = ~np.isin(sequences_as_values(splits["train"][0]), held_out)
     splits["train"] = (splits["train"][0][fresh], splits["train"][1][fresh])
-    fresh = ~np.isin(rows(splits["valid"][0]), rows(splits["test"][0]))
+    fresh = ~np.isin(sequences_as_values(splits["valid"][0]), sequences_as_values(splits["test"][0]))
     splits["valid"] = (splits["valid"][0][fresh], splits["valid"][1][fresh])
     for name, (ids, targets) in splits.items():
         keep = getattr(options, f"n_{name}")

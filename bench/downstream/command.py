@@ -14,7 +14,7 @@ from bench.errors import UserError
 from bench.pretrained.share import FACTS, add_scores
 from bench.store.files import atomic_write
 from bench.store.tracking import log_evaluation
-from bench.study.overrides import Keys, apply
+from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
 
 
@@ -59,5 +59,5 @@ def task_options(overrides: Sequence[str], tasks: Sequence[str]) -> dict[str, di
                 f"--set {override!r} must be TASK.OPTION=VALUE of one of this suite's tasks in --tasks, "
                 "for example kjv.length=256"
             )
-        apply(options, override, Keys(lambda parents: fields.get(tuple(parents), own), "kjv.length=256"))
+        apply_override(options, override, Keys(lambda parents: fields.get(tuple(parents), own), "kjv.length=256"))
     return options

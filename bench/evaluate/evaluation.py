@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
-from bench.evaluate.rules import Rule, Watch, get_rule
+from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.evaluate.trace import Trace
 from bench.model.costs import exit_flops, pass_flops
 from bench.model.network import Network
@@ -94,7 +94,7 @@ def _batch(
 ) -> dict[str, NDArray[np.float64]]:
     """The trace's arrays for a batch, and under each rule's key its signals [B, C]; masses: zero attention [B, S]."""
     state = lm.embed(tokens, with_mass=bool(rules), n_cycles=n_cycles)
-    schedule, watch = state.schedule, Watch(rules, rows)
+    schedule, watch = state.schedule, SignalWatch(rules, rows)
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for number in lm.cycles(state):
         if not every_exit and number < schedule.n_cycles:

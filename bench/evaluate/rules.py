@@ -139,7 +139,7 @@ def all_rules() -> list[Rule]:
     return [rules.get(name)(aggregate) for name in rules.names() for aggregate in rules.get(name).aggregates]
 
 
-class Watch:
+class SignalWatch:
     """What rules remember from one exit point of a pass to the next.
 
     rules: those watched; rows: [B], which sequences of the data the pass is made of (0, 1, ... by default).

@@ -11,7 +11,7 @@ from bench.exits.execute import Granularity, execute
 from bench.model.language_model import CycleForCausalLM
 
 
-def measure(
+def measure_exits(
     lm: CycleForCausalLM,
     ids: NDArray[np.int64],
     targets: NDArray[np.int64],

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from bench.config import IGNORED
 from bench.errors import UserError
 from bench.evaluate.evaluation import EVAL_BATCH, rule_flops
-from bench.evaluate.rules import Rule, Watch, get_rule
+from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.exits.tokens import TokenCycle, tokens_of, upload
 from bench.model.costs import token_exit_flops
 from bench.model.network import Network
@@ -29,7 +29,7 @@ Threshold = float | Sequence[float]  # one for all exit points, or one for each
 
 
 @dataclass(frozen=True)
-class Execution:
+class Executed:
     """What leaving early gave for N sequences.
 
     Attributes:
@@ -74,7 +74,7 @@ def execute(
     n_cycles: int | None = None,
     batch: int = EVAL_BATCH,
     granularity: Granularity = "sequence",
-) -> Execution:
+) -> Executed:
     """Score sequences ids [N, T] against targets [N, T] (-100 is not scored), each leaving where the rule says.
 
     Args:
@@ -102,7 +102,7 @@ def execute(
     order = np.argsort(np.concatenate([left.rows for left in found]))
     cycle = np.concatenate([left.cycle for left in found])[order]
     flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles)
-    return Execution(cycle, loss[order], correct[order], (targets != IGNORED).sum(1), flops, seconds)
+    return Executed(cycle, loss[order], correct[order], (targets != IGNORED).sum(1), flops, seconds)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _batch(
     device = tokens.device
     state = lm.embed(tokens, n_cycles=n_cycles)
     last, found = state.schedule.n_cycles, list[_Left]()
-    watch = Watch([rule] if rule is not None else [], upload(rows, device))
+    watch = SignalWatch([rule] if rule is not None else [], upload(rows, device))
     lm.start(state)
     for number in range(1, last + 1):
         state.context.with_mass = rule is not None and rule.reads_zero_attention and number < last
@@ -187,7 +187,7 @@ def _tokens(
     last, found = state.schedule.n_cycles, list[_Left]()
     left, inside = np.full(tokens.shape, last), np.ones(tokens.shape, bool)
     # A row of its own for every token: a random rule must not draw the same for all of a sequence.
-    watch = Watch([rule], upload((rows[:, None] * length + np.arange(length)).ravel(), device))
+    watch = SignalWatch([rule], upload((rows[:, None] * length + np.arange(length)).ravel(), device))
     lm.start(state)
     for number in range(1, last + 1):
         state.context.with_mass = rule.reads_zero_attention and number < last

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from bench.errors import UserError, unknown
-from bench.evaluate.rules import Watch, get_rule
+from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
 from bench.exits.execute import Threshold, threshold_at
 from bench.exits.policy import Policy
@@ -126,7 +126,7 @@ class _Pass:
         keep = logits_to_keep or self.length
         n_cycles, inside = self.schedule.n_cycles, list(range(self.batch))
         # A row of its own for every token of every sequence: a random rule must not draw the same for all tokens.
-        watch = Watch([self.rule], torch.arange(self.batch, device=self.device) + self.batch * (self.total - 1))
+        watch = SignalWatch([self.rule], torch.arange(self.batch, device=self.device) + self.batch * (self.total - 1))
         left = [n_cycles] * self.batch  # the cycle each sequence leaves after
         logits: list[Tensor | None] = [None] * self.batch
         for number in range(1, n_cycles + 1):
@@ -156,7 +156,7 @@ class _Pass:
             self.cache.record(depth, self.total)
         return CycleOutput(logits=torch.stack(cast(list[Tensor], logits)), exit_depth=depth, cache=self.cache)
 
-    def _leaves(self, watch: Watch, tail: Walk, number: int, logits: Tensor | None) -> list[bool]:
+    def _leaves(self, watch: SignalWatch, tail: Walk, number: int, logits: Tensor | None) -> list[bool]:
         _, signals = watch.look(self.lm, tail, number, logits)
         if self.rule.key not in signals:
             raise UserError(f"exit rule {self.rule.key!r} cannot be used with this {self.lm.variant.name!r} model")

@@ -80,7 +80,9 @@ def shown(row: Row) -> dict[str, str]:
     }
 
 
-def write(study: Study, rows: list[Row], batch: int, command: str, place: dict[str, Any], out: Path) -> list[Path]:
+def write_costs(
+    study: Study, rows: list[Row], batch: int, command: str, place: dict[str, Any], out: Path
+) -> list[Path]:
     """Write ``costs.csv`` and ``costs.md`` into ``out``; their paths. place: the environment, as cells record it."""
     tables = [shown(row) for row in rows]
     base, model = rows[0], study.model

@@ -16,7 +16,7 @@ from bench.data.task import TaskData, task_data
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.perf.timing import Row, quartiles
-from bench.run.cells import Job, cell_log, work
+from bench.run.cells import Job, cell_log, run_job
 from bench.run.lease import Lease
 from bench.run.progress import Progress
 from bench.run.runner import Running, run_study
@@ -53,7 +53,7 @@ def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDA
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "runs")
         short = quick_cell(10, device)  # a record of the same size, sooner
-        record = work(Job(short.cell, "perf", store.root, every, 1), lambda *_: None)
+        record = run_job(Job(short.cell, "perf", store.root, every, 1), lambda *_: None)
         assert record is not None and record["status"] == "done", record
         tracker = Tracker(f"sqlite:///{folder}/mlflow.db", store)
         tracker.study({"study": "perf", "question": "", "git": None})
@@ -101,7 +101,7 @@ def skipping(cells: int, device: torch.device) -> float:
     planned = quick_cell(10, device)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        record = work(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)
+        record = run_job(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)
         many = [planned.cell.model_copy(update={"seed": seed}) for seed in range(1, cells + 1)]
         text = json.dumps(record, indent=1)
         for cell in many:

@@ -67,7 +67,7 @@ def _busy() -> float:
 
 def main() -> None:
     """Print the seconds of reading and of writing."""
-    from reports.page import write  # start-up: of the processes that render
+    from reports.page import write_report  # start-up: of the processes that render
     from reports.read import read  # start-up
 
     parser = argparse.ArgumentParser(prog="python -m bench.perf.report", description=first_line(__doc__ or ""))
@@ -82,7 +82,7 @@ def main() -> None:
         manifest = store.manifest(arguments.study) or {}
         results = read(store, manifest)
         reading, reading_busy = time.perf_counter() - start, _busy() - busy
-        paths = write(manifest, results, Path(folder) / "report")
+        paths = write_report(manifest, results, Path(folder) / "report")
         whole, whole_busy = time.perf_counter() - start, _busy() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     shape = f"{len(manifest['tasks'])} tasks x {len(manifest['variants'])} variants x {len(manifest['seeds'])} seeds"

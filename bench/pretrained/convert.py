@@ -82,6 +82,6 @@ def _mean(tensors: list[Tensor], uses: int) -> Tensor:
 
 
 @torch.no_grad()
-def difference(lm: CycleForCausalLM, pretrained: Pretrained) -> float:
+def logit_difference(lm: CycleForCausalLM, pretrained: Pretrained) -> float:
     """Largest difference of a logit from the source's on the probe, at one cycle."""
     return float((lm(pretrained.probe, n_cycles=1).logits.float() - pretrained.logits).abs().max())

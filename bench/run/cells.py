@@ -46,12 +46,12 @@ class Job:
     beat: float = BEAT
 
 
-def work(job: Job, tell: Tell) -> dict[str, Any] | None:
-    """Run a job's cell alone and return its record; see ``work_together``."""
-    return dict(work_together((job,), lambda _, kind, arguments: tell(kind, arguments)))[job.cell.id]
+def run_job(job: Job, tell: Tell) -> dict[str, Any] | None:
+    """Run a job's cell alone and return its record; see ``run_jobs``."""
+    return dict(run_jobs((job,), lambda _, kind, arguments: tell(kind, arguments)))[job.cell.id]
 
 
-def work_together(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def run_jobs(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Run the cells of jobs, trained together, and yield the id and the record of each as it ends; whatever goes wrong
     becomes the failure record of the cell it went wrong in.
 

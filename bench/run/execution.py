@@ -9,7 +9,7 @@ from bench.config import Cell
 from bench.data.batches import arrays
 from bench.data.task import task_data
 from bench.evaluate.rules import get_rule
-from bench.exits.clock import measure
+from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
 from bench.model.language_model import CycleForCausalLM
 from bench.store.store import Store
@@ -44,6 +44,6 @@ def execute_study(
         with repeatable(cell.seed, cell.train.threads):
             lm = CycleForCausalLM.from_pretrained(store.folder(cell.id) / "model").eval()
             for threshold in thresholds or sorted(set(tuned)):
-                rows.append(measure(lm, *arrays(data.test), rule, threshold, rounds, granularity))
+                rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield f"{planned['variant']}, {planned['task']}, seed {planned['seed']}", rows[-1]
         store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)

@@ -44,7 +44,7 @@ def _latest(folder: Path) -> tuple[int, Path] | None:
     return (max(numbers), folder / f"lease.{max(numbers)}") if numbers else None
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_lease(folder: Path) -> dict[str, Any] | None:
     """What the holder of a cell says of itself and its progress; None if nobody that may be alive holds it."""
     latest = _latest(folder)
     with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-class Watch:
+class LeaseWatch:
     """Sees which cells are free; remembers since when a lease has not been renewed."""
 
     def __init__(self, expiry: float = EXPIRY) -> None:
@@ -83,7 +83,7 @@ class Watch:
 
 def hold(folder: Path) -> Lease:
     """The lease of a cell, as soon as no other process holds it."""
-    watch = Watch()
+    watch = LeaseWatch()
     while True:
         number = watch.free(folder)
         lease = None if number is None else Lease.take(folder, number)

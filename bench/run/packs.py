@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.config import CELL, Cell, ModelConfig, TrainConfig
+from bench.config import CELL_SOURCE, Cell, ModelConfig, TrainConfig
 from bench.data.task import task_data
 from bench.model.costs import activation_bytes, meta_model, training_flops
 from bench.model.freezing import freeze
@@ -54,8 +54,8 @@ def packs(todo: Iterable[Planned], slots: int, pack: int | None) -> list[list[Pl
 def _kind(cell: Cell) -> str:
     """What cells must have in common."""
     told = cell.model_dump(mode="json", exclude={"seed": True, "train": {"lr"}})
-    if cell.init is not None and cell.init.source.startswith(CELL):
-        told["init"]["source"] = CELL  # its shape is this cell's
+    if cell.init is not None and cell.init.source.startswith(CELL_SOURCE):
+        told["init"]["source"] = CELL_SOURCE  # its shape is this cell's
     return json.dumps({**told, "seed": 0}, sort_keys=True)
 
 
@@ -70,7 +70,7 @@ def _most(kind: str, asked: bool) -> int:
     apart = config.compile, config.cuda_graphs, config.activation_checkpointing, config.random_cycles
     if any(apart) or config.processes > 1:
         return 1  # other programs; computed again outside of the stack; another depth for every seed; on ranks
-    if cell.init is not None and not cell.init.source.startswith(CELL):
+    if cell.init is not None and not cell.init.source.startswith(CELL_SOURCE):
         return 1  # a pretrained model is large enough
     lm = meta_model(variant, cell.model, data.vocab_size, data.max_length)
     freeze(lm, config.trained)

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import torch
 
-from bench.config import CELL
+from bench.config import CELL_SOURCE
 from bench.data.prepared import prepare
 from bench.run.cells import Job, failure
 from bench.run.executors import Event, Executor
 from bench.run.executors.local import LocalExecutor
 from bench.run.executors.ray import RayExecutor
-from bench.run.lease import BEAT, EXPIRY, Watch
+from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
 from bench.store.store import Records, Store
@@ -100,7 +100,7 @@ def _wanted(
             return retry or failures[id].get("kind") == "environment"
         return id not in done
 
-    sources = {f"{CELL}{id}" for id in unique if open_(id)}
+    sources = {f"{CELL_SOURCE}{id}" for id in unique if open_(id)}
     return [
         planned
         for id, planned in unique.items()
@@ -144,7 +144,7 @@ class _Study:
         self.jobs = 0
         self.elsewhere: set[str] = set()
         self.deaths: Counter[str] = Counter()
-        self.watch = Watch(how.expiry)
+        self.watch = LeaseWatch(how.expiry)
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Yield every cell's record."""

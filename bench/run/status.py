@@ -52,7 +52,7 @@ def status(store: Store, manifest: dict[str, Any]) -> Status:
         if store.done(cell["id"]):
             found.done += 1
             continue
-        held, share = lease.read(folder), 1.0
+        held, share = lease.read_lease(folder), 1.0
         if held is not None:
             found.running.append({"name": name, **held})
             share -= held.get("step", 0) / held.get("steps", 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import CELL, Cell
+from bench.config import CELL_SOURCE, Cell
 from bench.data.task import task_data
 from bench.errors import first_line, typed_line
 from bench.evaluate.trace import Trace
@@ -81,11 +81,11 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
         cell = Cell.model_validate(record["cell"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                if cell.init is not None and cell.init.source.startswith(CELL):
-                    id = cell.init.source.removeprefix(CELL)
+                if cell.init is not None and cell.init.source.startswith(CELL_SOURCE):
+                    id = cell.init.source.removeprefix(CELL_SOURCE)
                     (Path(scratch) / id).symlink_to(store.folder(id).resolve())
                 again = run_cell(cell, Store(Path(scratch)), stacked=record["stacked"])
-                problem = difference(record, json.loads(json.dumps(again)))
+                problem = record_difference(record, json.loads(json.dumps(again)))
             except Exception as error:
                 problem = f"it cannot be run again: {first_line(error)}"
         here = environment_of(cell.train)
@@ -95,7 +95,7 @@ def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0)
     return found
 
 
-def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+def record_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
     """The largest relative difference between two records of a cell and where it is; '' if there is none."""
     one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in (first, second))
     if set(one) != set(two):

@@ -18,7 +18,7 @@ from bench.processes import gone, me
 from bench.store.store import Store
 
 EXPERIMENT = "cyclebench"
-CELL = "cyclebench.cell"
+CELL_TAG = "cyclebench.cell"
 ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
 OWNER = "cyclebench.owner"  # the process that writes a child run, until it is complete
@@ -97,7 +97,7 @@ class Tracker:
             )
             for run in page:
                 if run.info.status in ("FINISHED", "FAILED"):
-                    yield run.data.tags.get(CELL, ""), run.data.tags.get(ATTEMPT, "")
+                    yield run.data.tags.get(CELL_TAG, ""), run.data.tags.get(ATTEMPT, "")
                 elif OWNER in run.data.tags and gone(json.loads(run.data.tags[OWNER])):
                     self.client.delete_run(run.info.run_id)
             token = page.token
@@ -116,7 +116,7 @@ class Tracker:
         began = int(1000 * (record["timing"]["started"] if done else record["at"]))
         tags = {
             "mlflow.parentRunId": self.parent,
-            CELL: record["id"],
+            CELL_TAG: record["id"],
             ATTEMPT: attempt,
             OWNER: json.dumps(me()),
             "variant": place.variant,

@@ -13,11 +13,11 @@ from bench.errors import UserError
 from bench.model.costs import count, pass_flops
 from bench.model.parts import PARTS
 from bench.model.variant import get_variant
-from bench.pretrained.convert import convert, difference
+from bench.pretrained.convert import convert, logit_difference
 from bench.pretrained.share import save_checkpoint
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, outline
-from bench.study.overrides import Keys, apply
+from bench.study.overrides import Keys, apply_override
 from bench.study.start import target_shape
 
 CARD_LENGTH = 256  # tokens that FLOPs are told for, or the longest sequence if it is shorter
@@ -42,14 +42,14 @@ def _below(parents: Sequence[str]) -> Iterable[str] | None:
     return fields.get(tuple(parents))
 
 
-KEYS = Keys(_below, "model.n_cycles=2")
+_KEYS = Keys(_below, "model.n_cycles=2")
 
 
 def conversion(overrides: Sequence[str]) -> Conversion:
     """What the overrides say. Raises UserError, in one line, for what they may not."""
     raw: dict[str, Any] = {}
     for override in overrides:
-        apply(raw, override, KEYS)
+        apply_override(raw, override, _KEYS)
     return parse(Conversion, raw, "--set")
 
 
@@ -68,7 +68,7 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
     sources_of(asked.sharing, shape.n_blocks, made.schedule(model))
     pretrained = load(source)
     lm = convert(pretrained, made, model, asked.sharing, seed)
-    off = difference(lm, pretrained)
+    off = logit_difference(lm, pretrained)
     length = min(CARD_LENGTH, lm.config.max_position_embeddings)
     lineage = {
         "converted from": source,

@@ -13,7 +13,7 @@ from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
 from bench.study.hypotheses import Hypothesis
-from bench.study.overrides import apply
+from bench.study.overrides import apply_override
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.study.yaml_text import parse_yaml
@@ -64,7 +64,7 @@ def study_from(
         raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
     raw = at_preset(raw, preset, where)
     for override in overrides:
-        apply(raw, override)
+        apply_override(raw, override)
     if isinstance(imports := raw.get("imports"), list) and all(isinstance(path, str) for path in imports):
         raw["imports"] = [str(((folder or Path()) / path).resolve()) for path in imports]
         import_files(raw["imports"], f"{where}: imports")

@@ -66,7 +66,7 @@ def _below_study(parents: Sequence[str]) -> Iterable[str] | None:
 OF_STUDY = Keys(_below_study, "train.steps=100")
 
 
-def apply(raw: dict[str, Any], override: str, keys: Keys = OF_STUDY) -> None:
+def apply_override(raw: dict[str, Any], override: str, keys: Keys = OF_STUDY) -> None:
     """Set ``a.b.c=value`` in the mapping; entries of a list are addressed by their label, name or claim.
 
     Raises UserError, in one line, for what is no such text, for a key that ``keys`` does not know, and for bad YAML.

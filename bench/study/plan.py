@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.config import CELL, Cell, Init, ModelConfig, TrainConfig
+from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig
 from bench.data.task import TaskData, get_task, task_data
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
@@ -95,7 +95,7 @@ def _start(init: str | None, entry: VariantEntry, cell: Cell | None) -> Init | N
     if init is None:
         return None
     if cell is not None:
-        return Init(source=f"{CELL}{cell.id}", sharing=entry.sharing)
+        return Init(source=f"{CELL_SOURCE}{cell.id}", sharing=entry.sharing)
     return external(init, entry.sharing)
 
 
@@ -103,7 +103,7 @@ def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
     """The cells in an order in which each finds what it starts from: first those that start from no cell."""
     later: dict[bool, list[Planned]] = {True: [], False: []}
     for planned in cells:
-        later[planned.cell.init is not None and planned.cell.init.source.startswith(CELL)].append(planned)
+        later[planned.cell.init is not None and planned.cell.init.source.startswith(CELL_SOURCE)].append(planned)
     return [stage for stage in (later[False], later[True]) if stage]
 
 

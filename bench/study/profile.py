@@ -15,7 +15,7 @@ from bench.model.schedule import Schedule
 from bench.model.variant import Variant, get_variant
 from bench.study.designs import expand
 from bench.study.entries import VariantEntry, check_distinct, check_reference
-from bench.study.overrides import Keys, apply
+from bench.study.overrides import Keys, apply_override
 from bench.study.shapes import matched, relevant
 
 
@@ -75,14 +75,14 @@ def _below(parents: Sequence[str]) -> Iterable[str] | None:
             return None
 
 
-KEYS = Keys(_below, "model.d_model=256")
+_KEYS = Keys(_below, "model.d_model=256")
 
 
 def comparison(variants: Sequence[str], overrides: Sequence[str]) -> Comparison:
     """What is to be profiled. Raises UserError, in one line, for whatever is wrong in it."""
     raw: dict[str, Any] = {"variants": list(variants)}
     for override in overrides:
-        apply(raw, override, KEYS)
+        apply_override(raw, override, _KEYS)
     return parse(Comparison, raw, "profile")
 
 

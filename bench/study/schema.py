@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import CELL, EvalConfig, ModelConfig, Strict, TrainConfig, parse
+from bench.config import CELL_SOURCE, EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError
 from bench.model.variant import Variant, get_variant
 from bench.study.designs import expand
@@ -97,7 +97,7 @@ class Study(Strict):
             raise ValueError(str(error)) from None
         for entry in self.variants:
             init = self.init_of(entry)
-            if init is not None and init.startswith(CELL) and self._starting(init) is None:
+            if init is not None and init.startswith(CELL_SOURCE) and self._starting(init) is None:
                 raise ValueError(f"init = {init!r} must name a variant that does not start from a cell itself")
             if init is not None and entry.match is not None:
                 raise ValueError(f"{entry.label}: match = {entry.match!r} cannot reshape a pretrained model")
@@ -107,18 +107,18 @@ class Study(Strict):
 
     def init_of(self, entry: VariantEntry) -> str | None:
         """What the entry's models start from; None: random weights."""
-        return entry.init or (None if self.init == f"{CELL}{entry.label}" else self.init)
+        return entry.init or (None if self.init == f"{CELL_SOURCE}{entry.label}" else self.init)
 
     def _starting(self, init: str) -> VariantEntry | None:
         """The entry that ``cell:LABEL`` names, if it does not start from another's cells."""
-        named = next((entry for entry in self.variants if f"{CELL}{entry.label}" == init), None)
+        named = next((entry for entry in self.variants if f"{CELL_SOURCE}{entry.label}" == init), None)
         start = self.init_of(named) if named is not None else None
-        return None if start is not None and start.startswith(CELL) else named
+        return None if start is not None and start.startswith(CELL_SOURCE) else named
 
     def init_entry(self, entry: VariantEntry) -> VariantEntry | None:
         """The entry whose cells the entry's cells start from, None if they start from something else."""
         init = self.init_of(entry)
-        return self._starting(init) if init is not None and init.startswith(CELL) else None
+        return self._starting(init) if init is not None and init.startswith(CELL_SOURCE) else None
 
     def variant(self, entry: VariantEntry) -> Variant:
         """The entry's variant with its options."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bench.config import CELL, Cell, Init, ModelConfig, parse
+from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, parse
 from bench.data.task import TaskData
 from bench.errors import CellError, UserError
 from bench.model.language_model import CycleForCausalLM, build_model
@@ -65,8 +65,8 @@ def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleForCausalLM:
         lm = build_model(variant, cell.model, data.vocab_size, data.max_length)
         lm.reset_parameters(cell.seed)
         return lm
-    if cell.init.source.startswith(CELL):
-        id = cell.init.source.removeprefix(CELL)
+    if cell.init.source.startswith(CELL_SOURCE):
+        id = cell.init.source.removeprefix(CELL_SOURCE)
         if not store.done(id):
             raise CellError(f"the cell it starts from, {id[:12]}, has no result")
         pretrained = load(str(store.folder(id) / "model"))

@@ -10,7 +10,6 @@ would still be at its high learning rate and look worse than it will be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,18 @@ from bench.errors import CellError, UserError
 from bench.evaluate.trace import Trace
 from bench.model.costs import costs
 from bench.model.variant import get_variant, variants
+from bench.run.cells import Tell
 from bench.run.going import run_cell
 from bench.run.lease import LeaseLostError, hold
 from bench.store.store import Store
 from bench.study.plan import Planned, make_plan
 from bench.study.schema import Study, VariantEntry
 from bench.study.sweep import BudgetSweep, Range
-from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_study, optimize
+from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_trials, optimize
 
 STARTUP = 4  # rivals that must be done before a trial is stopped
 WARMUP = 0.2  # share of the training before which none is stopped
 GRAIN = 1000  # steps of Optuna's pruner in a whole training
-
-Tell = Callable[[str, tuple[Any, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,10 @@ def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
 
 def opened(job: BudgetJob) -> optuna.Study:
     """The Optuna study of a job."""
-    return open_study(open_storage(job.url), job.name, job.higher_is_better)
+    return open_trials(open_storage(job.url), job.name, job.higher_is_better)
 
 
-def work(job: BudgetJob, tell: Tell) -> None:
+def run_trials(job: BudgetJob, tell: Tell) -> None:
     """Run trials until as many are done as were asked for. tell: called with the progress's events."""
     store = Store(job.root)
     study = opened(job)

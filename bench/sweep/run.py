@@ -200,7 +200,7 @@ def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
 
 
 def _budget_worker(job: budgets.BudgetJob, events: Any) -> None:
-    budgets.work(job, lambda kind, arguments: events.put((kind, arguments)))
+    budgets.run_trials(job, lambda kind, arguments: events.put((kind, arguments)))
 
 
 @contextmanager

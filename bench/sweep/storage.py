@@ -79,7 +79,7 @@ def _write_ahead(connection: Any, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def open_study(
+def open_trials(
     storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool, with_flops: bool = True
 ) -> optuna.Study:
     """The study of that name: its trials' values are the metric and, unless ``with_flops`` is false, the executed FLOPs

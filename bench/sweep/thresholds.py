@@ -20,7 +20,7 @@ from bench.evaluate.rules import get_rule
 from bench.evaluate.trace import ORACLES, Trace
 from bench.store.store import Store
 from bench.study.sweep import ThresholdSweep
-from bench.sweep.storage import best_within, done, open_storage, open_study, optimize_cheap
+from bench.sweep.storage import best_within, done, open_storage, open_trials, optimize_cheap
 
 NOT_TUNED = ("fixed", "random")  # the bounds of the others: a threshold of theirs is a number of cycles
 
@@ -94,7 +94,7 @@ def search(job: ThresholdJob) -> dict[str, Any]:
     test = traces(Store(job.root), job.ids, "test")
     levels = [Levels(trace, job.rule, job.spec.per_cycle) for trace in valid]
     points = levels[0].ordered.shape[1]
-    study = open_study(open_storage(job.url), job.name, job.higher_is_better)
+    study = open_trials(open_storage(job.url), job.name, job.higher_is_better)
 
     def thresholds(trial: Trial | FrozenTrial) -> list[Any]:
         shares = np.array([trial.params[name] for name in names])

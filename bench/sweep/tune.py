@@ -21,7 +21,7 @@ from bench.errors import UserError
 from bench.model.variant import variants
 from bench.study.plan import Plan, Planned, make_plan
 from bench.study.schema import Study, Tune, VariantEntry
-from bench.sweep.storage import open_storage, open_study, seed_of
+from bench.sweep.storage import open_storage, open_trials, seed_of
 
 Record = dict[str, Any]
 RunPlan = Callable[[Plan], Mapping[str, Record]]
@@ -47,7 +47,7 @@ class _Search:
         # A change in what is searched makes another study, so that no trial is taken for one of it.
         what = json.dumps([base.cell.id, ranges], sort_keys=True)
         parts = [name, entry.label, base.task, "tune", hashlib.sha256(what.encode()).hexdigest()[:12]]
-        self.study = open_study(storage, " / ".join(parts), self.up, with_flops=False)
+        self.study = open_trials(storage, " / ".join(parts), self.up, with_flops=False)
         self.trials: list[dict[str, Any]] = []
 
     def ask(self) -> VariantEntry:

@@ -116,7 +116,7 @@ class Training:
         self.lm, self.data, self.config = lm, data, config
         self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
-        self.flops = executed_flops(lm, config, data.length, self.cycles)
+        self.flops = flops_by_step(lm, config, data.length, self.cycles)
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed)
         lm.gradient_checkpointing = config.activation_checkpointing
@@ -360,7 +360,7 @@ def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | Non
     return [int(count) + 1 for count in rng.poisson(rate)]
 
 
-def executed_flops(
+def flops_by_step(
     lm: CycleForCausalLM, config: TrainConfig, length: int, cycles: list[int | None]
 ) -> NDArray[np.float64]:
     """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""

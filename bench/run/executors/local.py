@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
-from bench.run.cells import Job, work_together
+from bench.run.cells import Job, run_jobs
 from bench.run.executors import POLL, Event
 
 GRACE = 10.0  # seconds a worker has to give its lease back when the study is interrupted
@@ -106,7 +106,7 @@ def _serve(connection: Connection, gpus: str | None, packed: bytes) -> None:
         if pack is None:  # no more: its own and its brothers' copies of the parent's end may keep the end from coming
             return
         tell = partial(_send, connection)
-        for id, record in work_together(pack, tell):
+        for id, record in run_jobs(pack, tell):
             tell(id, "end", (record,))
 
 

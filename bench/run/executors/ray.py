@@ -15,7 +15,7 @@ from bench.errors import UserError, first_line
 from bench.plugins import pack as packed_plugins
 from bench.plugins import unpack
 from bench.processes import quiet
-from bench.run.cells import Job, work_together
+from bench.run.cells import Job, run_jobs
 from bench.run.executors import POLL, Event
 
 KNOCK = 10.0  # seconds a cluster has to answer
@@ -104,7 +104,7 @@ def _knock(address: str | None) -> None:
 def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, dict[str, Any] | None]:
     quiet()
     unpack(packed)
-    return dict(work_together([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
+    return dict(run_jobs([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
 
 
 def _tell(events: Any, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
