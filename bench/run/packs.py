@@ -1,5 +1,8 @@
-"""Which cells are trained together: those of one shape and training, apart from their seeds and learning rates, where a
-stack of them is possible and pays.
+"""Which cells are trained together.
+
+Such a group is called a pack. Its cells have the same shape and the same training; only their seeds and learning rates
+may differ. A pack is made where its cells can be computed as one stack (``bench.train.packing``), and where that saves
+time.
 """
 
 from __future__ import annotations
@@ -22,17 +25,22 @@ from bench.train.device import pick_device
 from bench.train.loop import loss_of
 from bench.train.packing import run_stacked, stacks
 
-LEAST = 4  # cells in a pack made unasked: fewer do not repay their stacking
-MOST = 16  # cells in a pack; more have nothing left to gain
-CPU_FLOPS = 6e8  # of a step, on one CPU thread: above it the arithmetic and not the calls takes the time
+LEAST = 4  # cells in a pack that nobody asked for: with fewer, stacking costs more time than it saves
+MOST = 16  # cells in a pack: more save nothing
+CPU_FLOPS = 6e8  # of a step, on one CPU thread: above it the arithmetic takes the time, not the calls
 CUDA_FLOPS = 1e12  # of a step of all cells of a pack: that much keeps a GPU busy
 CUDA_SHARE = 0.5  # of the free memory that a pack's activations may take
 
 
 def packs(todo: Iterable[Planned], slots: int, pack: int | None) -> list[list[Planned]]:
-    """The cells in groups to be trained together, of equal sizes as far as may be, in the order given.
+    """Divide cells into groups that are trained together.
 
-    slots: processes that must all have something to do; pack: cells in a group at most, None for as many as pay.
+    Groups of the same kind of cell are as equal in size as possible. The cells keep their order.
+
+    Args:
+        todo: the cells.
+        slots: worker processes. There are enough groups for each of them, if there are enough cells.
+        pack: the most cells in a group; None: as many as save time.
     """
     alike: dict[str, list[Planned]] = {}
     cells = list(todo)
@@ -52,7 +60,7 @@ def packs(todo: Iterable[Planned], slots: int, pack: int | None) -> list[list[Pl
 
 
 def _kind(cell: Cell) -> str:
-    """What cells must have in common."""
+    """What the cells of a pack must have in common, as text."""
     told = cell.model_dump(mode="json", exclude={"seed": True, "train": {"lr"}})
     if cell.init is not None and cell.init.source.startswith(CELL_SOURCE):
         told["init"]["source"] = CELL_SOURCE  # its shape is this cell's
@@ -61,15 +69,22 @@ def _kind(cell: Cell) -> str:
 
 @lru_cache(maxsize=1024)
 def _most(kind: str, asked: bool) -> int:
-    """Cells that a pack may have. asked: whether it pays is not the question."""
+    """The most cells that a pack of this kind may have; 1: such cells are trained alone.
+
+    Args:
+        kind: what the cells have in common.
+        asked: whether the user has asked for packs. Then it is not considered whether they save time.
+    """
     told = json.loads(kind)
-    told["train"]["lr"] = 1e-3
+    told["train"]["lr"] = 1e-3  # any will do
     cell = Cell.model_validate(told)
     data, device = task_data(cell.task, cell.task_options), pick_device(cell.train)
     variant, config = get_variant(cell.variant, cell.options), cell.train
     apart = config.compile, config.cuda_graphs, config.activation_checkpointing, config.random_cycles
     if any(apart) or config.processes > 1:
-        return 1  # other programs; computed again outside of the stack; another depth for every seed; on ranks
+        # The first two run programs of their own, the third computes parts again outside the stack, the fourth gives
+        # every seed a depth of its own. With several processes each has only a part of a cell's batch.
+        return 1
     if cell.init is not None and not cell.init.source.startswith(CELL_SOURCE):
         return 1  # a pretrained model is large enough
     lm = meta_model(variant, cell.model, data.vocab_size, data.max_length)
@@ -87,10 +102,10 @@ def _most(kind: str, asked: bool) -> int:
 
 
 def stackable(variant: Variant, model: ModelConfig, vocab_size: int, length: int, config: TrainConfig) -> bool:
-    """Whether a training step of several such models can be computed at once: tried, on tensors without storage.
+    """Whether several such models can do a training step as one. This is tried, on tensors without numbers.
 
-    It cannot where training draws at random (dropout, noise), since the draws would be others than those of the model
-    alone, nor where what is computed depends on the data.
+    It is not possible if training draws random numbers (dropout, noise): a model in a stack would get other draws than
+    a model alone. It is not possible either if the data decide which operations run.
     """
     with FakeTensorMode():
         lm = build_model(variant, model, vocab_size, length).train()

@@ -18,10 +18,16 @@ MOST_SEEDS = 10_000
 
 
 class Tune(Strict):
-    """Hyper-parameters chosen on validation data before the seeds are run, with equally many trials a variant and task.
+    """Hyper-parameters are chosen before the seeds are run, on validation data.
 
-    lr: range of the peak learning rate, searched on a log scale beside what the variant declares (``Variant.tunable``);
-    seed: of the trials' cells and of the sampler, none of the study's own, so that what is reported was not tuned on.
+    Every variant gets the same number of trials on every task.
+
+    Attributes:
+        trials: of a variant on a task.
+        lr: the lowest and the highest peak learning rate, searched on a log scale. The options that a variant declares
+            (``Variant.tunable``) are searched together with it.
+        seed: of the trials' cells and of the sampler. It is none of the study's seeds: nothing is tuned on a seed that
+            is reported.
     """
 
     trials: int = Field(8, ge=1, le=1000)
@@ -37,12 +43,15 @@ class Tune(Strict):
 
 
 class Study(Strict):
-    """A question, its cells (variants x tasks x seeds) and what they share. ``seeds: n`` means 0 to n - 1.
+    """A question, the cells that answer it (variants x tasks x seeds), and what they have in common.
 
-    imports: Python files that register what the study names (variants, tasks, rules, gates, figures).
-
-    init: what every variant starts from: a source of ``cyclebench convert``, or ``cell:LABEL`` for the model that the
-    variant of that label, itself trained from scratch, has at the end of the same task and seed.
+    Attributes:
+        imports: Python files that register what the study names (variants, tasks, rules, gates, figures).
+        reference: the label of the variant that others are compared with, and matched to.
+        init: what every variant starts from. It is a source that ``cyclebench convert`` takes, or ``cell:LABEL``. The
+            latter is the trained model of another variant, for the same task and seed. LABEL is that variant's label.
+            It must itself be trained from scratch.
+        seeds: a list, or a number n, which means 0 to n - 1.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -110,13 +119,13 @@ class Study(Strict):
         return entry.init or (None if self.init == f"{CELL_SOURCE}{entry.label}" else self.init)
 
     def _starting(self, init: str) -> VariantEntry | None:
-        """The entry that ``cell:LABEL`` names, if it does not start from another's cells."""
+        """The entry that ``cell:LABEL`` names. None if there is none, or if it starts from a cell itself."""
         named = next((entry for entry in self.variants if f"{CELL_SOURCE}{entry.label}" == init), None)
         start = self.init_of(named) if named is not None else None
         return None if start is not None and start.startswith(CELL_SOURCE) else named
 
     def init_entry(self, entry: VariantEntry) -> VariantEntry | None:
-        """The entry whose cells the entry's cells start from, None if they start from something else."""
+        """The entry whose trained models this entry starts from. None if it starts from something else."""
         init = self.init_of(entry)
         return self._starting(init) if init is not None and init.startswith(CELL_SOURCE) else None
 

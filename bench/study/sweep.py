@@ -13,8 +13,12 @@ FIELDS = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
 
 
 class Range(Strict):
-    """Numbers from low to high, both included: whole ones if both are whole; step: between them; log: evenly spread
-    over their logarithm.
+    """Numbers from low to high, both included. If both are whole numbers, so are the values.
+
+    Attributes:
+        low, high: the two ends.
+        step: the distance from one value to the next; None: any value.
+        log: the values are spread evenly over their logarithm.
     """
 
     low: int | float
@@ -35,9 +39,9 @@ class ThresholdSweep(Strict):
     """Exit thresholds of the study's trained cells.
 
     Attributes:
-        trials: for every rule, variant and task.
-        rules: their keys, none for all that the traces have.
-        per_cycle: a threshold for each exit point instead of one for all.
+        trials: tried for every rule, variant and task.
+        rules: keys of the rules; empty: all that the traces have.
+        per_cycle: each exit point has a threshold of its own, instead of one for all.
     """
 
     trials: int = Field(300, ge=1, le=1_000_000)
@@ -46,14 +50,15 @@ class ThresholdSweep(Strict):
 
 
 class BudgetSweep(Strict):
-    """Shapes and training budgets, each trial a cell.
+    """Shapes and training budgets. Each trial is a cell that is trained.
 
     Attributes:
         trials: trained for every variant and task.
-        ranges: by dotted key (``model.d_model``, ``train.steps``, ``options.NAME``), a range or a list of values; what
-            a variant does not have is left out for it.
-        prune: stop a trial that cannot be expected to be on the front.
-        seed: of the cells, none of the study's own, so that what is reported of those was not chosen by its luck.
+        ranges: what is tried for a dotted key (``model.d_model``, ``train.steps``, ``options.NAME``): a range, or a
+            list of values. A key that a variant does not have is left out for that variant.
+        prune: stop a trial early if its result is not expected to be on the front.
+        seed: of the trials' cells. It is none of the study's seeds: those are reported, and a setting must not be
+            chosen because one of them was lucky.
     """
 
     trials: int = Field(16, ge=1, le=100_000)
@@ -77,8 +82,14 @@ class BudgetSweep(Strict):
 
 
 class Sweep(Strict):
-    """max_flops: executed forward FLOPs per token that may not be exceeded; None: no such limit, the best within each
-    of several shares of the FLOPs at full depth is told; seed: of the samplers.
+    """What is searched, and within which limit.
+
+    Attributes:
+        max_flops: the most forward FLOPs per token that a chosen setting may execute. None: no limit; then the best
+            setting is told for several shares of the FLOPs at full depth.
+        thresholds: the search for exit thresholds, if any.
+        budgets: the search for shapes and training budgets, if any.
+        seed: of the samplers that propose trials.
     """
 
     max_flops: float | None = Field(None, gt=0)

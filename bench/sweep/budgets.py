@@ -1,11 +1,18 @@
-"""Budget trials: every trial is a cell, trained at a shape and with a training budget taken from the study's ranges.
+"""Budget trials: every trial is a cell. Its shape and its training budget are taken from the study's ranges.
 
-Optuna does not prune trials with several objectives, so the rule is stated here: of the trials that are done, those
-that execute no more FLOPs per token than this one are its rivals. It is stopped when its validation loss is worse than
-the median of theirs at the same share of their training, by Optuna's ``MedianPruner`` on a study of those rivals alone.
-A dear trial has many rivals and must beat them to be worth its FLOPs; a cheap one has few and is let alone. They are
-compared at the same share of the training and not at equal training FLOPs, because there the longer of two schedules
-would still be at its high learning rate and look worse than it will be.
+A trial that looks hopeless is stopped early. Optuna does not do this where there are two objectives, so the rule is
+ours:
+
+* A trial's rivals are the finished trials that execute no more FLOPs per token than it does.
+* The trial has done a share of its training. Each rival's validation loss is taken at the same share.
+* The trial is stopped if its loss is worse than the median of theirs. Optuna's ``MedianPruner`` decides this, on a
+  study that holds the rivals alone.
+
+An expensive trial has many rivals. It must beat them to be worth its FLOPs. A cheap trial has few rivals, and is seldom
+stopped.
+
+Trials are compared at the same share of their training, not at the same training FLOPs. At the same FLOPs a longer
+schedule would still be at its high learning rate. It would look worse than it will be at its end.
 """
 
 from __future__ import annotations
@@ -38,9 +45,9 @@ from bench.study.schema import Study, VariantEntry
 from bench.study.sweep import BudgetSweep, Range
 from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_trials, optimize
 
-STARTUP = 4  # rivals that must be done before a trial is stopped
-WARMUP = 0.2  # share of the training before which none is stopped
-GRAIN = 1000  # steps of Optuna's pruner in a whole training
+STARTUP = 4  # no trial is stopped before it has so many rivals
+WARMUP = 0.2  # no trial is stopped before this share of its training
+GRAIN = 1000  # Optuna's pruner counts whole steps: so many are a whole training
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class _PrunedError(Exception):
 
 
 def space(entry: VariantEntry, spec: BudgetSweep) -> dict[str, BaseDistribution]:
-    """The ranges that mean something to a variant, as Optuna has them. Raises UserError if none does."""
+    """The ranges that a variant can use, as Optuna has them. Raises UserError if there are none."""
     kind = variants.get(entry.name)
     found: dict[str, BaseDistribution] = {}
     for key, values in spec.ranges.items():
@@ -125,7 +132,7 @@ def opened(job: BudgetJob) -> optuna.Study:
 
 
 def run_trials(job: BudgetJob, tell: Tell) -> None:
-    """Run trials until as many are done as were asked for. tell: called with the progress's events."""
+    """Run trials until as many are finished as were asked for. tell: called with events for the progress bars."""
     store = Store(job.root)
     study = opened(job)
     ranges = space(job.entry, job.spec)
@@ -151,7 +158,7 @@ def run_trials(job: BudgetJob, tell: Tell) -> None:
 def _trained(
     planned: Planned, job: BudgetJob, store: Store, study: optuna.Study, trial: Trial, flops: float, tell: Tell
 ) -> float:
-    """Train the trial's cell if it has no result yet, keep its learning curve for its rivals, and return its score."""
+    """Train the trial's cell unless it has a result, keep its learning curve for its rivals, return its score."""
     cell, steps = planned.cell, planned.cell.train.steps
     curve: list[tuple[float, float]] = []
 
@@ -216,8 +223,10 @@ def valid_score(store: Store, id: str) -> dict[str, float]:
 
 
 def row(job: BudgetJob) -> dict[str, Any]:
-    """The row of the sweep's result: ``front``, the trials that none beats in both metric and FLOPs on validation
-    data, with their test scores, and ``chosen``, the best of all within ``max_flops``.
+    """The row of the sweep's result.
+
+    ``front`` holds the trials that no other beats in both metric and FLOPs on validation data, with their test scores.
+    ``chosen`` is the best trial within ``max_flops``.
     """
     study = opened(job)
     store = Store(job.root)

@@ -1,8 +1,10 @@
-"""Fair tuning: equally many trials for every variant and task, on validation data, before the seeds are run.
+"""Fair tuning: hyper-parameters are chosen before the seeds are run, on validation data.
 
-A trial is a cell like any other, at the tuning seed: it is stored and never run twice. What has been tried is kept in
-the database of the sweeps. What a trial asks for depends on the seed, its number and the trials before it alone, so
-that several processes ask for the same ones and divide their cells between them.
+Every variant gets the same number of trials on every task. A trial is a cell like any other, with the tuning's own
+seed. It is stored, and never runs twice. The trials are also kept in the database of the sweeps.
+
+What a trial tries depends on three things: the seed, the trial's number, and the trials before it. So several processes
+try the same settings, and share the cells among them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ RunPlan = Callable[[Plan], Mapping[str, Record]]
 class _Search:
     """The trials of one variant on one task.
 
-    base: the cell that they change; metric: the task's row of the manifest.
+    base: the cell that is varied; metric: the task's row of the manifest.
     """
 
     def __init__(
@@ -44,25 +46,25 @@ class _Search:
         self.space: dict[str, Any] = {
             key: optuna.distributions.FloatDistribution(*limits, log=True) for key, limits in ranges.items()
         }
-        # A change in what is searched makes another study, so that no trial is taken for one of it.
+        # Another search gets another name, so that trials of different searches are never mixed.
         what = json.dumps([base.cell.id, ranges], sort_keys=True)
         parts = [name, entry.label, base.task, "tune", hashlib.sha256(what.encode()).hexdigest()[:12]]
         self.study = open_trials(storage, " / ".join(parts), self.up, with_flops=False)
         self.trials: list[dict[str, Any]] = []
 
     def ask(self) -> VariantEntry:
-        """The variant as the next trial has it."""
+        """The variant with the settings of the next trial."""
         known = self._known()
         self.params = known[self.number].params if self.number in known else self._sampled(known)
         return _with(self.entry, self.params)
 
     @property
     def number(self) -> int:
-        """Of the trial at hand."""
+        """Of the trial that is being tried."""
         return len(self.trials)
 
     def _known(self) -> dict[int, optuna.trial.FrozenTrial]:
-        """What has been tried, by number; of two processes that told of the same trial the first is heard."""
+        """The trials so far, by number. If two processes have told of the same trial, the first one counts."""
         found: dict[int, optuna.trial.FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
             found.setdefault(trial.user_attrs["number"], trial)
@@ -75,7 +77,7 @@ class _Search:
         return local.ask(self.space).params
 
     def tell(self, record: Record) -> None:
-        """Take in the record of the trial at hand."""
+        """Take in the record of the trial that is being tried."""
         done = record["status"] == "done"
         value = record["history"][-1][f"valid_{self.metric}"] if done else None
         if value is None:
@@ -107,11 +109,20 @@ class _Search:
 
 
 def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, url: str) -> Plan:
-    """The study's plan with the hyper-parameters that ``study.tune`` finds: one trial of every variant on every task
-    at a time, by the task's own metric on the validation split at the end of training. Its manifest has every trial.
+    """The study's plan, with the hyper-parameters that ``study.tune`` finds; without ``tune``, the plain plan.
 
-    url: of the database of the trials. Without ``tune`` it is the plain plan. Raises UserError if a variant has no
-    finished trial on a task.
+    The trials go in rounds: one trial of every variant on every task, then the next. What is compared is the task's
+    metric on the validation split at the end of training. All trials are told in the plan's manifest.
+
+    Args:
+        study: to be planned.
+        run: runs the cells of a plan.
+        command: what the manifest says it was made by.
+        revision: of the code.
+        url: of the database of the trials.
+
+    Raises:
+        UserError: if all trials of a variant on a task have failed.
     """
     if study.tune is None:
         return make_plan(study, command, revision)
@@ -139,7 +150,7 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
 
 
 def _joined(before: Plan, now: Plan) -> Plan:
-    """All trials so far as one plan: what the tuning's own manifest names."""
+    """All trials so far as one plan. Its manifest is that of the tuning."""
     cells = [*before.manifest["cells"], *now.manifest["cells"]]
     return replace(now, cells=before.cells + now.cells, manifest={**now.manifest, "cells": cells})
 

@@ -1,17 +1,20 @@
-"""Several models of one shape trained as one: a step's forward and backward passes of all of them in one stack.
+"""Several models of one shape, trained as one stack.
 
-The models stay what they are, each with its own parameters, optimizer, evaluation and checkpoints. A step stacks their
-parameters [S, ...] and batches [S, B, T] and runs ``torch.func.functional_call`` under ``torch.vmap``. Every model gets
-its own gradient: the one it would have got alone, but for rounding. S models then cost the calls of one, which pays
-where the calls take the time and not the arithmetic (``bench.run.packs``).
+Each model keeps its own parameters, optimizer, evaluation and checkpoints. For a training step the parameters of all
+models are stacked, [S, ...], and their batches too, [S, B, T]. Forward and backward pass then run once for the whole
+stack (``torch.func.functional_call`` under ``torch.vmap``). Each model gets the gradient that it would get alone,
+except for rounding. S models need as many calls as one model. That saves time where the calls take the time, and not
+the arithmetic (``bench.run.packs``).
 
-A cell with several CPU threads computes a stack in each: the models of two stacks need not wait for one another, while
-the threads of one operation do. On a CPU the numbers of a model in a stack do not depend on the others, to the last
-bit, so that a pack may be broken up and regrouped at any step. This holds for stacks of two or more. A single model
-is computed by other kernels, so one that is left over is stacked with a copy of itself.
+A cell with several CPU threads computes one stack in each thread. Two stacks need not wait for each other. Threads that
+share one operation must.
 
-A variant needs to know nothing of it. Refused is what draws at random in training, since the draws would not be those
-of the model alone, and what decides by its data which operations to run.
+On a CPU a model's numbers do not depend on the other models of its stack, not even in the last bit. So a pack may be
+taken apart and put together in another way at any step. This is true for stacks of two or more models. A model alone is
+computed by other kernels. Therefore a model that is left over is stacked with a copy of itself.
+
+A variant needs to know nothing of this. Two kinds of training are refused. In one, random numbers are drawn: a model in
+a stack would get other draws than a model alone. In the other, the data decide which operations run.
 """
 
 from __future__ import annotations
@@ -49,19 +52,19 @@ def tensors_of(lm: Network) -> dict[str, Tensor]:
 
 
 def stacks(models: int, threads: int) -> int:
-    """How many stacks so many models make on a CPU: one a thread, none of a single model beside others."""
+    """How many stacks so many models make on a CPU: one a thread, and at most half as many as models (rounded up)."""
     return min(threads, -(-models // 2))
 
 
 def side_by_side(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-    """What the jobs return, each computed in a thread of its own whose operations have no further threads."""
+    """What the jobs return. Each job runs in a thread of its own, and its operations use no further threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         if len(jobs) == 1:
             return [jobs[0]()]
         futures = [_pool(len(jobs)).submit(job) for job in jobs]
-        wait(futures)  # all of them, also where one fails: the models must be left alone before anybody goes on
+        wait(futures)  # for all, even if one fails: nobody may use the models while a job still runs
         return [future.result() for future in futures]
     finally:
         torch.set_num_threads(before)
@@ -69,25 +72,32 @@ def side_by_side(jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
 
 @lru_cache(maxsize=1)
 def _pool(size: int) -> ThreadPoolExecutor:
-    """Threads that stay: new ones would begin without the memory that the old ones have at hand."""
+    """Threads that are kept. A new thread would have to get the memory first that these have already."""
     return ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def keep_freed_memory() -> None:
-    """Have the process keep what it frees: by default glibc gives the room of a stack's large tensors back at every
-    step, and to get it again takes up to a third of the step (page faults). Nothing happens with other C libraries.
+    """Let the process keep the memory that it frees.
+
+    By default glibc gives the memory of large tensors back to the system at every step. To get it again takes up to a
+    third of the step (page faults). With other C libraries nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    sizes = (2**30, 2**25)  # older ones take no more than the second
+    sizes = (2**30, 2**25)  # older versions of glibc refuse more than the second
     if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in sizes):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run_stacked(lms: Sequence[Network], loss: Loss, *batches: Tensor) -> Any:
-    """``loss(model, *batch)`` of every model on its part of the batches [S, ...], every result stacked [S, ...].
+    """Call ``loss(model, *batch)`` for every model, all at once. Every result is stacked, [S, ...].
 
-    loss: is given something to be called as the models are; a gradient of its result goes to the models' parameters.
-    Raises RuntimeError for what cannot be done in a stack.
+    Args:
+        lms: the models, all of one shape.
+        loss: its first argument is called as a model is. A gradient of its result reaches the models' parameters.
+        batches: tensors [S, ...]; each model gets its own part.
+
+    Raises:
+        RuntimeError: if this cannot be done in a stack.
     """
     each = [tensors_of(lm) for lm in lms]
     stacks = {name: torch.stack([tensors[name] for tensors in each]) for name in each[0]}

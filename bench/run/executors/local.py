@@ -1,4 +1,4 @@
-"""Worker processes on this machine. One that dies takes its own cells with it and no other."""
+"""Worker processes on this machine. If one dies, only the cells that it was training are lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ GRACE = 10.0  # seconds a worker has to give its lease back when the study is in
 
 
 class LocalExecutor:
-    """``slots`` processes, started when they are needed; with several GPUs each process sees ``each`` of them."""
+    """Up to ``slots`` worker processes. Each is started when it is needed.
+
+    With several GPUs, each process sees ``each`` of them.
+    """
 
     def __init__(self, slots: int, gpus: int = 0, each: int = 1) -> None:
         self.slots, self.gpus, self.each = slots, gpus, min(each, gpus)
@@ -87,23 +90,25 @@ class LocalExecutor:
 
 
 def _serve(connection: Connection, gpus: str | None, packed: bytes) -> None:
-    """A worker.
+    """What a worker does: it trains the cells that it is sent, until it is told that there are no more.
 
     Args:
         connection: to the parent.
-        gpus: the numbers of those it may see, None for all.
+        gpus: numbers of the GPUs that it may see; None: all.
         packed: what the user has registered by hand.
     """
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: the lease is given back on its way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that the lease is given back
     become_worker(packed)
     while True:
         try:
             pack: tuple[Job, ...] | None = connection.recv()
         except EOFError:
             return
-        if pack is None:  # no more: its own and its brothers' copies of the parent's end may keep the end from coming
+        if pack is None:
+            # There is no more work. The parent sends this message because closing the connection may not be enough:
+            # this worker and others may hold copies of the parent's end, and as long as one is open, no end is seen.
             return
         tell = partial(_send, connection)
         for id, record in run_jobs(pack, tell):
@@ -111,7 +116,10 @@ def _serve(connection: Connection, gpus: str | None, packed: bytes) -> None:
 
 
 def _send(connection: Connection, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
-    """Tell the parent. If it is gone there is nobody to work for, and the lease of a dead process is free."""
+    """Tell the parent something. If the parent is gone, end: nobody needs the work.
+
+    Others may then take the cells, because their leases belong to a dead process.
+    """
     try:
         connection.send((id, kind, arguments))
     except OSError:
