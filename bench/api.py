@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.errors import UserError, unknown
 from bench.plugins import import_files
+from bench.store.manifest import CellRow, Manifest
+from bench.store.records import Failure, Outcome, Record
 from bench.store.store import Store
 from bench.study.load import load_study, study_from
 from bench.study.schema import Study
@@ -51,7 +53,7 @@ class Results:
     It is read from the store alone and holds no model. Cells that are missing or have failed are told as such.
     """
 
-    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         """Use ``run`` or ``load_results``.
 
         Args:
@@ -64,33 +66,33 @@ class Results:
     def __repr__(self) -> str:
         states = [row["status"] for row in self._rows()]
         told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        return f"<Results of {self.manifest['study']!r}: {told}>"
+        return f"<Results of {self.manifest.study!r}: {told}>"
 
     @cached_property
-    def records(self) -> dict[str, dict[str, Any]]:
+    def records(self) -> dict[str, Outcome]:
         """Records by cell id, as figures and tables need them; cells without one left out."""
         from reports.read import read  # start-up
 
         return read(self.store, self.manifest)
 
     @property
-    def failed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def failed(self) -> list[tuple[CellRow, Failure]]:
         """The failed cells: the manifest's row and the record, with its ``reason``."""
-        found = [(cell, self.records.get(cell["id"])) for cell in self.manifest["cells"]]
-        return [(cell, record) for cell, record in found if record is not None and record["status"] == "failed"]
+        found = [(cell, self.records.get(cell.id)) for cell in self.manifest.cells]
+        return [(cell, record) for cell, record in found if record is not None and record.status == "failed"]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for cell in self.manifest["cells"]:
-            record = self.records.get(cell["id"])
-            row = {**cell, "status": record["status"] if record else "missing"}
+        for cell in self.manifest.cells:
+            record = self.records.get(cell.id)
+            row = {**cell.dump(), "status": record.status if record else "missing"}
             if record is not None:
-                row |= dict(_flat(record["cell"]))
-            if record is not None and record["status"] == "done":
-                row |= record["metrics"]
-                row |= {f"costs.{key}": value for key, value in record["costs"].items()}
-                row |= {f"timing.{key}": value for key, value in record["timing"].items()}
+                row |= dict(_flat(record.cell.dump()))
+            if record is not None and record.status == "done":
+                row |= record.metrics
+                row |= {f"costs.{key}": value for key, value in record.costs.dump().items()}
+                row |= {f"timing.{key}": value for key, value in record.timing.dump().items()}
             elif record is not None:
-                row["reason"] = record["reason"]
+                row["reason"] = record.reason
             yield row
 
     def frame(self) -> pd.DataFrame:
@@ -111,9 +113,9 @@ class Results:
 
         parts = []
         for cell, record in self._finished():
-            for rule, found in ((record["exits"] or {}).get("rules") or {}).items():
-                columns = {name: column for name, column in found["curve"].items() if name != "share"}
-                parts.append(pd.DataFrame({**cell, "rule": rule, "leave": found["leave"], **columns}))
+            for rule, found in (record.exits.rules if record.exits else {}).items():
+                columns = {name: column for name, column in found.curve.items() if name != "share"}
+                parts.append(pd.DataFrame({**cell.dump(), "rule": rule, "leave": found.leave, **columns}))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def history(self) -> pd.DataFrame:
@@ -122,7 +124,8 @@ class Results:
         """
         import pandas as pd  # start-up
 
-        return pd.DataFrame([{**cell, **entry} for cell, record in self._finished() for entry in record["history"]])
+        rows = [cell.dump() | entry.dump() for cell, record in self._finished() for entry in record.history]
+        return pd.DataFrame(rows)
 
     def verdicts(self) -> pd.DataFrame:
         """A row for each of the study's hypotheses, as the report tells it."""
@@ -146,7 +149,7 @@ class Results:
         from reports.render import render  # start-up
 
         drawing = figures.get(name)
-        tasks = {row["label"]: row for row in self.manifest["tasks"]}
+        tasks = {row.label: row for row in self.manifest.tasks}
         if drawing.over_tasks:
             found = drawing(self.manifest, self.records)
         else:
@@ -155,7 +158,7 @@ class Results:
                 raise unknown("task of the study:", task, tasks)
             found = drawing(self.manifest, self.records, tasks[label])
         if found is None:
-            raise UserError(f"figure {name!r} has nothing to show of study {self.manifest['study']!r}")
+            raise UserError(f"figure {name!r} has nothing to show of study {self.manifest.study!r}")
         vars(found)["_repr_png_"] = lambda: render(found, name, ("png",))["png"]  # what a notebook asks for
         return found
 
@@ -174,15 +177,15 @@ class Results:
         """
         from reports.page import write_report  # start-up
 
-        folder = Path(out) if out is not None else self.store.root / "reports" / self.manifest["study"]
+        folder = Path(out) if out is not None else self.store.root / "reports" / self.manifest.study
         self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats))
         return self.paths
 
-    def _finished(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _finished(self) -> Iterator[tuple[CellRow, Record]]:
         """Labels and whole records of the finished cells."""
-        for cell in self.manifest["cells"]:
-            record = self.store.record(cell["id"])
-            if record is not None and record["status"] == "done":
+        for cell in self.manifest.cells:
+            record = self.store.record(cell.id)
+            if record is not None and record.status == "done":
                 yield cell, record
 
 
@@ -277,9 +280,9 @@ def run(
 
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
     plan = tuned_plan(loaded, run_plan, command, git_revision(), url)
-    for entry in plan.manifest["variants"]:
-        if entry["chosen"]:
-            tell(f"{entry['label']}: matched in {entry['match']}: {entry['chosen']}")
+    for entry in plan.manifest.variants:
+        if entry.chosen:
+            tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")
     ran, results = run_plan(plan), Results(store, plan.manifest)
     if ran.keys() - ran.held.keys() - results.records.keys():  # damaged ones, set aside when they were read
         ran, results = run_plan(plan), Results(store, plan.manifest)

@@ -7,10 +7,15 @@ import os
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 from pydantic import ValidationError
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+Fault = Literal["cell", "environment"]
+"""Whose a failure is: of the cell, which would fail again, or of what it ran on (memory, disk, a killed process)."""
 
 
 class UserError(Exception):
@@ -28,7 +33,7 @@ class CellError(Exception):
 class RankError(Exception):
     """Another process of the cell has failed, for a reason, of a kind and with a traceback as in a failure's record."""
 
-    def __init__(self, reason: str, kind: str, trace: str | None = None) -> None:
+    def __init__(self, reason: str, kind: Fault, trace: str | None = None) -> None:
         super().__init__(reason)
         self.reason, self.kind, self.trace = reason, kind, trace
 
@@ -71,7 +76,7 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
     return UserError(f"{path}: {message}{given}")
 
 
-def reason_of(error: Exception) -> tuple[str, str, str | None]:
+def reason_of(error: Exception) -> tuple[str, Fault, str | None]:
     """Why a cell failed, in one line; whether of itself or of its environment; the traceback where it is of use."""
     if isinstance(error, RankError):
         return error.reason, error.kind, error.trace

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from bench.store.records import Record
 from reports import exit_figures, figures
 from reports.drawing import register
-from reports.table import Record
 
 
 def _zero_attention(record: Record) -> bool:
-    return bool(record["zero_attention"])
+    return bool(record.zero_attention)
 
 
 def _exits(record: Record) -> bool:
-    return bool(record["exits"])
+    return bool(record.exits)
 
 
 def _cycles(record: Record) -> bool:
-    return len(record["cycles"]) > 1
+    return len(record.cycles) > 1
 
 
 register("accuracy_vs_flops", "Quality against executed compute")(figures.accuracy_vs_flops)

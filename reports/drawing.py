@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from bench.registry import Registry
+from bench.store.manifest import Manifest, TaskRow
+from bench.store.records import Outcome, Record
 from reports.look import STYLE
-from reports.table import Manifest, Record
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure | None])
 Needs = Callable[[Record], bool]
@@ -29,7 +30,7 @@ class Drawing:
         self.draw, self.title, self.over_tasks, self.needs = draw, title, over_tasks, needs
         self.__doc__, self.__module__, self.__qualname__ = draw.__doc__, draw.__module__, draw.__qualname__
 
-    def __call__(self, manifest: Manifest, results: dict[str, Record], task: Any = None) -> Figure | None:
+    def __call__(self, manifest: Manifest, results: dict[str, Outcome], task: TaskRow | None = None) -> Figure | None:
         """The figure in the suite's style; None if it has nothing to show. task: its row of the manifest."""
         with mpl.rc_context(STYLE):
             return self.draw(manifest, results) if self.over_tasks else self.draw(manifest, results, task)

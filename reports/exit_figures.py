@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bench.stats import Interval, mean_interval
+from bench.store.manifest import Manifest, TaskRow
+from bench.store.records import Outcome, Record, Rule, Tuned
 from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
-from reports.table import Manifest, Record, done
+from reports.table import Row, done, exits_of
 from reports.units import metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
@@ -44,7 +46,7 @@ BOUND_LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def exit_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """The metric against executed FLOPs as the threshold moves: every rule, and the bounds. Means over seeds."""
     panels = _with_exits(manifest, results, task)
     if not panels:
@@ -53,15 +55,15 @@ def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, 
     rows = math.ceil(len(panels) / columns)
     figure, grid = new((1.5 if columns == 2 else 2.2) * rows + 0.4, rows, columns, sharey=True)
     handles: dict[str, Line2D] = {}
-    oracle = "oracle" if task["metric"] == "accuracy" else "oracle.loss"
+    oracle = "oracle" if task.metric == "accuracy" else "oracle.loss"
     for axes, (label, records) in zip(grid.flat, panels, strict=False):
         for key in _plain_rules(records):
             shade, dash = LOOKS.get(key, OTHER)
-            handles[key] = axes.plot(*_mean_curve(records, key, task["metric"]), color=shade, ls=dash, lw=1.3)[0]
-        points = [[(p["flops_per_token"], p[task["metric"]]) for p in r["exits"]["points"]] for r in records]
+            handles[key] = axes.plot(*_mean_curve(records, key, task.metric), color=shade, ls=dash, lw=1.3)[0]
+        points = [[(p.flops_per_token, p.score(task.metric)) for p in exits_of(r).points] for r in records]
         handles["fixed cycles"] = axes.plot(*np.mean(points, 0).T, **BOUND_LOOKS["fixed"])[0]
         for name, key in (("random", "random"), ("oracle", oracle)):
-            line = axes.plot(*_mean_curve(records, key, task["metric"]), **BOUND_LOOKS[name])[0]
+            line = axes.plot(*_mean_curve(records, key, task.metric), **BOUND_LOOKS[name])[0]
             handles["oracle (bound)" if name == "oracle" else name] = line
         axes.set_title(label)
         with_units(axes, 3 if columns == 2 else 4)
@@ -77,27 +79,27 @@ def exit_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, 
     return figure
 
 
-def exit_area(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def exit_area(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """What each rule is worth: the area between its curve and that of leaving at random, over the FLOPs."""
-    unit = metric_name(task["metric"])
-    better = "" if task["higher_is_better"] else " saved"
+    unit = metric_name(task.metric)
+    better = "" if task.higher_is_better else " saved"
     label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs, 95 % interval)"
-    return _dots(manifest, results, task, lambda rule: rule["area"], label)
+    return _dots(manifest, results, task, lambda rule: rule.area, label)
 
 
-def exit_signal(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def exit_signal(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Whether a signal knows that more cycles will help: its rank correlation with what they bring."""
     label = "rank correlation of the signal to stay\nwith the loss saved (95 % interval)"
     return _dots(manifest, results, task, _rank, label)
 
 
-def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def exit_depth(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Share of test sequences that leave after each cycle, at thresholds tuned on validation data for a budget."""
     panels = []
     for label, records in _with_exits(manifest, results, task):
         shares = {}
         for key in _plain_rules(records):
-            tuned = [t["share"] for r in records for t in r["exits"]["rules"][key]["tuned"] if t["budget"] == BUDGET]
+            tuned = [t.share for r in records for t in exits_of(r).rules[key].tuned if t.budget == BUDGET]
             if len(tuned) == len(records):
                 shares[key] = np.mean(tuned, 0)
         if shares:
@@ -124,22 +126,21 @@ def exit_depth(manifest: Manifest, results: dict[str, Record], task: dict[str, A
     return figure
 
 
-def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def exit_calibration(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
     figure, [[axes]] = new(3.2)
     measured = dict(_with_exits(manifest, results, task))
     most = 0.0
-    for index, variant in enumerate(manifest["variants"]):
-        records = measured.get(variant["label"], [])
-        rules = [rule for record in records for rule in record["exits"]["rules"].values()]
-        found = [rule["calibration"] for rule in rules if "calibration" in rule]
+    for index, variant in enumerate(manifest.variants):
+        records = measured.get(variant.label, [])
+        rules = [rule for record in records for rule in exits_of(record).rules.values()]
+        found = [rule.calibration for rule in rules if rule.calibration]
         if not found:
             continue
         look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
-        signal, accuracy = ([x for bins in found for x in (*bins[k], math.nan)] for k in ("signal", "accuracy"))
-        axes.plot(
-            signal, accuracy, lw=0.9, alpha=0.85, label=variant["label"], **look
-        )  # one line, broken between seeds
+        signal = [x for bins in found for x in (*bins.signal, math.nan)]
+        accuracy = [x for bins in found for x in (*bins.accuracy, math.nan)]
+        axes.plot(signal, accuracy, lw=0.9, alpha=0.85, label=variant.label, **look)  # one line, broken between seeds
         most = max(most, np.nanmax(signal), np.nanmax(accuracy))
     if not most:
         return None
@@ -151,22 +152,22 @@ def exit_calibration(manifest: Manifest, results: dict[str, Record], task: dict[
     return figure
 
 
-def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def cycles_at_test(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with."""
     figure, [[axes]] = new(2.6)
     values: list[float] = []
-    for index, variant in enumerate(manifest["variants"]):
-        records = [r for r in done(manifest, results, variant["label"], task["label"]) if len(r["cycles"]) > 1]
+    for index, variant in enumerate(manifest.variants):
+        records = [r for r in done(manifest, results, variant.label, task.label) if len(r.cycles) > 1]
         if not records:
             continue
-        length = min(len(record["cycles"]) for record in records)
-        table = np.array([[point[task["metric"]] for point in r["cycles"][:length]] for r in records])
-        numbers = np.array([point["cycles"] for point in records[0]["cycles"][:length]])
+        length = min(len(record.cycles) for record in records)
+        table = np.array([[point.score(task.metric) for point in r.cycles[:length]] for r in records])
+        numbers = np.array([point.cycles for point in records[0].cycles[:length]])
         shade, mean = colour(manifest, index), table.mean(0)
         marker = MARKERS[index % len(MARKERS)]
-        axes.plot(numbers, mean, color=shade, marker=marker, ms=4, lw=1.2, label=variant["label"])
+        axes.plot(numbers, mean, color=shade, marker=marker, ms=4, lw=1.2, label=variant.label)
         axes.fill_between(numbers, table.min(0), table.max(0), color=shade, alpha=0.15, lw=0)
-        trained = records[0]["cell"]["model"]["n_cycles"]
+        trained = records[0].cell.model["n_cycles"]
         at = numbers == trained
         axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)
         values += table.ravel().tolist()
@@ -181,27 +182,27 @@ def cycles_at_test(manifest: Manifest, results: dict[str, Record], task: dict[st
     return figure
 
 
-def rule_rows(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+def rule_rows(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """A row for each rule, variant and task: its figure of merit, and what it gives when tuned, with intervals."""
     rows = []
-    for task in manifest["tasks"]:
-        name = task["metric"]
+    for task in manifest.tasks:
+        name = task.metric
         for label, records in _with_exits(manifest, results, task):
             for key in _common_rules(records):
-                rules = [record["exits"]["rules"][key] for record in records]
-                tuned = [point for rule in rules for point in rule.get("tuned", []) if point["budget"] == BUDGET]
+                rules = [exits_of(record).rules[key] for record in records]
+                tuned = [point for rule in rules for point in rule.tuned if point.budget == BUDGET]
                 whole = len(tuned) == len(rules)
                 ranks = [_rank(rule) for rule in rules]
                 rows.append(
                     {
-                        "task": task["label"],
+                        "task": task.label,
                         "variant": label,
                         "rule": key,
-                        "area against random": _told(mean_interval([rule["area"] for rule in rules])),
+                        "area against random": _told(mean_interval([rule.area for rule in rules])),
                         "rank correlation": _told(mean_interval([r for r in ranks if r is not None]))
                         if None not in ranks
                         else "-",
-                        f"tuned for {BUDGET:.0%} of the FLOPs": _told(mean_interval([t["test"][name] for t in tuned]))
+                        f"tuned for {BUDGET:.0%} of the FLOPs": _told(mean_interval([t.test[name] for t in tuned]))
                         if whole
                         else "-",
                         "FLOPs used": f"{np.mean([_used(r, t) for r, t in zip(records, tuned, strict=True)]):.1%}"
@@ -213,18 +214,18 @@ def rule_rows(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, 
     return rows
 
 
-def findings(manifest: Manifest, results: dict[str, Record]) -> list[str]:
+def findings(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
     """One plain sentence for each task and variant with exits: which rule is worth most, and whether the attention to
     the zero tokens, where there is any, is worth as much as the best of the others.
     """
     found = []
-    for task in manifest["tasks"]:
+    for task in manifest.tasks:
         for label, records in _with_exits(manifest, results, task):
-            areas = {key: [r["exits"]["rules"][key]["area"] for r in records] for key in _common_rules(records)}
+            areas = {key: [exits_of(r).rules[key].area for r in records] for key in _common_rules(records)}
             order = sorted((key for key in areas if key not in BOUNDS), key=lambda key: -np.mean(areas[key]))
             if not order:
                 continue
-            text = f"{task['label']}, {label}: of {len(order)} rules the one worth most against leaving at random is "
+            text = f"{task.label}, {label}: of {len(order)} rules the one worth most against leaving at random is "
             text += f"{order[0]} with {_told(mean_interval(areas[order[0]]))}"
             if "fixed" in areas:
                 text += f"; leaving all after the same number of cycles is worth {_told(mean_interval(areas['fixed']))}"
@@ -243,18 +244,18 @@ def findings(manifest: Manifest, results: dict[str, Record]) -> list[str]:
 
 def _dots(
     manifest: Manifest,
-    results: dict[str, Record],
-    task: dict[str, Any],
-    value: Callable[[Record], float | None],
+    results: dict[str, Outcome],
+    task: TaskRow,
+    value: Callable[[Rule], float | None],
     label: str,
 ) -> Figure | None:
     """A number of every rule, with its interval over seeds, the variants side by side; the best rule on top."""
     found: dict[str, dict[int, Interval]] = {}
     measured = dict(_with_exits(manifest, results, task))
-    for index, variant in enumerate(manifest["variants"]):
-        records = measured.get(variant["label"], [])
+    for index, variant in enumerate(manifest.variants):
+        records = measured.get(variant.label, [])
         for key in _common_rules(records) if records else []:
-            values = [value(record["exits"]["rules"][key]) for record in records]
+            values = [value(exits_of(record).rules[key]) for record in records]
             known = [v for v in values if v is not None]
             if key not in BOUNDS and len(known) == len(values):
                 found.setdefault(key, {})[index] = mean_interval(known)
@@ -270,7 +271,7 @@ def _dots(
         wide = [0 if math.isnan(i.low) else i.high - i.mean for i in intervals]
         look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
         at = [number - shift for number in rows]
-        name = manifest["variants"][index]["label"]
+        name = manifest.variants[index].label
         axes.errorbar([i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), label=name, **look)
     means = [interval.mean for row in found.values() for interval in row.values()]
     low, high = min(0.0, *means), max(0.0, *means)
@@ -286,16 +287,16 @@ def _dots(
     return figure
 
 
-def _with_exits(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> list[tuple[str, list[Record]]]:
+def _with_exits(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[tuple[str, list[Record]]]:
     """The variants with exit points and their records."""
-    found = [(v["label"], done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
-    with_exits = [(label, [record for record in records if record["exits"]]) for label, records in found]
+    found = [(v.label, done(manifest, results, v.label, task.label)) for v in manifest.variants]
+    with_exits = [(label, [record for record in records if record.exits]) for label, records in found]
     return [(label, records) for label, records in with_exits if records]
 
 
 def _common_rules(records: list[Record]) -> list[str]:
     """Rules that all the records have."""
-    return [key for key in records[0]["exits"]["rules"] if all(key in r["exits"]["rules"] for r in records)]
+    return [key for key in exits_of(records[0]).rules if all(key in exits_of(r).rules for r in records)]
 
 
 def _plain_rules(records: list[Record]) -> list[str]:
@@ -306,21 +307,21 @@ def _plain_rules(records: list[Record]) -> list[str]:
 
 def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """FLOPs per token and the seeds' mean metric there, over the FLOPs that all of their curves reach."""
-    curves = [record["exits"]["rules"][key]["curve"] for record in records]
+    curves = [exits_of(record).rules[key].curve for record in records]
     low = max(curve["flops_per_token"][0] for curve in curves)
     high = min(curve["flops_per_token"][-1] for curve in curves)
     flops = np.linspace(low, high, 200)
     return flops, np.mean([np.interp(flops, curve["flops_per_token"], curve[metric]) for curve in curves], 0)
 
 
-def _rank(rule: dict[str, Any]) -> float | None:
+def _rank(rule: Rule) -> float | None:
     """The mean rank correlation over the exit points that have one."""
-    known = [value for value in rule.get("rank", []) if value is not None]
+    known = [value for value in rule.rank if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _used(record: Record, point: dict[str, Any]) -> float:
-    return float(point["test"]["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"])
+def _used(record: Record, point: Tuned) -> float:
+    return point.test["flops_per_token"] / exits_of(record).points[-1].flops_per_token
 
 
 def _told(interval: Interval) -> str:

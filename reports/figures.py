@@ -15,30 +15,36 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from bench.stats import mean_interval, median_front
+from bench.store.manifest import Manifest, TaskRow
+from bench.store.records import Outcome, Record
 from reports.aggregates import comparable, points_by_seed, profiles, zero_attention_curve
 from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
-from reports.table import Manifest, Record, done, score
+from reports.table import done, exits_of, score
 
 STEP = 0.035  # variants of equal cost stand this share of the axis apart, or they would hide each other
 GREY = "#444444"
 
 
-def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Means at full depth with 95 % t intervals, cut at the frame; dots are seeds; hollow: all leave after cycle 1, 2,
     ...; lines: the zero-attention threshold moves; dashes: the median over seeds of the best score at each cost, with
     a 95 % band. Variants of equal cost stand side by side.
     """
     measured = [
-        (index, [r for r in done(manifest, results, v["label"], task["label"]) if r["exits"]])
-        for index, v in enumerate(manifest["variants"])
+        (index, [r for r in done(manifest, results, v.label, task.label) if r.exits])
+        for index, v in enumerate(manifest.variants)
     ]
     early = {
-        index: _mean_over_seeds([r["exits"]["points"] for r in records], task["metric"])[:-1]  # the last is the mean
+        index: _mean_over_seeds([_exit_points(r, task) for r in records])[:-1]  # the last is the mean
         for index, records in measured
         if records
     }
-    curves = {index: [zero_attention_curve(record) for record in records] for index, records in measured if records}
-    moved = {index: _mean_over_seeds(found, task["metric"]) for index, found in curves.items() if all(found)}
+    curves = {
+        index: [zero_attention_curve(record, task.metric) for record in records]
+        for index, records in measured
+        if records
+    }
+    moved = {index: _mean_over_seeds(found) for index, found in curves.items() if all(found)}
     figure, [[axes]] = new(2.7)
     extra = np.concatenate([np.empty((0, 2)), *early.values(), *moved.values()])
     values = _scatter(axes, manifest, results, task, "forward_flops_per_token", extra[:, 0])
@@ -61,7 +67,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Record], task: dict
     return figure
 
 
-def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def accuracy_vs_params(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Means with 95 % t intervals, cut at the frame; dots are seeds. Variants of equal size stand side by side."""
     figure, [[axes]] = new(2.4)
     values = _scatter(axes, manifest, results, task, "params_non_embedding", np.empty(0))
@@ -71,25 +77,24 @@ def accuracy_vs_params(manifest: Manifest, results: dict[str, Record], task: dic
     return figure
 
 
-def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Validation score by training tokens and by training FLOPs: means over seeds, bands from the lowest to the highest
     seed.
     """
     figure, panels = new(3.9, rows=2)
     upper, lower = panels[:, 0]
-    key = f"valid_{task['metric']}"
     seen: list[float] = []
-    for index, variant in enumerate(manifest["variants"]):
-        records = done(manifest, results, variant["label"], task["label"])
+    for index, variant in enumerate(manifest.variants):
+        records = done(manifest, results, variant.label, task.label)
         if not records:
             continue
-        values = np.array([[entry[key] for entry in record["history"]] for record in records])
+        values = np.array([[entry.valid(task.metric) for entry in record.history] for record in records])
         seen += [float(values.min()), float(values.max())]
         shade = colour(manifest, index)
         for axes, x in ((upper, "tokens"), (lower, "flops")):
-            at = [entry[x] for entry in records[0]["history"]]
+            at = [getattr(entry, x) for entry in records[0].history]
             look: dict[str, Any] = {"ls": DASHES[index % len(DASHES)], "lw": 1.1, "marker": MARKERS[index], "ms": 3}
-            axes.plot(at, values.mean(0), color=shade, label=variant["label"], **look)
+            axes.plot(at, values.mean(0), color=shade, label=variant.label, **look)
             axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.13, lw=0)
     if not seen:
         return None
@@ -104,19 +109,19 @@ def learning_curves(manifest: Manifest, results: dict[str, Record], task: dict[s
     return figure
 
 
-def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> Figure | None:
+def zero_attention(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Mean probability that a query gives to the zero tokens, by block and cycle: over heads, queries and seeds."""
     panels = []
-    for variant in manifest["variants"]:
-        records = [r for r in done(manifest, results, variant["label"], task["label"]) if r["zero_attention"]]
+    for variant in manifest.variants:
+        records = [r for r in done(manifest, results, variant.label, task.label) if r.zero_attention]
         if records:
-            steps = records[0]["zero_attention"]
-            blocks, cycles = (sorted({step[key] for step in steps}) for key in ("block", "cycle"))
+            by_record = [record.zero_attention or [] for record in records]
+            blocks, cycles = (sorted({getattr(step, key) for step in by_record[0]}) for key in ("block", "cycle"))
             grid = np.full((len(blocks), len(cycles)), np.nan)
-            for number, step in enumerate(steps):
-                mean = np.mean([record["zero_attention"][number]["mean"] for record in records])
-                grid[blocks.index(step["block"]), cycles.index(step["cycle"])] = mean
-            panels.append((f"{variant['label']} (n = {len(records)})", grid, blocks, [cycle + 1 for cycle in cycles]))
+            for number, step in enumerate(by_record[0]):
+                mean = np.mean([steps[number].mean for steps in by_record])
+                grid[blocks.index(step.block), cycles.index(step.cycle)] = mean
+            panels.append((f"{variant.label} (n = {len(records)})", grid, blocks, [cycle + 1 for cycle in cycles]))
     if not panels:
         return None
     columns = 1 if len(panels) == 1 or max(len(panel[3]) for panel in panels) > 4 else 2
@@ -134,11 +139,11 @@ def zero_attention(manifest: Manifest, results: dict[str, Record], task: dict[st
         axes.set_axis_off()
     if not annotated:
         figure.colorbar(all_axes.flat[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
-    figure.suptitle(f"{task['label']}: zero attention (probability)")
+    figure.suptitle(f"{task.label}: zero attention (probability)")
     return figure
 
 
-def performance_profile(manifest: Manifest, results: dict[str, Record]) -> Figure | None:
+def performance_profile(manifest: Manifest, results: dict[str, Outcome]) -> Figure | None:
     """Share of the runs whose normalised score is above tau, tasks weighing alike, with pointwise 95 % bands of the
     bootstrap over seeds, stratified by task: higher is better. n: runs. A variant that has no run on one of the tasks
     is left out.
@@ -148,7 +153,7 @@ def performance_profile(manifest: Manifest, results: dict[str, Record]) -> Figur
         return None
     figure, [[axes]] = new(2.4)
     for index, profile in found.items():
-        shade, label = colour(manifest, index), manifest["variants"][index]["label"]
+        shade, label = colour(manifest, index), manifest.variants[index].label
         look: dict[str, Any] = {"color": shade, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "ms": 3}
         look |= {"marker": MARKERS[index], "markevery": (3 * index % 20, 20)}  # where lines lie on each other, too
         axes.plot(profile.tau, profile.share, label=f"{label} (n = {profile.n})", **look)
@@ -162,25 +167,25 @@ def performance_profile(manifest: Manifest, results: dict[str, Record]) -> Figur
 def _scatter(
     axes: Axes,
     manifest: Manifest,
-    results: dict[str, Record],
-    task: dict[str, Any],
+    results: dict[str, Outcome],
+    task: TaskRow,
     cost: str,
     others: NDArray[np.float64],
 ) -> list[float]:
     """Seeds as dots and means with 95 % intervals, on a logarithmic axis that holds the other costs too; the values."""
     found = [
         (index, records)
-        for index, variant in enumerate(manifest["variants"])
-        if (records := done(manifest, results, variant["label"], task["label"]))
+        for index, variant in enumerate(manifest.variants)
+        if (records := done(manifest, results, variant.label, task.label))
     ]
     if not found:
         return []
-    at = np.log([records[0]["costs"][cost] for _, records in found])
+    at = np.log([getattr(records[0].costs, cost) for _, records in found])
     everything = np.concatenate([at, np.log(others)])
     span = max(float(np.ptp(everything)), 0.3)
     values: list[float] = []
     for (index, records), centre in zip(found, at, strict=True):
-        scores = [score(record, task["metric"]) for record in records]
+        scores = [score(record, task.metric) for record in records]
         values += scores
         alike = np.abs(at - centre) < 0.02
         place = np.flatnonzero(alike & (np.arange(len(at)) < found.index((index, records)))).size
@@ -189,7 +194,7 @@ def _scatter(
         axes.scatter([x] * len(scores), scores, s=6, color=shade, alpha=0.7, lw=0, zorder=3)
         bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
         look: dict[str, Any] = {"color": shade, "ms": 6, "mec": "white", "mew": 0.7, "capsize": 1.8, "lw": 0.9}
-        label = manifest["variants"][index]["label"]
+        label = manifest.variants[index].label
         axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=label, zorder=4, **look)
     middle = (everything.min() + everything.max()) / 2
     axes.set_xscale("log")
@@ -198,14 +203,14 @@ def _scatter(
     return values
 
 
-def _front(axes: Axes, manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> list[Line2D]:
+def _front(axes: Axes, manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[Line2D]:
     """Draw the median front over all variants, of the seeds that every variant shown has finished."""
-    found = [points_by_seed(manifest, results, variant["label"], task) for variant in manifest["variants"]]
+    found = [points_by_seed(manifest, results, variant.label, task) for variant in manifest.variants]
     shown = [seeds for seeds in found if seeds]
     common = sorted(set.intersection(*map(set, shown)))
     if not common:
         return []
-    band = median_front([np.concatenate([seeds[s] for seeds in shown]) for s in common], task["higher_is_better"])
+    band = median_front([np.concatenate([seeds[s] for seeds in shown]) for s in common], task.higher_is_better)
     axes.step(band.cost, band.median, where="post", ls="--", color=GREY, lw=1, zorder=1)
     axes.fill_between(band.cost, band.low, band.high, step="post", color=GREY, alpha=0.12, lw=0, zorder=0)
     return [Line2D([], [], ls="--", color=GREY, lw=1, label=f"median front (n = {band.n})")]
@@ -215,8 +220,8 @@ def _finish(
     figure: Figure,
     axes: Axes,
     manifest: Manifest,
-    results: dict[str, Record],
-    task: dict[str, Any],
+    results: dict[str, Outcome],
+    task: TaskRow,
     xlabel: str,
     values: list[float],
     extra: list[Any],
@@ -229,14 +234,13 @@ def _finish(
     legend(figure, [*handles, *extra], [*labels, *(str(line.get_label()) for line in extra)])
 
 
-def _mean_over_seeds(curves: list[list[dict[str, Any]]], metric: str) -> NDArray[np.float64]:
+def _exit_points(record: Record, task: TaskRow) -> list[tuple[float, float]]:
+    """(FLOPs, metric) at the exit points."""
+    return [(point.flops_per_token, point.score(task.metric)) for point in exits_of(record).points]
+
+
+def _mean_over_seeds(curves: list[list[tuple[float, float]]]) -> NDArray[np.float64]:
     """Mean (FLOPs, metric) of the seeds' points, one by one: grids of equal length are at equal quantiles."""
     length = min(map(len, curves))
     picks = [np.linspace(0, len(curve) - 1, length).round().astype(int) for curve in curves]
-    return np.mean(
-        [
-            [(curve[i]["flops_per_token"], curve[i][metric]) for i in pick]
-            for curve, pick in zip(curves, picks, strict=True)
-        ],
-        0,
-    )
+    return np.mean([[curve[i] for i in pick] for curve, pick in zip(curves, picks, strict=True)], 0)

@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from reports.table import Manifest, Record, done
+from bench.store.manifest import Manifest, TaskRow
+from bench.store.records import Outcome
+from reports.table import done
 from reports.units import metric_name, tick
 
 WIDTH = 3.4  # inches: a column of a two-column paper, so that a font's size is the size it is printed in
@@ -63,23 +65,23 @@ def with_units(axes: Axes, ticks: int = 4) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(tick))
 
 
-def orient(axes: Axes, task: dict[str, Any]) -> None:
+def orient(axes: Axes, task: TaskRow) -> None:
     """Better is up."""
-    if not task["higher_is_better"]:
+    if not task.higher_is_better:
         axes.invert_yaxis()
 
 
-def axis_name(task: dict[str, Any]) -> str:
+def axis_name(task: TaskRow) -> str:
     """The metric, with a word where the axis is turned."""
-    direction = "" if task["higher_is_better"] else " (axis inverted)"
-    return f"{metric_name(task['metric'])}{direction}"
+    direction = "" if task.higher_is_better else " (axis inverted)"
+    return f"{metric_name(task.metric)}{direction}"
 
 
-def title(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
+def title(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     """The task and the number of seeds."""
-    counts = [len(done(manifest, results, v["label"], task["label"])) for v in manifest["variants"]]
+    counts = [len(done(manifest, results, v.label, task.label)) for v in manifest.variants]
     n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{task['label']}: {n} seed{'' if n == '1' else 's'}"
+    return f"{task.label}: {n} seed{'' if n == '1' else 's'}"
 
 
 def colour(manifest: Manifest, index: int) -> Any:
@@ -87,20 +89,20 @@ def colour(manifest: Manifest, index: int) -> Any:
     return COLOURS[index % len(COLOURS)]
 
 
-def levels(axes: Axes, task: dict[str, Any], values: Sequence[float]) -> None:
+def levels(axes: Axes, task: TaskRow, values: Sequence[float]) -> None:
     """Draw the task's reference levels and set the limits to hold them and ``values``; a level so far off that it would
     squash what is to be compared is told in words. An interval at n = 2 may be enormous: it does not count as a value.
     """
     low, high = min(values), max(values)
     span = high - low or 1.0
-    near = {name: level for name, level in task["levels"].items() if low - span < level < high + span}
+    near = {name: level for name, level in task.levels.items() if low - span < level < high + span}
     look: dict[str, Any] = {"ha": "right", "color": "#555555", "size": 6.5, "textcoords": "offset points"}
     for name, level in near.items():
         axes.axhline(level, ls=":", color="#777777", lw=1, zorder=1)
         place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (0, 1), "va": "bottom"}
         axes.annotate(f"{name} {level:.3g}", (0.99, level), **place, **look)
-    for number, (name, level) in enumerate((n, v) for n, v in task["levels"].items() if n not in near):
-        below = (level < low) == task["higher_is_better"]
+    for number, (name, level) in enumerate((n, v) for n, v in task.levels.items() if n not in near):
+        below = (level < low) == task.higher_is_better
         place = {"xycoords": "axes fraction", "va": "bottom" if below else "top"}
         place["xytext"] = (-2, (2 + 8 * number) * (1 if below else -1))
         axes.annotate(f"{name} {level:.3g}, {'below' if below else 'above'}", (1, 0 if below else 1), **place, **look)

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from bench.store.environment import environments
 from bench.store.files import atomic_write
+from bench.store.manifest import Manifest, TaskRow
+from bench.store.records import Outcome, Record
 from reports.aggregates import aggregates, comparable, fronts
 from reports.drawing import Drawing, figures
 from reports.execution import executions
@@ -22,8 +24,7 @@ from reports.latex import latex
 from reports.look import STYLE
 from reports.render import check_formats, file_name, rendering
 from reports.table import (
-    Manifest,
-    Record,
+    Row,
     columns,
     costs,
     csv_of_cells,
@@ -53,7 +54,7 @@ class Drawn(NamedTuple):
 
 def write_report(
     manifest: Manifest,
-    results: dict[str, Record],
+    results: dict[str, Outcome],
     out: Path,
     published: bool = False,
     formats: tuple[str, ...] = ("png",),
@@ -75,7 +76,7 @@ def write_report(
     drawn, listed = tee(_drawn(manifest, results))
     kinds = ("png",) if published else formats
     sourced = ((one.figure, one.cells) for one in drawn)
-    with rendering(sourced, kinds, STYLE, apart=len(manifest["cells"]) >= MANY) as files:
+    with rendering(sourced, kinds, STYLE, apart=len(manifest.cells) >= MANY) as files:
         context: dict[str, Any] = {
             "manifest": manifest,
             "summary": [columns(row) for row in summary(manifest, results)],
@@ -90,14 +91,14 @@ def write_report(
             "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
             "environment": [ran_on(place) for place in environments(results.values())],
-            "failures": [r for r in results.values() if r["status"] == "failed"],
+            "failures": [r for r in results.values() if r.status == "failed"],
         }
         context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
         rendered = list(zip(listed, files, strict=True))
     paths, pictures = _files(rendered, out)
     context["overall"] = pictures.get(None, [])
     context["sections"] = [
-        {**_section(manifest, results, task), "figures": pictures.get(task["label"], [])} for task in manifest["tasks"]
+        {**_section(manifest, results, task), "figures": pictures.get(task.label, [])} for task in manifest.tasks
     ]
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
@@ -120,24 +121,22 @@ def write_report(
     return paths
 
 
-def best(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> str:
+def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     """One plain sentence: which mean is best, over how many seeds."""
-    rows = [row for row in summary({**manifest, "tasks": [task]}, results) if row["done"]]
+    rows = [row for row in summary(manifest.but(tasks=[task]), results) if row.done]
     if not rows:
         return "No cell of this task is done."
-    top = (max if task["higher_is_better"] else min)(rows, key=lambda row: row["mean"])
-    word = "highest" if task["higher_is_better"] else "lowest"
-    levels = "".join(f"; {name} is {level:.3f}" for name, level in task["levels"].items())
-    n = f"{top['done']} seed{'s' if top['done'] > 1 else ''}"
-    return f"The {word} mean test {metric_name(task['metric'])} is {top['mean']:.3f} ({top['variant']}, {n}){levels}."
+    top = (max if task.higher_is_better else min)(rows, key=lambda row: row.mean)
+    word = "highest" if task.higher_is_better else "lowest"
+    levels = "".join(f"; {name} is {level:.3f}" for name, level in task.levels.items())
+    n = f"{top.done} seed{'s' if top.done > 1 else ''}"
+    return f"The {word} mean test {metric_name(task.metric)} is {top.mean:.3f} ({top.variant}, {n}){levels}."
 
 
-def _files(
-    rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path
-) -> tuple[list[Path], dict[str | None, list[dict[str, str]]]]:
+def _files(rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path) -> tuple[list[Path], dict[str | None, list[Row]]]:
     """Write the figures' files; their paths, and by task what the templates say of each figure."""
     paths: list[Path] = []
-    pictures: dict[str | None, list[dict[str, str]]] = {}
+    pictures: dict[str | None, list[Row]] = {}
     for one, found in rendered:
         name = one.drawing.name
         stem = name if one.task is None else f"{name}_{file_name(one.task)}"
@@ -151,23 +150,20 @@ def _files(
     return paths, pictures
 
 
-def _section(manifest: Manifest, results: dict[str, Record], task: dict[str, Any]) -> dict[str, Any]:
+def _section(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> dict[str, Any]:
     """What the templates say of a task beside its figures."""
-    ids = {
-        v["label"]: [record["id"] for record in done(manifest, results, v["label"], task["label"])]
-        for v in manifest["variants"]
-    }
-    return {**task, "ids": ids, "best": best(manifest, results, task)}
+    ids = {v.label: [record.id for record in done(manifest, results, v.label, task.label)] for v in manifest.variants}
+    return {"label": task.label, "ids": ids, "best": best(manifest, results, task)}
 
 
-def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
+def _drawn(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[Drawn]:
     """Every figure that has something to show: those of each task, then those over all tasks."""
     drawings = figures.items().values()
-    for task in manifest["tasks"]:
-        mine = {**manifest, "cells": [cell for cell in manifest["cells"] if cell["task"] == task["label"]]}
+    for task in manifest.tasks:
+        mine = manifest.but(cells=[cell for cell in manifest.cells if cell.task == task.label])
         for drawing in drawings:
             if not drawing.over_tasks and (figure := drawing(mine, results, task)) is not None:
-                yield Drawn(task["label"], drawing, _cells(mine, results, [task], drawing.needs), figure)
+                yield Drawn(task.label, drawing, _cells(mine, results, [task], drawing.needs), figure)
     for drawing in drawings:
         if drawing.over_tasks and (figure := drawing(manifest, results)) is not None:
             yield Drawn(None, drawing, _cells(manifest, results, comparable(manifest), drawing.needs), figure)
@@ -175,40 +171,38 @@ def _drawn(manifest: Manifest, results: dict[str, Record]) -> Iterator[Drawn]:
 
 def _cells(
     manifest: Manifest,
-    results: dict[str, Record],
-    tasks: list[dict[str, Any]],
+    results: dict[str, Outcome],
+    tasks: list[TaskRow],
     needed: Callable[[Record], bool],
 ) -> str:
     """Which cells a figure shows, in words, and the name of the set: those of the variants that have some on each of
     the tasks.
     """
     found = {}
-    for variant in manifest["variants"]:
-        by_task = [done(manifest, results, variant["label"], task["label"]) for task in tasks]
+    for variant in manifest.variants:
+        by_task = [done(manifest, results, variant.label, task.label) for task in tasks]
         shown = [[record for record in records if needed(record)] for records in by_task]
-        found[variant["label"]] = [record["id"] for records in shown for record in records] if all(shown) else []
-    labels = {task["label"] for task in tasks}
-    planned = sum(cell["task"] in labels and bool(found[cell["variant"]]) for cell in manifest["cells"])
+        found[variant.label] = [record.id for records in shown for record in records] if all(shown) else []
+    labels = {task.label for task in tasks}
+    planned = sum(cell.task in labels and bool(found[cell.variant]) for cell in manifest.cells)
     names = [label for label, ids in found.items() if ids]
     whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
     ids = [id for some in found.values() for id in some]
     return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
 
 
-def _sources(manifest: Manifest, results: dict[str, Record], further: set[str]) -> dict[str, str]:
+def _sources(manifest: Manifest, results: dict[str, Outcome], further: set[str]) -> dict[str, str]:
     """The finished cells that tables are made from, by what a table needs. further: the tasks with further tests."""
     finished = [
-        (cell["task"], record)
-        for cell in manifest["cells"]
-        if (record := results.get(cell["id"])) and record["status"] == "done"
+        (cell.task, record) for cell in manifest.cells if (record := results.get(cell.id)) and record.status == "done"
     ]
-    together = {task["label"] for task in comparable(manifest)}
-    trials = [trial for row in manifest.get("tuning", []) for trial in row["trials"] if trial["value"] is not None]
+    together = {task.label for task in comparable(manifest)}
+    trials = [trial for row in manifest.tuning for trial in row.trials if trial.value is not None]
     return {
-        "all": named(record["id"] for _, record in finished),
-        "aggregates": named(record["id"] for task, record in finished if task in together),
-        "further_tests": named(record["id"] for task, record in finished if task in further),
-        "exits": named(record["id"] for _, record in finished if record["exits"]),
-        "execution": named(record["id"] for _, record in finished if record.get("execution")),
-        "tuning": named(trial["id"] for trial in trials),
+        "all": named(record.id for _, record in finished),
+        "aggregates": named(record.id for task, record in finished if task in together),
+        "further_tests": named(record.id for task, record in finished if task in further),
+        "exits": named(record.id for _, record in finished if record.exits),
+        "execution": named(record.id for _, record in finished if record.execution),
+        "tuning": named(trial.id for trial in trials),
     }

@@ -7,13 +7,13 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.stats import SIGNIFICANT, detectable, paired, sd_interval, seeds_needed
-from reports.table import Manifest, Record
+from bench.store.manifest import Manifest
+from bench.store.records import Outcome
+from reports.table import Row
 from reports.verdicts import Claim, contrasts, detectable_text, hypotheses
 
 
-def power_rows(
-    manifest: Manifest, results: dict[str, Record], effect: float | None, power: float
-) -> list[dict[str, str]]:
+def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | None, power: float) -> list[Row]:
     """A row for each hypothesis, or for each contrast to the reference where the study declares none.
 
     effect: to be shown, beyond a hypothesis's margin, in the metric's unit; None takes the one seen so far. power: the
@@ -27,10 +27,10 @@ def power_rows(
     declared = hypotheses(manifest, results)
     families = [declared] if declared else list(contrasts(manifest, results).values())
     if not families:
-        raise UserError(f"study {manifest['study']!r} has neither hypotheses nor a reference: nothing to compare")
+        raise UserError(f"study {manifest.study!r} has neither hypotheses nor a reference: nothing to compare")
     rows = [_row(claim, len(family), effect, power) for family in families for claim in family]
     if all(row["sd"] == "-" for row in rows):
-        raise UserError(f"study {manifest['study']!r}: no comparison has two pairs of finished seeds yet")
+        raise UserError(f"study {manifest.study!r}: no comparison has two pairs of finished seeds yet")
     return rows
 
 

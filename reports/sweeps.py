@@ -13,107 +13,110 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.store.files import atomic_write
+from bench.store.manifest import BudgetRow, SweepResult, TaskRow, ThresholdRow
 from bench.tables import csv_text
 from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
 from reports.render import file_name, render
-from reports.table import named, ran_on
+from reports.table import Row, named, ran_on
 from reports.units import human, metric_name, plain
+
+Search = ThresholdRow | BudgetRow
 
 SHOWN = 0.8  # share of the FLOPs at full depth that the table shows where there is no limit of the user's own
 
 
-def threshold_rows(result: dict[str, Any], every_budget: bool = False) -> list[dict[str, str]]:
+def threshold_rows(result: SweepResult, every_budget: bool = False) -> list[Row]:
     """The thresholds tuned for a budget, a row for each rule; every_budget: for all of them."""
     rows = []
-    for search in result["thresholds"]:
-        for point in search["tuned"]:
-            if not (every_budget or result["max_flops"] is not None or abs(point["share_of_full"] - SHOWN) < 0.01):
+    for search in result.thresholds:
+        for point in search.tuned:
+            if not (every_budget or result.max_flops is not None or abs(point.share_of_full - SHOWN) < 0.01):
                 continue
-            name = search["metric"]
+            name = search.metric
             rows.append(
                 {
-                    "task": search["task"],
-                    "variant": search["variant"],
-                    "rule": search["rule"],
-                    "FLOPs/token at most": f"{human(point['max_flops'])} ({point['share_of_full']:.0%})",
+                    "task": search.task,
+                    "variant": search.variant,
+                    "rule": search.rule,
+                    "FLOPs/token at most": f"{human(point.max_flops)} ({point.share_of_full:.0%})",
                     "thresholds, first seed": ", ".join(
-                        "never" if v is None else f"{v:.3g}" for v in point["thresholds"][0]
+                        "never" if v is None else f"{v:.3g}" for v in point.thresholds[0]
                     ),
                     "metric": metric_name(name),
-                    "valid": plain(point["valid"][name], 4),
-                    "test": plain(point["test"][name], 4),
-                    "one exact threshold": plain(point["single"][name], 4) if point["single"] else "-",
-                    "FLOPs/token": human(point["test"]["flops_per_token"]),
-                    "cycles": plain(point["test"]["mean_cycles"], 2),
-                    "trials": str(search["trials"]),
+                    "valid": plain(point.valid[name], 4),
+                    "test": plain(point.test[name], 4),
+                    "one exact threshold": plain(point.single[name], 4) if point.single else "-",
+                    "FLOPs/token": human(point.test["flops_per_token"]),
+                    "cycles": plain(point.test["mean_cycles"], 2),
+                    "trials": str(search.trials),
                 }
             )
     return rows
 
 
-def budget_rows(result: dict[str, Any]) -> list[dict[str, str]]:
+def budget_rows(result: SweepResult) -> list[Row]:
     """The trials on the front of every variant and task, and which is the best within the limit."""
     rows = []
-    for search in result["budgets"]:
-        for point in search["front"]:
-            name = search["metric"]
-            best = search["chosen"] is not None and search["chosen"]["trial"] == point["trial"]
+    for search in result.budgets:
+        for point in search.front:
+            name = search.metric
+            best = search.chosen is not None and search.chosen.trial == point.trial
             rows.append(
                 {
-                    "task": search["task"],
-                    "variant": search["variant"],
-                    "trial": f"{point['trial']}{' (best)' if best else ''}",
-                    "setting": ", ".join(f"{key}={_number(value)}" for key, value in point["params"].items()),
+                    "task": search.task,
+                    "variant": search.variant,
+                    "trial": f"{point.trial}{' (best)' if best else ''}",
+                    "setting": ", ".join(f"{key}={_number(value)}" for key, value in point.params.items()),
                     "metric": metric_name(name),
-                    "valid": plain(point["valid"], 4),
-                    "test": plain(point["test"], 4),
-                    "FLOPs/token": human(point["flops_per_token"]),
-                    "training FLOPs": human(point["train_flops"]),
-                    "trials": f"{search['trials']} ({search['pruned']} pruned, {search['failed']} failed)",
+                    "valid": plain(point.valid, 4),
+                    "test": plain(point.test, 4),
+                    "FLOPs/token": human(point.flops_per_token),
+                    "training FLOPs": human(point.train_flops),
+                    "trials": f"{search.trials} ({search.pruned} pruned, {search.failed} failed)",
                 }
             )
     return rows
 
 
-def findings(result: dict[str, Any]) -> list[str]:
+def findings(result: SweepResult) -> list[str]:
     """Plain sentences: the best rule of every variant at the shown budget, what a threshold for each exit point gains
     over one for all, and the best trial of every variant; chosen on validation data, told on test data.
     """
-    found, ways = [], {task["label"]: 1.0 if task["higher_is_better"] else -1.0 for task in result["tasks"]}
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for search in result["thresholds"]:
-        groups.setdefault((search["task"], search["variant"]), []).append(search)
+    found, ways = [], {task.label: 1.0 if task.higher_is_better else -1.0 for task in result.tasks}
+    groups: dict[tuple[str, str], list[ThresholdRow]] = {}
+    for search in result.thresholds:
+        groups.setdefault((search.task, search.variant), []).append(search)
     for (task, variant), searches in groups.items():
-        name, way = searches[0]["metric"], ways[task]
-        points = [(s["rule"], point) for s in searches for point in s["tuned"]]
-        shown = [pair for pair in points if abs(pair[1]["share_of_full"] - SHOWN) < 0.01] or points[-1:]
+        name, way = searches[0].metric, ways[task]
+        points = [(s.rule, point) for s in searches for point in s.tuned]
+        shown = [pair for pair in points if abs(pair[1].share_of_full - SHOWN) < 0.01] or points[-1:]
         if shown:
-            rule, point = max(shown, key=lambda pair: way * pair[1]["valid"][name])
+            rule, point = max(shown, key=lambda pair: way * pair[1].valid[name])
             found.append(
-                f"{task}, {variant}: at most {point['share_of_full']:.0%} of the FLOPs at full depth, {rule} is the "
+                f"{task}, {variant}: at most {point.share_of_full:.0%} of the FLOPs at full depth, {rule} is the "
                 f"best of {len(shown)} rules on validation data, with a test {metric_name(name)} of "
-                f"{point['test'][name]:.4f}."
+                f"{point.test[name]:.4f}."
             )
-        gains = [way * (point["test"][name] - point["single"][name]) for _, point in points if point["single"]]
+        gains = [way * (point.test[name] - point.single[name]) for _, point in points if point.single]
         if gains:
             found.append(
                 f"{task}, {variant}: the thresholds found by trials are better than one exact threshold for all exit "
                 f"points in {sum(gain > 0 for gain in gains)} of {len(gains)} cases (rules and budgets), by "
                 f"{np.mean(gains):+.4f} in the mean."
             )
-    for search in result["budgets"]:
-        if chosen := search["chosen"]:
-            setting = ", ".join(f"{key}={_number(value)}" for key, value in chosen["params"].items())
-            limit = "" if result["max_flops"] is None else f" within {human(result['max_flops'])} FLOPs/token"
+    for trials in result.budgets:
+        if chosen := trials.chosen:
+            setting = ", ".join(f"{key}={_number(value)}" for key, value in chosen.params.items())
+            limit = "" if result.max_flops is None else f" within {human(result.max_flops)} FLOPs/token"
             found.append(
-                f"{search['task']}, {search['variant']}: the best of {search['trials']} trials{limit} on validation "
-                f"data is {setting}, with a test {metric_name(search['metric'])} of {chosen['test']:.4f} at "
-                f"{human(chosen['flops_per_token'])} FLOPs/token."
+                f"{trials.task}, {trials.variant}: the best of {trials.trials} trials{limit} on validation "
+                f"data is {setting}, with a test {metric_name(trials.metric)} of {chosen.test:.4f} at "
+                f"{human(chosen.flops_per_token)} FLOPs/token."
             )
     return found
 
 
-def write_sweep(result: dict[str, Any], out: Path) -> list[Path]:
+def write_sweep(result: SweepResult, out: Path) -> list[Path]:
     """Write the tables (CSV), for every task a figure (PNG, SVG), and what was found (``sweep.md``) into ``out``; their
     paths.
     """
@@ -122,62 +125,65 @@ def write_sweep(result: dict[str, Any], out: Path) -> list[Path]:
         if rows:
             paths.append(out / f"sweep_{name}.csv")
             atomic_write(paths[-1], csv_text(rows).encode())
-    for task in result["tasks"]:
+    for task in result.tasks:
         with mpl.rc_context(STYLE):
             figures = {"thresholds": threshold_figure(result, task), "budgets": budget_figure(result, task)}
             for kind, figure in figures.items():
                 if figure is None:
                     continue
-                stem = f"sweep_{kind}_{file_name(task['label'])}"
-                cells = named(_ids(search for search in result[kind] if search["task"] == task["label"]))
+                stem = f"sweep_{kind}_{file_name(task.label)}"
+                cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
                 for suffix, data in render(figure, cells, ("png", "svg")).items():
                     paths.append(out / f"{stem}.{suffix}")
                     atomic_write(paths[-1], data)
                 pictures += [f"![{stem}]({stem}.png)", "", f"From {cells}.", ""]
-    told = [f"# Sweep of {result['study']}", "", *(f"- {line}" for line in findings(result)), ""]
+    told = [f"# Sweep of {result.study}", "", *(f"- {line}" for line in findings(result)), ""]
     told += [*pictures, *_cell_lists(result)]
-    told += [f"- {key}: `{result[key]}`" for key in ("command", "git")]
-    told += [f"- Ran on {ran_on(place)}" for place in result["environment"]]
+    told += [f"- {key}: `{getattr(result, key)}`" for key in ("command", "git")]
+    told += [f"- Ran on {ran_on(place)}" for place in result.environment]
     paths.append(out / "sweep.md")
     atomic_write(paths[-1], "\n".join([*told, ""]).encode())
     return paths
 
 
-def _ids(searches: Iterable[dict[str, Any]]) -> set[str]:
-    return {id for search in searches for id in search["cells"]}
+def _searches(result: SweepResult, kind: str) -> Sequence[Search]:
+    """Its searches of a kind, ``thresholds`` or ``budgets``."""
+    return result.thresholds if kind == "thresholds" else result.budgets
 
 
-def _cell_lists(result: dict[str, Any]) -> list[str]:
+def _ids(searches: Iterable[Search]) -> set[str]:
+    return {id for search in searches for id in search.cells}
+
+
+def _cell_lists(result: SweepResult) -> list[str]:
     """The cells of each table, variant and task: of the thresholds those that the study trained, of the budgets the
     trials that were trained to their end.
     """
     lines = ["## Cells", "", "Sets are named by the sha256 of their sorted ids, one a line, cut to 12 digits.", ""]
     for kind in ("thresholds", "budgets"):
-        for task, variant in dict.fromkeys((search["task"], search["variant"]) for search in result[kind]):
-            ids = _ids(s for s in result[kind] if (s["task"], s["variant"]) == (task, variant))
+        for task, variant in dict.fromkeys((search.task, search.variant) for search in _searches(result, kind)):
+            ids = _ids(s for s in _searches(result, kind) if (s.task, s.variant) == (task, variant))
             lines.append(f"- {kind}, {task}, {variant}: {named(ids)}: {', '.join(f'`{id}`' for id in sorted(ids))}")
     return [*lines, ""]
 
 
-def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None:
+def threshold_figure(result: SweepResult, task: TaskRow) -> Figure | None:
     """Test metric against executed FLOPs of the thresholds tuned for every budget, a panel for each variant."""
-    searches = [s for s in result["thresholds"] if s["task"] == task["label"] and s["tuned"]]
+    searches = [s for s in result.thresholds if s.task == task.label and s.tuned]
     if not searches:
         return None
-    variants = list(dict.fromkeys(search["variant"] for search in searches))
-    rules = list(dict.fromkeys(search["rule"] for search in searches))
+    variants = list(dict.fromkeys(search.variant for search in searches))
+    rules = list(dict.fromkeys(search.rule for search in searches))
     figure, grid = new(0.6 + 1.9 * len(variants), len(variants), sharex=True)
     panels = grid[:, 0]
     palette = sns.color_palette("colorblind" if len(rules) <= 10 else "husl", len(rules))
     for axes, variant in zip(panels, variants, strict=True):
-        for search in (s for s in searches if s["variant"] == variant):
-            number = rules.index(search["rule"])
-            points = sorted((p["test"]["flops_per_token"], p["test"][task["metric"]]) for p in search["tuned"])
+        for search in (s for s in searches if s.variant == variant):
+            number = rules.index(search.rule)
+            points = sorted((p.test["flops_per_token"], p.test[task.metric]) for p in search.tuned)
             marker = MARKERS[number % len(MARKERS)]
-            axes.plot(
-                *zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search["rule"]
-            )
-        axes.set_title(f"{variant} on {task['label']}")
+            axes.plot(*zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search.rule)
+        axes.set_title(f"{variant} on {task.label}")
         with_units(axes)
         orient(axes, task)
     panels[-1].set_xlabel("executed FLOPs/token")
@@ -185,28 +191,28 @@ def threshold_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | N
     return figure
 
 
-def budget_figure(result: dict[str, Any], task: dict[str, Any]) -> Figure | None:
+def budget_figure(result: SweepResult, task: TaskRow) -> Figure | None:
     """Test metric against executed FLOPs of every variant's front of budget trials."""
-    searches = [s for s in result["budgets"] if s["task"] == task["label"] and s["front"]]
+    searches = [s for s in result.budgets if s.task == task.label and s.front]
     if not searches:
         return None
     figure, [[axes]] = new(3.0)
     palette = sns.color_palette("colorblind" if len(searches) <= 10 else "husl", len(searches))
     for number, search in enumerate(searches):
-        points = [(point["flops_per_token"], point["test"]) for point in search["front"]]
+        points = [(point.flops_per_token, point.test) for point in search.front]
         marker = MARKERS[number % len(MARKERS)]
-        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search["variant"])
-    if result["max_flops"] is not None:
-        axes.axvline(result["max_flops"], ls=":", color="#444444", lw=1, label="limit")
+        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search.variant)
+    if result.max_flops is not None:
+        axes.axvline(result.max_flops, ls=":", color="#444444", lw=1, label="limit")
     with_units(axes)
     orient(axes, task)
     axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
-    axes.set(title=f"{task['label']}: chosen on validation data", xlabel="executed FLOPs/token")
+    axes.set(title=f"{task.label}: chosen on validation data", xlabel="executed FLOPs/token")
     _label(figure, [axes], task)
     return figure
 
 
-def _label(figure: Figure, panels: Sequence[Axes], task: dict[str, Any]) -> None:
+def _label(figure: Figure, panels: Sequence[Axes], task: TaskRow) -> None:
     figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     legend(figure, list(found.values()), list(found))

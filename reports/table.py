@@ -5,28 +5,59 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.stats import mean_interval
+from bench.store.manifest import Manifest
+from bench.store.records import CostRecord, Environment, Exits, Outcome, Record
 from bench.tables import csv_text
 from reports.units import human, metric_name, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Record = dict[str, Any]
-Manifest = dict[str, Any]
+Row = dict[str, str]
+"""Of a table, as people read it: text by column."""
 
 
-def cells(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[tuple[int, Record | None]]:
+@dataclass(frozen=True)
+class Summary:
+    """A variant on a task: how many cells, and what they say of the metric. Numbers that are not known are NaN.
+
+    low, high: of the 95 % interval; costs: of the first finished cell; reason: why the first failed one failed.
+    """
+
+    task: str
+    variant: str
+    metric: str
+    planned: int
+    done: int
+    failed: int
+    missing: int
+    mean: float
+    low: float
+    high: float
+    costs: CostRecord | None
+    tokens_per_second: float
+    reason: str
+
+
+def cells(manifest: Manifest, results: dict[str, Outcome], variant: str, task: str) -> list[tuple[int, Outcome | None]]:
     """Seed and record (None: missing) of a variant's cells on a task."""
-    chosen = [cell for cell in manifest["cells"] if (cell["variant"], cell["task"]) == (variant, task)]
-    return [(cell["seed"], results.get(cell["id"])) for cell in chosen]
+    chosen = [cell for cell in manifest.cells if (cell.variant, cell.task) == (variant, task)]
+    return [(cell.seed, results.get(cell.id)) for cell in chosen]
 
 
-def done(manifest: Manifest, results: dict[str, Record], variant: str, task: str) -> list[Record]:
+def done(manifest: Manifest, results: dict[str, Outcome], variant: str, task: str) -> list[Record]:
     """The finished records of a variant on a task."""
-    return [record for _, record in cells(manifest, results, variant, task) if record and record["status"] == "done"]
+    return [record for _, record in cells(manifest, results, variant, task) if record and record.status == "done"]
+
+
+def exits_of(record: Record) -> Exits:
+    """The exits of a record that has some."""
+    assert record.exits is not None
+    return record.exits
 
 
 def digest(ids: Iterable[str]) -> str:
@@ -41,84 +72,80 @@ def named(ids: Iterable[str]) -> str:
     return f"{len(found)} cell{'' if len(found) == 1 else 's'} ({digest(found)})"
 
 
-def ran_on(place: dict[str, Any]) -> str:
+def ran_on(place: Environment) -> str:
     """The environment of a cell, in words."""
     return (
-        f"{place['cpu']} ({place['device']}, {place['threads']} threads a cell), {place['platform']}, "
-        f"Python {place['python']}, torch {place['torch']}, transformers {place['transformers']}, "
-        f"revision {place['git'] or 'not known'}"
+        f"{place.cpu} ({place.device}, {place.threads} threads a cell), {place.platform}, "
+        f"Python {place.python}, torch {place.torch}, transformers {place.transformers}, "
+        f"revision {place.git or 'not known'}"
     )
 
 
 def score(record: Record, metric: str) -> float:
     """The task's primary metric on the test split."""
-    return float(record["metrics"][f"test_{metric}"])
+    return record.test(metric)
 
 
-def summary(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, Any]]:
-    """Rows of the summary table, in the study's order; numbers that are not known are NaN."""
+def summary(manifest: Manifest, results: dict[str, Outcome]) -> list[Summary]:
+    """Rows of the summary table, in the study's order."""
     rows = []
-    for task in manifest["tasks"]:
-        for variant in manifest["variants"]:
-            found = cells(manifest, results, variant["label"], task["label"])
-            finished = [record for _, record in found if record and record["status"] == "done"]
-            failed = [record for _, record in found if record and record["status"] == "failed"]
-            interval = mean_interval([score(record, task["metric"]) for record in finished]) if finished else None
-            costs = finished[0]["costs"] if finished else {}
+    for task in manifest.tasks:
+        for variant in manifest.variants:
+            found = cells(manifest, results, variant.label, task.label)
+            finished = [record for _, record in found if record and record.status == "done"]
+            failed = [record for _, record in found if record and record.status == "failed"]
+            interval = mean_interval([score(record, task.metric) for record in finished]) if finished else None
             rows.append(
-                {
-                    "task": task["label"],
-                    "variant": variant["label"],
-                    "metric": task["metric"],
-                    "planned": len(found),
-                    "done": len(finished),
-                    "failed": len(failed),
-                    "missing": len(found) - len(finished) - len(failed),
-                    "mean": interval.mean if interval else math.nan,
-                    "low": interval.low if interval else math.nan,
-                    "high": interval.high if interval else math.nan,
-                    **{
-                        key: costs.get(key, math.nan)
-                        for key in ("params", "params_non_embedding", "depth", "forward_flops_per_token", "train_flops")
-                    },
-                    "tokens_per_second": _mean([record["timing"]["tokens_per_second"] for record in finished]),
-                    "reason": failed[0]["reason"] if failed else "",
-                }
+                Summary(
+                    task=task.label,
+                    variant=variant.label,
+                    metric=task.metric,
+                    planned=len(found),
+                    done=len(finished),
+                    failed=len(failed),
+                    missing=len(found) - len(finished) - len(failed),
+                    mean=interval.mean if interval else math.nan,
+                    low=interval.low if interval else math.nan,
+                    high=interval.high if interval else math.nan,
+                    costs=finished[0].costs if finished else None,
+                    tokens_per_second=_mean([record.timing.tokens_per_second for record in finished]),
+                    reason=failed[0].reason if failed else "",
+                )
             )
     return rows
 
 
-def columns(row: dict[str, Any]) -> dict[str, str]:
+def columns(row: Summary) -> Row:
     """A summary row as people read it."""
-    gone = [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row[kind]]
-    note = ", ".join(gone) + (f": {row['reason']}" if row["reason"] else "")
-    interval = "-" if math.isnan(row["low"]) else f"[{plain(row['low'])}, {plain(row['high'])}]"
-    known = row["done"] > 0
+    gone = [f"{count} {kind}" for kind, count in (("failed", row.failed), ("missing", row.missing)) if count]
+    note = ", ".join(gone) + (f": {row.reason}" if row.reason else "")
+    interval = "-" if math.isnan(row.low) else f"[{plain(row.low)}, {plain(row.high)}]"
+    costs = row.costs
     return {
-        "task": row["task"],
-        "variant": row["variant"],
-        "metric": metric_name(row["metric"]),
-        "mean": plain(row["mean"]),
+        "task": row.task,
+        "variant": row.variant,
+        "metric": metric_name(row.metric),
+        "mean": plain(row.mean),
         "95 % interval": interval,
-        "seeds": f"{row['done']}/{row['planned']}",
-        "depth": str(row["depth"]) if known else "-",
-        "parameters": human(row["params"]) if known else "-",
-        "non-embedding": human(row["params_non_embedding"]) if known else "-",
-        "FLOPs/token": human(row["forward_flops_per_token"]) if known else "-",
-        "training FLOPs": human(row["train_flops"]) if known else "-",
-        "tokens/s": f"{row['tokens_per_second']:,.0f}" if known else "-",
+        "seeds": f"{row.done}/{row.planned}",
+        "depth": str(costs.depth) if costs else "-",
+        "parameters": human(costs.params) if costs else "-",
+        "non-embedding": human(costs.params_non_embedding) if costs else "-",
+        "FLOPs/token": human(costs.forward_flops_per_token) if costs else "-",
+        "training FLOPs": human(costs.train_flops) if costs else "-",
+        "tokens/s": f"{row.tokens_per_second:,.0f}" if costs else "-",
         "note": note,
     }
 
 
-def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
+def summary_table(manifest: Manifest, results: dict[str, Outcome]) -> Table:
     """The summary for a terminal."""
     from rich.table import Table  # start-up
 
     rows = [columns(row) for row in summary(manifest, results)]
     left_out = {"parameters", "training FLOPs"} | ({"note"} if not any(row["note"] for row in rows) else set())
     shown = [key for key in rows[0] if key not in left_out]
-    table = Table(title=f"{manifest['study']}: {manifest['question']}", title_justify="left")
+    table = Table(title=f"{manifest.study}: {manifest.question}", title_justify="left")
     for key in shown:
         table.add_column(key, justify="left" if key in ("task", "variant", "metric", "note") else "right")
     for number, row in enumerate(rows):
@@ -128,21 +155,21 @@ def summary_table(manifest: Manifest, results: dict[str, Record]) -> Table:
     return table
 
 
-def further_tests(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """The metric on the test split and on every further one (such as longer sequences) by variant, for the tasks that
     have any: the mean, its 95 % t interval and of how many seeds. A dash: the task has no such split.
     """
     rows = []
-    for task in manifest["tasks"]:
-        plain_test = f"test_{task['metric']}"
-        by_variant = {v["label"]: cells(manifest, results, v["label"], task["label"]) for v in manifest["variants"]}
-        finished = [r for found in by_variant.values() for _, r in found if r and r["status"] == "done"]
-        splits = dict.fromkeys(key for r in finished for key in r["metrics"] if key.startswith(f"{plain_test}@"))
+    for task in manifest.tasks:
+        plain_test = f"test_{task.metric}"
+        by_variant = {v.label: cells(manifest, results, v.label, task.label) for v in manifest.variants}
+        finished = [r for found in by_variant.values() for _, r in found if r and r.status == "done"]
+        splits = dict.fromkeys(key for r in finished for key in r.metrics if key.startswith(f"{plain_test}@"))
         if not splits:
             continue
         for label, found in by_variant.items():
-            metrics = [r["metrics"] if r and r["status"] == "done" else {} for _, r in found]
-            row = {"task": task["label"], "variant": label, "metric": metric_name(task["metric"])}
+            metrics = [r.metrics if r and r.status == "done" else {} for _, r in found]
+            row = {"task": task.label, "variant": label, "metric": metric_name(task.metric)}
             for key in (plain_test, *splits):
                 row[f"test{key.removeprefix(plain_test)}"] = _over_seeds(
                     [m[key] for m in metrics if key in m], len(found)
@@ -161,59 +188,60 @@ def _over_seeds(values: list[float], planned: int) -> str:
     return f"{plain(found.mean)}{ends} ({found.n}/{planned})"
 
 
-def costs(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
     rows = []
-    for task in manifest["tasks"]:
-        for variant in manifest["variants"]:
-            finished = done(manifest, results, variant["label"], task["label"])
+    for task in manifest.tasks:
+        for variant in manifest.variants:
+            finished = done(manifest, results, variant.label, task.label)
             if not finished:
                 continue
             record = finished[0]
-            total, added = record["costs"], record["additions"]
+            total, added = record.costs, record.additions
             row = {
-                "task": task["label"],
-                "variant": variant["label"],
-                "schedule": record["schedule"],
-                "FLOPs/token": human(total["forward_flops_per_token"]),
-                "training FLOPs/token": human(total["train_flops_per_token"]),
-                "KV bytes/token": human(total["kv_bytes_per_token"]),
-                "activation bytes/sequence": human(total["activation_bytes"]),
+                "task": task.label,
+                "variant": variant.label,
+                "schedule": record.schedule,
+                "FLOPs/token": human(total.forward_flops_per_token),
+                "training FLOPs/token": human(total.train_flops_per_token),
+                "KV bytes/token": human(total.kv_bytes_per_token),
+                "activation bytes/sequence": human(total.activation_bytes),
             }
             for label, addition in added.items():
-                share = addition["flops_per_token"] / total["forward_flops_per_token"]
-                row[f"{label} adds"] = f"{human(addition['params'])} parameters, {share:.2%} of FLOPs"
+                share = addition.flops_per_token / total.forward_flops_per_token
+                row[f"{label} adds"] = f"{human(addition.params)} parameters, {share:.2%} of FLOPs"
             rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key, "-") for key in keys} for row in rows]
 
 
-def csv_of_cells(manifest: Manifest, results: dict[str, Record]) -> str:
+def csv_of_cells(manifest: Manifest, results: dict[str, Outcome]) -> str:
     """Every cell of the study as CSV, failed and missing ones included."""
     return csv_text(list(_cell_rows(manifest, results)))
 
 
-def csv_of_slices(manifest: Manifest, results: dict[str, Record]) -> str:
+def csv_of_slices(manifest: Manifest, results: dict[str, Outcome]) -> str:
     """Accuracy by slice of every finished cell, one row a slice; empty if no task has slices."""
     rows = [
-        {**cell, "axis": axis, "slice": label, **scores}
-        for cell in manifest["cells"]
-        for axis, slices in (results.get(cell["id"], {}).get("slices") or {}).items()
+        {**cell.dump(), "axis": axis, "slice": label, **scores.dump()}
+        for cell in manifest.cells
+        if (record := results.get(cell.id)) is not None and record.status == "done"
+        for axis, slices in record.slices.items()
         for label, scores in slices.items()
     ]
     return csv_text(rows)
 
 
-def _cell_rows(manifest: Manifest, results: dict[str, Record]) -> Iterator[dict[str, Any]]:
-    for cell in manifest["cells"]:
-        record = results.get(cell["id"])
-        row = {**cell, "status": record["status"] if record else "missing"}
-        if record and record["status"] == "done":
-            row |= record["metrics"]
-            row |= {key: value for key, value in record["costs"].items()}
-            row["tokens_per_second"] = record["timing"]["tokens_per_second"]
-        elif record:
-            row["reason"] = record["reason"]
+def _cell_rows(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[dict[str, Any]]:
+    for cell in manifest.cells:
+        record = results.get(cell.id)
+        row = {**cell.dump(), "status": record.status if record else "missing"}
+        if record and record.status == "done":
+            row |= record.metrics
+            row |= record.costs.dump()
+            row["tokens_per_second"] = record.timing.tokens_per_second
+        elif record and record.status == "failed":
+            row["reason"] = record.reason
         yield row
 
 

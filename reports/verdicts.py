@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bench.stats import Contrast, Interval, Verdict, judge, over_tasks
-from reports.table import Manifest, Record, cells, score
+from bench.store.manifest import HypothesisRow, Manifest, Measure
+from bench.store.records import Outcome
+from reports.table import Row, cells, score
 from reports.units import metric_name
 
 
@@ -25,31 +26,36 @@ class Claim:
     contrast: Contrast
 
 
-def hypotheses(manifest: Manifest, results: dict[str, Record]) -> list[Claim]:
+def hypotheses(manifest: Manifest, results: dict[str, Outcome]) -> list[Claim]:
     """The study's hypotheses, in their order; none if it declares none."""
-    return [_claim(manifest, results, entry) for entry in manifest.get("hypotheses", [])]
+    return [_claim(manifest, results, entry) for entry in manifest.hypotheses]
 
 
-def contrasts(manifest: Manifest, results: dict[str, Record]) -> dict[str, list[Claim]]:
+def contrasts(manifest: Manifest, results: dict[str, Outcome]) -> dict[str, list[Claim]]:
     """Every variant against the reference by task; no task if the study has no reference."""
-    reference = manifest["reference"]
+    reference = manifest.reference
     if not reference:
         return {}
     found = {}
-    for task in manifest["tasks"]:
-        others = [variant["label"] for variant in manifest["variants"] if variant["label"] != reference]
-        common = {
-            "than": reference,
-            "task": task["label"],
-            "measures": [{**task, "task": task["label"]}],
-            "margin": 0.0,
-        }
-        entries = [{**common, "claim": f"{other} better than {reference}", "better": other} for other in others]
-        found[task["label"]] = [_claim(manifest, results, entry) for entry in entries]
+    for task in manifest.tasks:
+        others = [variant.label for variant in manifest.variants if variant.label != reference]
+        measures = [Measure(task=task.label, metric=task.metric, higher_is_better=task.higher_is_better)]
+        entries = [
+            HypothesisRow(
+                claim=f"{other} better than {reference}",
+                better=other,
+                than=reference,
+                task=task.label,
+                margin=0.0,
+                measures=measures,
+            )
+            for other in others
+        ]
+        found[task.label] = [_claim(manifest, results, entry) for entry in entries]
     return {task: claims for task, claims in found.items() if claims}
 
 
-def verdicts(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """The verdict on each of the study's hypotheses, with Holm's correction over all of them."""
     claims = hypotheses(manifest, results)
     rows = []
@@ -65,11 +71,11 @@ def verdicts(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, s
     return rows
 
 
-def differences(manifest: Manifest, results: dict[str, Record]) -> list[dict[str, str]]:
+def differences(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """Every variant against the reference, paired by the seeds that both have, with Holm's correction within a task."""
     rows = []
     words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
-    higher = {task["label"]: task["higher_is_better"] for task in manifest["tasks"]}
+    higher = {task.label: task.higher_is_better for task in manifest.tasks}
     for task, claims in contrasts(manifest, results).items():
         for claim, found in zip(claims, judge([claim.contrast for claim in claims]), strict=True):
             row = {"task": task, "variant": claim.better, "reference": claim.than, "metric": claim.unit}
@@ -82,29 +88,29 @@ def differences(manifest: Manifest, results: dict[str, Record]) -> list[dict[str
     return rows
 
 
-def _claim(manifest: Manifest, results: dict[str, Record], entry: dict[str, Any]) -> Claim:
+def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow) -> Claim:
     """Differences of a manifest's hypothesis, by the seeds that have every cell it needs."""
     gaps: list[dict[int, float]] = []
     planned: set[int] = set()
     failed: set[int] = set()
-    for measure in entry["measures"]:
-        a, b = (dict(cells(manifest, results, entry[side], measure["task"])) for side in ("better", "than"))
+    for measure in entry.measures:
+        a, b = (dict(cells(manifest, results, label, measure.task)) for label in (entry.better, entry.than))
         gap = {}
         for seed in a.keys() & b.keys():
             records = [a[seed], b[seed]]
-            if all(record and record["status"] == "done" for record in records):
-                one, other = (score(record, measure["metric"]) for record in records if record)
-                gap[seed] = one - other if measure["higher_is_better"] else other - one
-            elif any(record and record["status"] == "failed" for record in records):
+            scores = [score(record, measure.metric) for record in records if record and record.status == "done"]
+            if len(scores) == 2:
+                gap[seed] = scores[0] - scores[1] if measure.higher_is_better else scores[1] - scores[0]
+            elif any(record and record.status == "failed" for record in records):
                 failed.add(seed)
         planned |= a.keys() & b.keys()
         gaps.append(gap)
     seeds = sorted(set.intersection(*map(set, gaps)))
-    units = sorted({metric_name(measure["metric"]) for measure in entry["measures"]})
+    units = sorted({metric_name(measure.metric) for measure in entry.measures})
     data = over_tasks([[gap[seed] for seed in seeds] for gap in gaps], len(units) == 1)
     unit = units[0] if len(units) == 1 else f"{' and '.join(units)} (scaled)"
-    contrast = Contrast(data, float(entry["margin"]), len(planned), len(failed))
-    return Claim(entry["claim"], entry["better"], entry["than"], entry["task"], unit, contrast)
+    contrast = Contrast(data, float(entry.margin), len(planned), len(failed))
+    return Claim(entry.claim, entry.better, entry.than, entry.task, unit, contrast)
 
 
 def _numbers(claim: Claim, judged: Verdict, name: str, sign: int) -> dict[str, str]:

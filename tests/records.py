@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from bench.config import Cell, ModelConfig, TrainConfig
 from bench.evaluate.trace import ORACLES
+from bench.store.manifest import CellRow, Manifest, TaskRow, VariantRow
+from bench.store.records import Failure, Outcome, Record
 from bench.study.plan import Planned
 
 VARIANTS = ["htc", "ztt"]
-TASKS: list[dict[str, Any]] = [
-    {"label": "p_hop", "task": "p_hop", "metric": "accuracy", "higher_is_better": True, "levels": {"chance": 0.38}},
-    {"label": "kjv", "task": "kjv", "metric": "bits_per_byte", "higher_is_better": False, "levels": {"unigram": 4.42}},
+TASKS = [
+    TaskRow(label="p_hop", task="p_hop", metric="accuracy", higher_is_better=True, levels={"chance": 0.38}),
+    TaskRow(label="kjv", task="kjv", metric="bits_per_byte", higher_is_better=False, levels={"unigram": 4.42}),
 ]
 
 
@@ -20,45 +21,45 @@ def _id(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-MANIFEST: dict[str, Any] = {
-    "study": "sample",
-    "question": "Is <this> & that shown?",
-    "reference": "htc",
-    "seeds": [0, 1],
-    "variants": [
-        {"label": "htc", "variant": "htc", "match": None, "chosen": ""},
-        {"label": "ztt", "variant": "ztt", "match": "flops", "chosen": "as given (1,000 forward FLOPs/token)"},
+MANIFEST = Manifest(
+    study="sample",
+    question="Is <this> & that shown?",
+    reference="htc",
+    seeds=[0, 1],
+    variants=[
+        VariantRow(label="htc", variant="htc", match=None, chosen=""),
+        VariantRow(label="ztt", variant="ztt", match="flops", chosen="as given (1,000 forward FLOPs/token)"),
     ],
-    "tasks": TASKS,
-    "cells": [
-        {"variant": variant, "task": task["label"], "seed": seed, "id": _id(variant, task["label"], seed)}
+    tasks=TASKS,
+    cells=[
+        CellRow(variant=variant, task=task.label, seed=seed, id=_id(variant, task.label, seed))
         for task in TASKS
         for seed in (0, 1)
         for variant in VARIANTS
     ],
-    "command": "cyclebench run sample",
-    "git": "0" * 40,
-    "config": {},
-}
-FAILED = MANIFEST["cells"][1]["id"]  # ztt on p_hop, seed 0
+    command="cyclebench run sample",
+    git="0" * 40,
+    config={},
+)
+FAILED = MANIFEST.cells[1].id  # ztt on p_hop, seed 0
 
 
-def planned(cell: dict[str, Any]) -> Planned:
+def planned(cell: CellRow) -> Planned:
     """A manifest's cell with its configuration."""
     config = Cell(
-        variant=cell["variant"],
-        options={"gating": "attention"} if cell["variant"] == "ztt" else {},
+        variant=cell.variant,
+        options={"gating": "attention"} if cell.variant == "ztt" else {},
         model=ModelConfig(d_model=64, n_blocks=3, n_cycles=2),
         train=TrainConfig(steps=20),
-        task=cell["task"],
+        task=cell.task,
         task_options={"length": 32},
-        seed=cell["seed"],
+        seed=cell.seed,
         fingerprint="f" * 64,
     )
-    return Planned(cell["variant"], cell["task"], config)
+    return Planned(cell.variant, cell.task, config)
 
 
-def record(cell: dict[str, Any]) -> dict[str, Any]:
+def record(cell: CellRow) -> Outcome:
     """The record of a manifest's cell; one of them has failed."""
     config = planned(cell).cell.model_dump(mode="json")
     environment = {
@@ -70,12 +71,12 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         "device": "cpu",
     }
     environment |= {"threads": 1, "git": None}  # type: ignore[dict-item]
-    common = {"schema": 1, "id": cell["id"], "cell": config, "environment": environment}
-    if cell["id"] == FAILED:
+    common = {"schema": 1, "id": cell.id, "cell": config, "environment": environment}
+    if cell.id == FAILED:
         why = {"reason": "loss is nan within steps 11-20", "kind": "cell", "at": 1.7e9, "traceback": None}
-        return {**common, "status": "failed", **why}
-    shift, is_ztt = 0.01 * cell["seed"], cell["variant"] == "ztt"
-    text = cell["task"] == "kjv"
+        return Failure.model_validate({**common, "status": "failed", **why})
+    shift, is_ztt = 0.01 * cell.seed, cell.variant == "ztt"
+    text = cell.task == "kjv"
 
     def scores(cycles: int) -> dict[str, float]:
         found = {"loss": 2.0 - 0.2 * cycles + shift, "accuracy": 0.5 + 0.1 * cycles - shift}
@@ -109,7 +110,7 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
     costs |= {"forward_flops_per_token": 2e6, "train_flops_per_token": 6e6, "train_flops": 6e10}  # type: ignore[dict-item]
     costs |= {"kv_bytes_per_token": 2048, "activation_bytes": 1 << 20}
     zero = [{"step": s, "block": 1, "cycle": s - 1, "mean": 0.1 * s} for s in (1, 2)] if is_ztt else None
-    return {
+    told = {
         **common,
         "status": "done",
         "schedule": "0 1 1 2",
@@ -128,7 +129,8 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
         "zero_attention": zero,
         "timing": {"started": 1.7e9, "train_seconds": 2.0, "seconds": 2.5, "tokens_per_second": 10240.0},
     }
+    return Record.model_validate(told)
 
 
-RESULTS = {cell["id"]: record(cell) for cell in MANIFEST["cells"][:-1]}  # the last one is missing
-ONE_TASK = MANIFEST | {"tasks": TASKS[:1], "cells": [cell for cell in MANIFEST["cells"] if cell["task"] == "p_hop"]}
+RESULTS = {cell.id: record(cell) for cell in MANIFEST.cells[:-1]}  # the last one is missing
+ONE_TASK = MANIFEST.but(tasks=TASKS[:1], cells=[cell for cell in MANIFEST.cells if cell.task == "p_hop"])

@@ -37,9 +37,9 @@ def test_aggregates_by_hand() -> None:
 
 
 def test_one_task_is_no_aggregate_and_a_task_without_a_level_is_counted_as_left_out() -> None:
-    assert aggregates({**MANIFEST, "tasks": TASKS[:1]}, RESULTS) == []
-    bare = {**TASKS[0], "label": "bare", "levels": {}}
-    rows = aggregates({**MANIFEST, "tasks": [*TASKS, bare]}, RESULTS)
+    assert aggregates(MANIFEST.but(tasks=TASKS[:1]), RESULTS) == []
+    bare = TASKS[0].but(label="bare", levels={})
+    rows = aggregates(MANIFEST.but(tasks=[*TASKS, bare]), RESULTS)
     assert {row["tasks"] for row in rows} == {"2/3"}
 
 
@@ -61,11 +61,11 @@ def test_profiles_by_hand_and_as_they_are_drawn() -> None:
 
 
 def test_profiles_hold_scores_below_the_level_and_leave_out_who_lacks_a_task() -> None:
-    worse = {**TASKS[0], "levels": {"chance": 0.9}}
-    assert profiles({**MANIFEST, "tasks": [worse, TASKS[1]]}, RESULTS)[0].tau[0] == pytest.approx((0.69 - 0.9) / 0.1)
-    fewer = {id: r for id, r in RESULTS.items() if (r["cell"]["variant"], r["cell"]["task"]) != ("ztt", "kjv")}
+    worse = TASKS[0].but(levels={"chance": 0.9})
+    assert profiles(MANIFEST.but(tasks=[worse, TASKS[1]]), RESULTS)[0].tau[0] == pytest.approx((0.69 - 0.9) / 0.1)
+    fewer = {id: r for id, r in RESULTS.items() if (r.cell.variant, r.cell.task) != ("ztt", "kjv")}
     assert list(profiles(MANIFEST, fewer)) == [0]
-    alone = {**MANIFEST, "tasks": TASKS[:1]}
+    alone = MANIFEST.but(tasks=TASKS[:1])
     assert performance_profile(alone, RESULTS) is None is performance_profile(MANIFEST, {})
 
 

@@ -276,13 +276,13 @@ def partial(draw: Any) -> Any:
 def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
     cell = {"variant": "htc", "task": "p_hop", "seed": 0, "id": "a" * 64}
-    folder = store.folder(cell["id"])
+    folder = store.folder(cell.id)
     folder.mkdir(exist_ok=True)
     for name in ("result.json", "failure.json", "lease.1", "usage.json"):
         (folder / name).write_bytes(content)
-    record = store.record(cell["id"])
-    assert record is None or record["status"] in ("done", "failed")
-    store.usage(cell["id"])
+    record = store.record(cell.id)
+    assert record is None or record.status in ("done", "failed")
+    store.usage(cell.id)
     assert read_lease(folder) is None or isinstance(read_lease(folder), dict)
     assert LeaseWatch().free(folder) in (None, 2)
     status(store, {"cells": [cell], "config": {}})

@@ -55,8 +55,8 @@ def test_failures_are_told_apart(
     store, cell = Store(tmp_path), ONE.cells[0].cell
     record = run_job(Job(cell, "htc", tmp_path, Every(), 1), nothing)
     assert record is not None and record == store.record(cell.id)
-    assert record["kind"] == kind and record["reason"].startswith(reason) and "\n" not in record["reason"]
-    assert "Traceback" in record["traceback"]
+    assert record.kind == kind and record.reason.startswith(reason) and "\n" not in record.reason
+    assert "Traceback" in record.traceback
     assert f"failed: {record['reason']}" in (store.folder(cell.id) / "log.txt").read_text()
 
 
@@ -66,9 +66,9 @@ def test_what_failed_of_itself_is_run_again_only_when_asked_and_the_rest_always(
     store.write_failure(own.id, cells.failure(own, "loss is nan", "cell"))
     store.write_failure(around.id, cells.failure(around, "killed", "environment"))
     first = run_study(made, store, Running(1), nothing)
-    assert first[own.id]["reason"] == "loss is nan" and first[around.id]["status"] == "done"
+    assert first[own.id].reason == "loss is nan" and first[around.id].status == "done"
     second = run_study(made, store, Running(1, retry=True), nothing)
-    assert {record["status"] for record in second.values()} == {"done"}
+    assert {record.status for record in second.values()} == {"done"}
     assert second[around.id] == first[around.id]
 
 
@@ -96,9 +96,9 @@ def test_a_worker_that_is_killed_again_and_again_fails_its_cell_alone(
     monkeypatch.setattr(Deadly, "victim", victim)
     monkeypatch.setattr("bench.run.runner.LocalExecutor", Deadly)
     results = run_study(made, Store(tmp_path), Running(2), nothing)
-    assert Deadly.deaths == DEATHS and results[other]["status"] == "done"
-    assert results[victim]["kind"] == "environment"
-    assert results[victim]["reason"] == f"its process was killed by SIGKILL (out of memory?), {DEATHS} times"
+    assert Deadly.deaths == DEATHS and results[other].status == "done"
+    assert results[victim].kind == "environment"
+    assert results[victim].reason == f"its process was killed by SIGKILL (out of memory?), {DEATHS} times"
 
 
 FULL = """
@@ -138,8 +138,8 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     full, again = json.loads(found.stdout.splitlines()[-1])
-    assert full["kind"] == "environment" and "No space left on device" in full["reason"]
-    assert again["status"] == "done"
+    assert full.kind == "environment" and "No space left on device" in full.reason
+    assert again.status == "done"
 
 
 def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,7 @@ def test_cells_start_from_another_cell(tmp_path: Path) -> None:
     assert first.init is None and all(cell.init for label, cell in cells.items() if label != "pretrained")
     assert cells["ztt"].init.source == f"cell:{first.id}" and cells["ztt"].options["from_cycle"] == 1  # type: ignore[union-attr]
     records = {label: run_cell(cell, store) for label, cell in sorted(cells.items(), key=lambda item: item[1] != first)}
-    flops = {label: record["costs"]["train_flops"] for label, record in records.items()}
+    flops = {label: record.costs.train_flops for label, record in records.items()}
     assert abs(flops["htc"] / flops["original"] - 1) < 0.2 and cells["htc"].train.steps < 4
     before = load(str(store.folder(first.id) / "model")).weights
     after = load(str(store.folder(cells["ztt"].id) / "model")).weights
@@ -233,7 +233,7 @@ def test_a_cell_starts_from_a_folder_and_notices_when_it_changes(sources: dict[s
     entries = [{"name": "vanilla", "label": "original"}, "bc"]
     cells = [p.cell for p in plan(init=source, variants=entries, model={"n_cycles": 2}).cells]
     assert [cell.model.n_blocks for cell in cells] == [BLOCKS] * 2 and cells[0].model.n_kv_heads == 2
-    assert run_cell(cells[1], Store(tmp_path))["schedule"] == "0 1 2 3 4 5 0 1 2 3 4 5"
+    assert run_cell(cells[1], Store(tmp_path)).schedule == "0 1 2 3 4 5 0 1 2 3 4 5"
     other = plan(init=sources["linear"], variants=entries, model={"n_cycles": 2}).cells[0].cell
     assert other.id != cells[0].id
 

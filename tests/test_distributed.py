@@ -48,8 +48,8 @@ def cell(variant: str = "ztt", model: dict[str, Any] | None = None, **train: Any
     )
 
 
-def timeless(record: dict[str, Any]) -> list[dict[str, float]]:
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in record["history"]]
+def timeless(record: Any) -> list[dict[str, float]]:
+    return [{key: value for key, value in entry.dump().items() if key != "seconds"} for entry in record.history]
 
 
 def weights(root: Path, made: Cell) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path, variant: str, sha
     one, two = (run_cell(made, Store(tmp_path)) for made in (alone, team))
     close(timeless(one), timeless(two))
     assert timeless(one) != timeless(two), "the sums have another order: else this was one process"
-    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-3)
     found, expected = weights(tmp_path, team), weights(tmp_path, alone)
     for name, tensor in expected.items():
         # A key's bias has hardly a gradient, and AdamW steps by the sign of what rounding leaves of it.
@@ -145,7 +145,7 @@ def test_a_rank_that_fails_ends_the_cell_with_its_reason(
     job = Job(cell(**TEAM, sharding=sharding), "ztt", tmp_path, Every(), 1)
     record = run_job(job, lambda kind, arguments: None)
     assert record is not None
-    assert (record["status"], record["reason"], record["kind"]) == ("failed", reason, "environment")
+    assert (record.status, record.reason, record.kind) == ("failed", reason, "environment")
     assert not torch.distributed.is_initialized() and not multiprocessing.active_children()
 
 
@@ -153,8 +153,8 @@ def test_a_loss_that_blows_up_ends_all_ranks(tmp_path: Path) -> None:
     record = run_job(
         Job(cell(**TEAM, lr=10.0, grad_clip=1e9), "ztt", tmp_path, Every(), 1), lambda kind, arguments: None
     )
-    assert record is not None and record["kind"] == "cell"
-    assert record["reason"].startswith("loss ") and not multiprocessing.active_children()
+    assert record is not None and record.kind == "cell"
+    assert record.reason.startswith("loss ") and not multiprocessing.active_children()
 
 
 def test_worker_processes_run_teams(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from scipy.stats import spearmanr
 from bench.data.task import Metric
 from bench.evaluate.record import calibration, exits_record, rank
 from bench.evaluate.trace import Trace
+from bench.store.manifest import BudgetRow, SweepResult, ThresholdRow
+from bench.store.records import Record
 from reports.drawing import figures
 from reports.exit_figures import (
     BOUNDS,
@@ -31,8 +33,8 @@ from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
 
-P_HOP, KJV = MANIFEST["tasks"]
-DONE = MANIFEST["cells"][0]["id"]
+P_HOP, KJV = MANIFEST.tasks
+DONE = MANIFEST.cells[0].id
 
 
 def trace(seed: int, n: int = 200) -> Trace:
@@ -59,15 +61,15 @@ def test_rank_is_positive_where_the_signal_knows_and_null_where_there_is_none() 
 
 def test_calibration_is_of_tenths_in_order() -> None:
     bins = calibration("confidence.last", trace(0))
-    assert len(bins["signal"]) == 10 and bins["signal"] == sorted(bins["signal"])
-    assert bins["accuracy"] == pytest.approx(bins["signal"]), "the signal is the accuracy"
-    found = exits_record(trace(0), trace(1), Metric("accuracy", True, {}))["rules"]
-    assert [key for key, rule in found.items() if "calibration" in rule] == ["confidence.last"]
+    assert len(bins.signal) == 10 and bins.signal == sorted(bins.signal)
+    assert bins.accuracy == pytest.approx(bins.signal), "the signal is the accuracy"
+    found = exits_record(trace(0), trace(1), Metric("accuracy", True, {})).rules
+    assert [key for key, rule in found.items() if rule.calibration is not None] == ["confidence.last"]
     for rule in found.values():
-        for point in rule.get("tuned", []):
-            assert sum(point["share"]) == pytest.approx(1, abs=1e-5)
-            cycles = np.dot(point["share"], [1, 2, 3])
-            assert cycles == pytest.approx(point["test"]["mean_cycles"], abs=1e-4)
+        for point in rule.tuned:
+            assert sum(point.share) == pytest.approx(1, abs=1e-5)
+            cycles = np.dot(point.share, [1, 2, 3])
+            assert cycles == pytest.approx(point.test["mean_cycles"], abs=1e-4)
 
 
 def labels(figure: Figure) -> list[str]:
@@ -81,7 +83,7 @@ def test_curves_show_every_rule_and_every_bound() -> None:
     htc, ztt = figure.axes
     assert (len(htc.lines), len(ztt.lines)) == (4, 5)
     points = htc.lines[1].get_xydata()
-    mean = np.mean([r["exits"]["points"][0]["accuracy"] for r in _records("htc", "p_hop")])
+    mean = np.mean([r.exits.points[0].accuracy for r in _records("htc", "p_hop")])
     assert points[0] == pytest.approx([1e6, mean]), "the fixed line starts at one cycle, mean over seeds"
     text = exit_curves(MANIFEST, RESULTS, KJV)
     assert text is not None and text.axes[0].yaxis_inverted()
@@ -97,8 +99,8 @@ def test_depths_are_those_of_the_tuned_thresholds() -> None:
 def test_the_best_rule_is_on_top_and_bounds_are_not_judged() -> None:
     results = copy.deepcopy(RESULTS)
     for record in results.values():
-        if record["status"] == "done" and "zero_attention" in record["exits"]["rules"]:
-            record["exits"]["rules"]["zero_attention"]["area"] += 1
+        if record.status == "done" and "zero_attention" in record.exits.rules:
+            record.exits.rules["zero_attention"].area += 1
     figure = exit_area(MANIFEST, results, P_HOP)
     assert figure is not None
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -127,18 +129,18 @@ def test_the_table_has_intervals_and_every_rule() -> None:
 
 def test_what_was_found_is_said_plainly() -> None:
     results: dict[str, Any] = copy.deepcopy(RESULTS)
-    ids = [c["id"] for c in MANIFEST["cells"] if (c["variant"], c["task"]) == ("htc", "p_hop")]
+    ids = [c.id for c in MANIFEST.cells if (c.variant, c.task) == ("htc", "p_hop")]
     for seed, id in enumerate(ids):
-        rules = results[id]["exits"]["rules"]
+        rules = results[id].exits.rules
         for key in set(rules) - {"confidence", *BOUNDS}:
             del rules[key]
-        rules["zero_attention"] = {**rules["confidence"], "area": 0.1 + 0.0099 * seed}
-        rules["confidence"]["area"] = 0.3 + 0.01 * seed
+        rules["zero_attention"] = rules["confidence"].but(area=0.1 + 0.0099 * seed)
+        rules["confidence"].area = 0.3 + 0.01 * seed
     (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
     assert "of 2 rules the one worth most against leaving at random is confidence with 0.3050 [" in text
     assert "zero attention is number 2 with 0.1050 [" in text and "(worse) (2 seeds)." in text
     for id in ids:
-        results[id]["exits"]["rules"]["zero_attention"]["area"] = 0.9
+        results[id].exits.rules["zero_attention"].area = 0.9
     (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
     assert (
         "most against leaving at random is zero_attention" in text and "to confidence, paired by seed (better)" in text
@@ -148,8 +150,8 @@ def test_what_was_found_is_said_plainly() -> None:
 def test_without_exits_there_is_nothing_to_show() -> None:
     results: dict[str, Any] = copy.deepcopy(RESULTS)
     for record in results.values():
-        if record["status"] == "done":
-            record["exits"], record["cycles"] = None, record["cycles"][:1]
+        if record.status == "done":
+            record.exits, record.cycles = None, record.cycles[:1]
     for name in ("exit_curves", "exit_area", "exit_signal", "exit_depth", "exit_calibration", "cycles"):
         assert figures.get(name)(MANIFEST, results, P_HOP) is None
     assert exit_calibration(MANIFEST, RESULTS, P_HOP) is not None
@@ -158,20 +160,30 @@ def test_without_exits_there_is_nothing_to_show() -> None:
 
 def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     scores = {"accuracy": 0.75, "flops_per_token": 9.0, "mean_cycles": 1.5}
-    point = {"max_flops": 10.0, "share_of_full": 0.8, "thresholds": [[0.25, None]], "single": None}
-    point |= {"valid": scores, "test": {**scores, "accuracy": 0.7}}
-    place = {"variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7, "cells": [DONE]}
+    point: dict[str, Any] = {"max_flops": 10.0, "share_of_full": 0.8, "thresholds": [[0.25, None]], "single": None}
+    point |= {"valid": scores, "test": {**scores, "accuracy": 0.7}, "trial": 1, "shares": [0.5], "test_by_seed": [0.7]}
+    place = {"study": "s", "variant": "ztt", "task": "p_hop", "metric": "accuracy", "trials": 7, "cells": [DONE]}
     other = {**point, "share_of_full": 0.5, "max_flops": 6.25}
-    searches = [{**place, "rule": "zero_attention", "tuned": [other, point]}]
+    search = {**place, "rule": "zero_attention", "per_cycle": True, "full_flops_per_token": 12.5, "front": []}
     params = {"model.d_model": 32, "train.lr": 0.00123}
-    trial = {"trial": 3, "params": params, "flops_per_token": 8.0, "train_flops": 1e9, "valid": 0.8, "test": 0.6}
-    found = {**place, "pruned": 2, "failed": 0, "front": [trial], "chosen": trial, "cells": ["b" * 64, "a" * 64]}
-    result = {"max_flops": None, "tasks": MANIFEST["tasks"], "thresholds": searches, "budgets": [found]}
-    result |= {"study": "sample", "command": "cyclebench sweep sample", "git": None}
-    result |= {"environment": [RESULTS[DONE]["environment"]]}
+    trial = {"trial": 3, "id": "a" * 64, "params": params, "flops_per_token": 8.0, "train_flops": 1e9}
+    trial |= {"valid": 0.8, "test": 0.6}
+    found = {**place, "pruned": 2, "failed": 0, "refused": 0, "seed": 0, "cells": ["b" * 64, "a" * 64]}
+    result = SweepResult(
+        study="sample",
+        question="?",
+        max_flops=None,
+        storage="",
+        command="cyclebench sweep sample",
+        git=None,
+        tasks=MANIFEST.tasks,
+        thresholds=[ThresholdRow.model_validate({**search, "tuned": [other, point]})],
+        budgets=[BudgetRow.model_validate({**found, "front": [trial], "chosen": trial})],
+        environment=[RESULTS[DONE].environment],
+    )
     (row,) = threshold_rows(result)
     assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
-    assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows({**result, "max_flops": 10.0})) == 2
+    assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows(result.but(max_flops=10.0))) == 2
     (row,) = budget_rows(result)
     assert (row["trial"], row["setting"]) == ("3 (best)", "model.d_model=32, train.lr=0.00123")
     assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
@@ -188,10 +200,10 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     for kind, cells in (("thresholds", named([DONE])), ("budgets", trials)):
         for suffix in ("png", "svg"):
             assert cells.encode() in (tmp_path / f"sweep_{kind}_p_hop.{suffix}").read_bytes()
-    point["single"] = {**scores, "accuracy": 0.65}
+    result.thresholds[0].tuned[1].single = {**scores, "accuracy": 0.65}
     assert "in 1 of 1 cases (rules and budgets), by +0.0500 in the mean" in " ".join(sweep_findings(result))
 
 
-def _records(variant: str, task: str) -> list[dict[str, Any]]:
-    ids = [c["id"] for c in MANIFEST["cells"] if (c["variant"], c["task"]) == (variant, task) and c["id"] in RESULTS]
-    return [RESULTS[id] for id in ids if RESULTS[id]["status"] == "done"]
+def _records(variant: str, task: str) -> list[Record]:
+    ids = [c.id for c in MANIFEST.cells if (c.variant, c.task) == (variant, task) and c.id in RESULTS]
+    return [record for id in ids if (record := RESULTS[id]).status == "done"]

@@ -14,6 +14,7 @@ from bench.errors import UserError
 from bench.evaluate.record import BUDGETS, POINTS, exits_record
 from bench.evaluate.trace import Trace
 from bench.run.going import run_cell
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.study.load import study_from
 from bench.study.plan import make_plan
@@ -30,7 +31,7 @@ RAW: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any], Trace, Trace]:
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Record, Trace, Trace]:
     store = Store(Path(tmp_path_factory.mktemp("runs")))
     cell = make_plan(study_from(json.loads(json.dumps(RAW)), [], "tiny"), "", None).cells[0].cell
     record = run_cell(cell, store)
@@ -43,16 +44,16 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any
 def test_the_record_can_be_made_again_from_the_stored_traces(stored: Any) -> None:
     cell, record, valid, test = stored
     metric = task_data(cell.task, cell.task_options).metric
-    assert json.loads(json.dumps(record["exits"])) == json.loads(json.dumps(exits_record(valid, test, metric)))
+    assert record.exits == exits_record(valid, test, metric)
     assert len(valid.loss) == 60 and len(test.loss) == 80
-    assert record["metrics"]["test_loss"] == test.leaving(3)["loss"]
-    assert [point["cycles"] for point in record["exits"]["points"]] == [1, 2, 3]
+    assert record.metrics["test_loss"] == test.leaving(3)["loss"]
+    assert [point.cycles for point in record.exits.points] == [1, 2, 3]
 
 
 def test_stored_curves_are_points_of_the_exact_ones(stored: Any) -> None:
     _, record, _, test = stored
-    for key, rule in record["exits"]["rules"].items():
-        curve = rule["curve"]
+    for key, rule in record.exits.rules.items():
+        curve = rule.curve
         assert 2 <= len(curve["threshold"]) <= POINTS or len(test.curve(key)["threshold"]) == 1
         if key == "random":
             continue
@@ -73,36 +74,36 @@ def test_stored_curves_are_points_of_the_exact_ones(stored: Any) -> None:
 def test_thresholds_are_chosen_on_validation_data_within_their_budget(stored: Any) -> None:
     _, record, valid, test = stored
     full = valid.flops["fixed"][-1]
-    for key, rule in record["exits"]["rules"].items():
-        assert ("tuned" in rule) == (not key.startswith(("oracle", "random")))
-        for entry in rule.get("tuned", []):
-            threshold = {"above": np.inf, "below": -np.inf}[rule["leave"]]
-            threshold = entry["threshold"] if entry["threshold"] is not None else threshold
-            assert entry["budget"] in BUDGETS
-            assert entry["valid"] == pytest.approx(valid.score(key, threshold))
-            assert entry["test"] == pytest.approx(test.score(key, threshold))
+    for key, rule in record.exits.rules.items():
+        assert bool(rule.tuned) == (not key.startswith(("oracle", "random")))
+        for entry in rule.tuned:
+            threshold = {"above": np.inf, "below": -np.inf}[rule.leave]
+            threshold = entry.threshold if entry.threshold is not None else threshold
+            assert entry.budget in BUDGETS
+            assert entry.valid == pytest.approx(valid.score(key, threshold))
+            assert entry.test == pytest.approx(test.score(key, threshold))
             exact = valid.curve(key)
-            within = exact["flops_per_token"] <= entry["budget"] * full * (1 + 1e-9)
-            assert entry["valid"]["accuracy"] == pytest.approx(exact["accuracy"][within].max())
+            within = exact["flops_per_token"] <= entry.budget * full * (1 + 1e-9)
+            assert entry.valid["accuracy"] == pytest.approx(exact["accuracy"][within].max())
 
 
 def test_figures_of_merit(stored: Any) -> None:
     """The oracle is worth most, random nothing; a fixed number of cycles chooses nobody."""
     _, record, _, _ = stored
-    rules = record["exits"]["rules"]
-    assert rules["random"]["area"] == pytest.approx(0, abs=1e-12) and rules["random"]["gain"] == 0
-    assert rules["fixed"]["gain"] == pytest.approx(0, abs=1e-12)
-    assert rules["oracle"]["area"] >= max(rule["area"] for rule in rules.values()) - 1e-12
-    assert rules["oracle"]["area"] > 0.01
+    rules = record.exits.rules
+    assert rules["random"].area == pytest.approx(0, abs=1e-12) and rules["random"].gain == 0
+    assert rules["fixed"].gain == pytest.approx(0, abs=1e-12)
+    assert rules["oracle"].area >= max(rule.area for rule in rules.values()) - 1e-12
+    assert rules["oracle"].area > 0.01
 
 
 def test_cycles_beyond_training_are_scored_as_far_as_asked(stored: Any, tmp_path: Path) -> None:
     _, record, _, test = stored
-    assert [entry["cycles"] for entry in record["cycles"]] == [1, 2, 3, 4, 5, 6]
+    assert [entry.cycles for entry in record.cycles] == [1, 2, 3, 4, 5, 6]
     for number in (1, 2, 3):
-        assert record["cycles"][number - 1]["loss"] == pytest.approx(test.leaving(number)["loss"], rel=1e-5)
+        assert record.cycles[number - 1].loss == pytest.approx(test.leaving(number)["loss"], rel=1e-5)
     fewer = study_from(json.loads(json.dumps(RAW)), ["evaluation.max_cycles=4", "train.steps=2"], "tiny")
     cell = make_plan(fewer, "", None).cells[0].cell
-    assert len(run_cell(cell, Store(tmp_path))["cycles"]) == 4
+    assert len(run_cell(cell, Store(tmp_path)).cycles) == 4
     with pytest.raises(UserError, match=r"evaluation\.max_cycles"):
         study_from(json.loads(json.dumps(RAW)), ["evaluation.max_cycles=0"], "tiny")

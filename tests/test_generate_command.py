@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -61,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def folder(store: Store, variant: str = "ztt") -> Path:
     manifest = store.manifest("tiny")
     assert manifest is not None
-    return store.folder(next(cell["id"] for cell in manifest["cells"] if cell["variant"] == variant))
+    return store.folder(next(cell.id for cell in manifest.cells if cell.variant == variant))
 
 
 def test_stream_writes_what_generate_gives(store: Store) -> None:
@@ -122,16 +121,14 @@ def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tm
     found = list(execute_study(store, manifest, "zero_attention", None, 1, "sequence"))
     record = store.record(folder(store).name)
     assert record is not None and [label for label, _ in found] == ["ztt, kjv, seed 0"] * len(found) and found
-    tuned = {entry["threshold"]: entry["test"] for entry in record["exits"]["rules"]["zero_attention"]["tuned"]}
+    tuned = {entry.threshold: entry.test for entry in record.exits.rules["zero_attention"].tuned}
     for _, row in found:
-        expected = tuned[row["threshold"]]
+        expected = tuned[row.threshold]
         for name in ("accuracy", "loss", "mean_cycles", "flops_per_token"):
-            assert row[name] == pytest.approx(expected[name], rel=1e-5)
-        assert row["flops_saved"] == pytest.approx(
-            1 - row["flops_per_token"] / record["exits"]["points"][-1]["flops_per_token"]
-        )
-    assert record["execution"] == {"zero_attention": [json.loads(json.dumps(row)) for _, row in found]}
-    write_report(manifest, store.results(cell["id"] for cell in manifest["cells"]), tmp_path)
+            assert getattr(row, name) == pytest.approx(expected[name], rel=1e-5)
+        assert row.flops_saved == pytest.approx(1 - row.flops_per_token / record.exits.points[-1].flops_per_token)
+    assert record.execution == {"zero_attention": [row for _, row in found]}
+    write_report(manifest, store.results(cell.id for cell in manifest.cells), tmp_path)
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
-        assert "saved FLOPs beside saved time" in text and f"{found[0][1]['threshold']:.4g}" in text
+        assert "saved FLOPs beside saved time" in text and f"{found[0][1].threshold:.4g}" in text

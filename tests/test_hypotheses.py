@@ -16,6 +16,7 @@ from bench.cli import app
 from bench.data.task import Metric, TaskData, make_data
 from bench.errors import UserError
 from bench.stats import over_tasks, paired
+from bench.store.manifest import CellRow, Manifest, Measure
 from bench.store.store import Store
 from bench.study.hypotheses import resolve
 from bench.study.load import study_from
@@ -44,25 +45,25 @@ def data(metric: str, higher: bool, text: bool) -> TaskData:
 DATA = {"p_hop": data("accuracy", True, False), "kjv": data("bits_per_byte", False, True)}
 
 
-def sample(n: int, gain: float, gap_kjv: float = 0.1, noise: float = 1.0) -> tuple[dict[str, Any], dict[str, Any]]:
+def sample(n: int, gain: float, gap_kjv: float = 0.1, noise: float = 1.0) -> tuple[Manifest, dict[str, Any]]:
     """A stored study of n seeds where ztt gains on p_hop (accuracy) and by gap_kjv on kjv (bits, so it is lower)."""
     rng = np.random.default_rng(0)
-    manifest, results = {**MANIFEST, "cells": [], "seeds": list(range(n))}, {}
-    done = {(c["task"], c["variant"]): RESULTS[c["id"]] for c in MANIFEST["cells"] if RESULTS.get(c["id"])}
+    manifest, results = MANIFEST.but(cells=[], seeds=list(range(n))), dict[str, Any]()
+    done = {(c.task, c.variant): RESULTS[c.id] for c in MANIFEST.cells if RESULTS.get(c.id)}
     for task, base, gap in (("p_hop", 0.6, gain), ("kjv", 2.5, -gap_kjv)):
         for seed in range(n):
             shared = rng.normal(0, 0.1)
             for variant, shift in (("htc", 0.0), ("ztt", gap)):
                 value = base + shared + shift + noise * rng.normal(0, 0.01)
                 id = f"{task}{variant}{seed}"
-                manifest["cells"].append({"variant": variant, "task": task, "seed": seed, "id": id})
+                manifest.cells.append(CellRow(variant=variant, task=task, seed=seed, id=id))
                 name = "accuracy" if task == "p_hop" else "bits_per_byte"
-                record = next(r for (t, _), r in done.items() if t == task and r["status"] == "done")
-                results[id] = {**record, "id": id, "metrics": {f"test_{name}": value, "test_loss": 2 - value}}
+                record = next(r for (t, _), r in done.items() if t == task and r.status == "done")
+                results[id] = record.but(id=id, metrics={f"test_{name}": value, "test_loss": 2 - value})
     return manifest, results
 
 
-def declare(manifest: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def declare(manifest: Manifest, **fields: Any) -> Manifest:
     """The manifest with one hypothesis more, checked and resolved as a study's are."""
     raw = {"claim": "ztt better", "better": "ztt", "than": "htc", **fields}
     checked = study_from(
@@ -71,7 +72,7 @@ def declare(manifest: dict[str, Any], **fields: Any) -> dict[str, Any]:
         [],
         "s",
     ).hypotheses[0]
-    return {**manifest, "hypotheses": [*manifest.get("hypotheses", []), resolve(checked, DATA)]}
+    return manifest.but(hypotheses=[*manifest.hypotheses, resolve(checked, DATA)])
 
 
 @pytest.mark.parametrize(
@@ -111,18 +112,18 @@ def test_overrides_address_a_hypothesis_by_its_claim() -> None:
 
 def test_the_manifest_holds_metric_and_direction() -> None:
     manifest = make_plan(study(CLAIM, {**CLAIM, "claim": "by loss", "metric": "loss"}), "cmd", None).manifest
-    own, loss = manifest["hypotheses"]
-    assert own["measures"] == [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
-    assert loss["measures"] == [{"task": "p_hop", "metric": "loss", "higher_is_better": False}]
-    assert json.loads(json.dumps(manifest))["hypotheses"][0]["claim"] == "gated better"
+    own, loss = manifest.hypotheses
+    assert own.measures == [Measure(task="p_hop", metric="accuracy", higher_is_better=True)]
+    assert loss.measures == [Measure(task="p_hop", metric="loss", higher_is_better=False)]
+    assert json.loads(json.dumps(manifest.dump()))["hypotheses"][0]["claim"] == "gated better"
     with pytest.raises(UserError, match="unknown metric of p_hop: 'bits_per_byte'"):
         make_plan(study({**CLAIM, "metric": "bits_per_byte"}), "cmd", None)
 
 
 def test_over_all_tasks_each_has_its_metric_and_a_margin_needs_one_unit() -> None:
     manifest = declare(MANIFEST)
-    measures = manifest["hypotheses"][0]["measures"]
-    assert [(m["task"], m["metric"], m["higher_is_better"]) for m in measures] == [
+    measures = manifest.hypotheses[0].measures
+    assert [(m.task, m.metric, m.higher_is_better) for m in measures] == [
         ("p_hop", "accuracy", True),
         ("kjv", "bits_per_byte", False),
     ]
@@ -130,10 +131,10 @@ def test_over_all_tasks_each_has_its_metric_and_a_margin_needs_one_unit() -> Non
     further = resolve(
         study({**CLAIM, "metric": "accuracy@64"}).hypotheses[0], {"p_hop": replace(DATA["p_hop"], **longer)}
     )
-    assert further["measures"] == [{"task": "p_hop", "metric": "accuracy@64", "higher_is_better": True}]
+    assert further.measures == [Measure(task="p_hop", metric="accuracy@64", higher_is_better=True)]
     with pytest.raises(UserError, match=r"margin = 0\.1 needs one metric, not accuracy and bits_per_byte"):
         declare(MANIFEST, margin=0.1)
-    assert declare(MANIFEST, margin=0.1, metric="accuracy")["hypotheses"][0]["margin"] == 0.1
+    assert declare(MANIFEST, margin=0.1, metric="accuracy").hypotheses[0].margin == 0.1
 
 
 def test_verdicts_from_stored_results() -> None:
@@ -143,14 +144,14 @@ def test_verdicts_from_stored_results() -> None:
     manifest = declare(manifest, better="htc", than="ztt", task="p_hop", claim="the opposite")
     rows = verdicts(manifest, results)
     assert [row["verdict"] for row in rows] == ["supported", "supported", "supported", "refuted"]
-    accuracy = results["p_hopztt0"]["metrics"]["test_accuracy"]
+    accuracy = results["p_hopztt0"].metrics["test_accuracy"]
     assert accuracy > 0 and float(rows[0]["gain"]) == pytest.approx(0.1, abs=0.01)
     assert float(rows[1]["gain"]) > 0  # bits per byte fall, and that is a gain
     assert {row["pairs"] for row in rows} == {"8/8"} and float(rows[0]["Holm p"]) == pytest.approx(4 / 128, rel=0.01)
     assert rows[2]["metric"] == "accuracy and bits per byte (scaled)"
 
     def gaps(task: str, metric: str, sign: float) -> list[float]:
-        pairs = [(results[f"{task}ztt{s}"]["metrics"], results[f"{task}htc{s}"]["metrics"]) for s in range(8)]
+        pairs = [(results[f"{task}ztt{s}"].metrics, results[f"{task}htc{s}"].metrics) for s in range(8)]
         return [sign * (a[metric] - b[metric]) for a, b in pairs]
 
     both = over_tasks([gaps("p_hop", "test_accuracy", 1), gaps("kjv", "test_bits_per_byte", -1)], False)
@@ -159,7 +160,7 @@ def test_verdicts_from_stored_results() -> None:
 
 def test_failed_and_missing_cells_are_counted_not_dropped() -> None:
     manifest, results = sample(9, 0.1)
-    results["p_hopztt0"] = next(r for r in RESULTS.values() if r["status"] == "failed")
+    results["p_hopztt0"] = next(r for r in RESULTS.values() if r.status == "failed")
     del results["kjvhtc1"]
     manifest = declare(declare(manifest, task="p_hop", claim="one"), claim="all")
     one, both = verdicts(manifest, results)
@@ -225,7 +226,7 @@ def test_power_refuses_in_one_line(
     change: dict[str, Any] | None, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     if change is not None:
-        Store(tmp_path).write_manifest("quick", {**MANIFEST, "study": "quick", **change})
+        Store(tmp_path).write_manifest("quick", MANIFEST.but(study="quick", **change))
     found = CliRunner().invoke(app, ["power", "quick", "--runs", str(tmp_path), *arguments])
     assert isinstance(found.exception, UserError) and message in str(found.exception)
 
@@ -233,7 +234,7 @@ def test_power_refuses_in_one_line(
 def test_power_command_prints_the_table(tmp_path: Path) -> None:
     manifest, results = sample(4, 0.1)
     store = Store(tmp_path)
-    store.write_manifest("quick", {**manifest, "study": "quick"})
+    store.write_manifest("quick", manifest.but(study="quick"))
     for id, record in results.items():
         store.write_result(id, record)
     found = CliRunner().invoke(app, ["power", "quick", "--runs", str(tmp_path), "--effect", "0.01"])

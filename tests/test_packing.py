@@ -291,17 +291,17 @@ def test_a_study_in_packs(tmp_path: Path) -> None:
     made = plan(variants=["htc", "ztt"], seeds=3)
     lone = run_study(made, Store(tmp_path / "lone"), Running(1, pack=1), lambda *_: None)
     store, seen = Store(tmp_path / "packs"), list[str]()
-    results = run_study(made, store, Running(1, pack=3), lambda record, planned: seen.append(record["id"]))
+    results = run_study(made, store, Running(1, pack=3), lambda record, planned: seen.append(record.id))
     assert sorted(seen) == sorted(results) == sorted(lone)
     for planned in made.cells:
         id = planned.cell.id
-        assert not lone[id]["stacked"] and results[id]["stacked"]
-        assert_near(results[id]["history"], lone[id]["history"])
+        assert not lone[id].stacked and results[id].stacked
+        assert_near(results[id].history, lone[id].history)
         text = (store.folder(id) / "log.txt").read_text()
         assert text.count("INFO begins") == 1 and text.count("INFO done") == 1 and f"seed {planned.cell.seed}" in text
         assert (store.folder(id) / "model" / "model.safetensors").is_file()
         assert not list(store.folder(id).glob("lease.*")) and not (store.folder(id) / "checkpoints").exists()
-    (again,) = rerun(store, made.manifest["cells"], 1)
+    (again,) = rerun(store, made.manifest.cells, 1)
     assert not again.problem, "run again without its pack it gives the same numbers to the last digit"
 
 
@@ -312,5 +312,5 @@ def test_a_cell_that_blows_up_in_a_pack_fails_alone(tmp_path: Path) -> None:
     made = type(made)(made.study, tuple(cells), made.manifest)
     results = run_study(made, Store(tmp_path), Running(1, pack=2), lambda *_: None)
     good, bad = (results[planned.cell.id] for planned in cells)
-    assert good["status"] == "done" and good["stacked"]
-    assert bad["status"] == "failed" and "loss is nan" in bad["reason"] and bad["kind"] == "cell"
+    assert good.status == "done" and good.stacked
+    assert bad.status == "failed" and "loss is nan" in bad.reason and bad.kind == "cell"

@@ -76,7 +76,7 @@ class Half(cyclebench.Gate):
 def counts(manifest, results, task):
     """A bar for each variant: its finished cells."""
     figure = Figure(figsize=(3.4, 2))
-    labels = [variant["label"] for variant in manifest["variants"]]
+    labels = [variant.label for variant in manifest.variants]
     figure.subplots().bar(labels, [len(results)] * len(labels))
     return figure
 '''

@@ -99,7 +99,7 @@ def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
     with monkeypatch.context() as patch:
         patch.setattr("bench.data.task.task_data", lambda *_: pytest.fail("the data are made again"))
         shutil.rmtree(store.folder(planned.id))
-        assert run_cell(planned, store)["metrics"] == first["metrics"]
+        assert run_cell(planned, store).metrics == first.metrics
     assert (folder / "train.arrow").stat().st_mtime_ns == stamp
     for name in ("train.arrow", "data.json", "24.arrow", "tokenizer/tokenizer.json"):
         data = bytearray((folder / name).read_bytes())
@@ -107,7 +107,7 @@ def test_a_cell_prepares_its_data_once_and_mends_what_is_damaged(
         (folder / name).write_bytes(data)
         assert load_prepared(folder) is None, name
         shutil.rmtree(store.folder(planned.id))
-        assert run_cell(planned, store)["metrics"] == first["metrics"]
+        assert run_cell(planned, store).metrics == first.metrics
         assert load_prepared(folder) is not None
 
 

@@ -48,14 +48,14 @@ def test_a_study_survives_the_loss_of_a_node(
         killer.start()
         how = Running(every=Every(None, 1), executor="ray", address=cluster.address, beat=0.5, expiry=5.0)
         seen: list[str] = []
-        results = run_study(made, store, how, lambda record, planned: seen.append(record["id"]))
+        results = run_study(made, store, how, lambda record, planned: seen.append(record.id))
         over.set()
         killer.join()
     finally:
         over.set()
         ray.shutdown()
         cluster.shutdown()
-    assert killed and {record["status"] for record in results.values()} == {"done"} and len(results) == 2
+    assert killed and {record.status for record in results.values()} == {"done"} and len(results) == 2
     assert sorted(seen) == sorted(results)
     assert re.search(r"^htc p_hop seed \d: step \d+/40, loss", capsys.readouterr().err, re.M), "progress, meanwhile"
     logs = [(store.folder(id) / "log.txt").read_text() for id in results]

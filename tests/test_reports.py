@@ -18,6 +18,7 @@ import pytest
 from matplotlib.image import imread
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
+from bench.store.manifest import CellRow
 from reports.drawing import figures
 from reports.page import write_report
 from reports.render import KINDS
@@ -25,7 +26,7 @@ from reports.table import further_tests, summary, summary_table
 from reports.units import human
 from reports.verdicts import differences
 
-DONE = MANIFEST["cells"][0]["id"]
+DONE = MANIFEST.cells[0].id
 OF_A_TASK = [name for name, drawing in figures.items().items() if not drawing.over_tasks]
 TABLES = ("P(dominates reference)", "interquartile mean")
 
@@ -48,13 +49,13 @@ def test_every_figure_is_there_and_drawn(written: Path) -> None:
 
 
 def test_rows_count_what_failed_and_what_is_missing() -> None:
-    rows = {(row["task"], row["variant"]): row for row in summary(MANIFEST, RESULTS)}
+    rows = {(row.task, row.variant): row for row in summary(MANIFEST, RESULTS)}
     assert len(rows) == 4
     complete, failed, missing = rows["p_hop", "htc"], rows["p_hop", "ztt"], rows["kjv", "ztt"]
-    assert (complete["done"], complete["failed"], complete["missing"]) == (2, 0, 0)
-    assert complete["mean"] == pytest.approx(0.695) and complete["low"] < 0.69 < 0.70 < complete["high"]
-    assert (failed["done"], failed["failed"], failed["reason"]) == (1, 1, "loss is nan within steps 11-20")
-    assert (missing["done"], missing["missing"]) == (1, 1)
+    assert (complete.done, complete.failed, complete.missing) == (2, 0, 0)
+    assert complete.mean == pytest.approx(0.695) and complete.low < 0.69 < 0.70 < complete.high
+    assert (failed.done, failed.failed, failed.reason) == (1, 1, "loss is nan within steps 11-20")
+    assert (missing.done, missing.missing) == (1, 1)
 
 
 def test_tables_name_failed_and_missing_cells(written: Path) -> None:
@@ -69,10 +70,10 @@ def test_tables_name_failed_and_missing_cells(written: Path) -> None:
 
 def test_further_test_splits_have_a_table(written: Path) -> None:
     results = copy.deepcopy(RESULTS)
-    bits = [r["metrics"] for r in results.values() if r["status"] == "done" and r["cell"]["task"] == "kjv"]
-    assert further_tests({**MANIFEST, "tasks": MANIFEST["tasks"][1:]}, results) == [], "bits have no further split"
+    bits = [r.metrics for r in results.values() if r.status == "done" and r.cell.task == "kjv"]
+    assert further_tests(MANIFEST.but(tasks=MANIFEST.tasks[1:]), results) == [], "bits have no further split"
     bits[0]["test_bits_per_byte@far"] = 2.5
-    htc = [results[cell["id"]]["metrics"] for cell in MANIFEST["cells"][0:4:2]]
+    htc = [results[cell.id].metrics for cell in MANIFEST.cells[0:4:2]]
     htc[1]["test_accuracy@64"], htc[1]["test_accuracy@128"] = 0.6, 0.25
     rows = {(row["task"], row["variant"]): row for row in further_tests(MANIFEST, results)}
     assert list(rows["p_hop", "htc"]) == ["task", "variant", "metric", "test", "test@64", "test@128", "test@far"]
@@ -125,7 +126,7 @@ def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
         "cyclebench run sample",
         "a CPU",
         FAILED[:12],
-        MANIFEST["cells"][0]["id"][:12],
+        MANIFEST.cells[0].id[:12],
     ):
         assert text in page.text
 
@@ -146,22 +147,18 @@ def test_two_seeds_are_too_few_and_the_table_says_so() -> None:
 
 def test_eight_paired_seeds_can_tell() -> None:
     manifest, results = copy.deepcopy(MANIFEST), dict(RESULTS)
-    template = {
-        cell["variant"]: RESULTS[cell["id"]] for cell in MANIFEST["cells"] if cell["task"] == "p_hop" and cell["seed"]
-    }
-    manifest["tasks"] = manifest["tasks"][:1]
-    manifest["cells"] = []
+    template = {cell.variant: RESULTS[cell.id] for cell in MANIFEST.cells if cell.task == "p_hop" and cell.seed}
+    manifest.tasks = manifest.tasks[:1]
+    manifest.cells = []
     for seed in range(8):
         for variant, gain in (("htc", 0.0), ("ztt", 0.02)):
-            cell = {"variant": variant, "task": "p_hop", "seed": seed, "id": f"{variant}{seed}"}
-            manifest["cells"].append(cell)
-            results[cell["id"]] = {
-                **template[variant],
-                "metrics": {"test_accuracy": 0.6 + 0.01 * seed + gain * (1 + 0.01 * seed)},
-            }
+            cell = CellRow(variant=variant, task="p_hop", seed=seed, id=f"{variant}{seed}")
+            manifest.cells.append(cell)
+            scores = {"test_accuracy": 0.6 + 0.01 * seed + gain * (1 + 0.01 * seed)}
+            results[cell.id] = template[variant].but(metrics=scores)
     row = differences(manifest, results)[0]
     assert (row["reading"], row["pairs"]) == ("better", "8/8") and float(row["p"]) < 0.01
-    manifest["tasks"][0]["higher_is_better"] = False
+    manifest.tasks[0].higher_is_better = False
     assert differences(manifest, results)[0]["reading"] == "worse"
 
 

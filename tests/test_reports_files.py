@@ -17,6 +17,7 @@ import matplotlib as mpl
 import pytest
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
+from bench.store.manifest import HypothesisRow, Measure
 from bench.store.store import Store
 from reports.drawing import figures
 from reports.figures import accuracy_vs_flops, zero_attention
@@ -72,9 +73,9 @@ ROWS += [("2e-05", "[1e-3, 1]", ""), ("-3", "[-1.5, 0]", "c")]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    measures = [{"task": "p_hop", "metric": "accuracy", "higher_is_better": True}]
-    claim = {"claim": CLAIM, "better": "ztt", "than": "htc", "task": "p_hop", "measures": measures, "margin": 0.0}
-    write_report({**ONE_TASK, "hypotheses": [claim]}, RESULTS, out, formats=KINDS)
+    measures = [Measure(task="p_hop", metric="accuracy", higher_is_better=True)]
+    claim = HypothesisRow(claim=CLAIM, better="ztt", than="htc", task="p_hop", measures=measures, margin=0.0)
+    write_report(ONE_TASK.but(hypotheses=[claim]), RESULTS, out, formats=KINDS)
     return out
 
 
@@ -167,7 +168,7 @@ def _plain(data: bytes) -> bytes:
 
 
 def test_figures_are_the_same_from_other_processes(written: Path) -> None:
-    task = ONE_TASK["tasks"][0]
+    task = ONE_TASK.tasks[0]
     with mpl.rc_context(STYLE):
         figures = [figure for draw in (accuracy_vs_flops, zero_attention) if (figure := draw(ONE_TASK, RESULTS, task))]
     cells = [_caption(written, name) for name in ("accuracy_vs_flops", "zero_attention")]
@@ -181,10 +182,14 @@ def test_figures_are_the_same_from_other_processes(written: Path) -> None:
 def test_what_is_read_from_the_store_makes_the_same_report(written: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     for id, record in RESULTS.items():
-        (store.write_failure if record["status"] == "failed" else store.write_result)(id, record)
+        (store.write_failure if record.status == "failed" else store.write_result)(id, record)
     results = read(store, MANIFEST)
     assert results.keys() == RESULTS.keys()
-    assert len(json.dumps(results, default=list)) < len(json.dumps(RESULTS))
+    sizes = [
+        len(json.dumps({id: record.dump() for id, record in found.items()}, default=list))
+        for found in (results, RESULTS)
+    ]
+    assert sizes[0] < sizes[1]
     for path in write_report(ONE_TASK, results, tmp_path / "report", published=True):
         if path.suffix == ".png" or path.name == "results.csv":
             assert path.read_bytes() == (written / path.name).read_bytes(), path.name

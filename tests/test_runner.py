@@ -22,6 +22,7 @@ from bench.run.executors import Event
 from bench.run.executors.local import LocalExecutor
 from bench.run.going import run_cell
 from bench.run.runner import Running, run_study
+from bench.store.records import Outcome, Record
 from bench.store.store import Store
 from bench.store.tracking import SEARCH
 from bench.study.load import study_from
@@ -44,10 +45,11 @@ def plan(**changes: Any) -> Any:
     return make_plan(study_from(json.loads(json.dumps({**RAW, **changes})), [], "tiny"), "cyclebench run tiny", None)
 
 
-def numbers(record: dict[str, Any]) -> dict[str, Any]:
+def numbers(record: Record) -> dict[str, Any]:
     """What must repeat: everything but times."""
-    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]
-    return {key: record[key] for key in ("metrics", "costs", "additions", "exits", "zero_attention")} | {
+    told = record.dump()
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in told["history"]]
+    return {key: told[key] for key in ("metrics", "costs", "additions", "exits", "zero_attention")} | {
         "history": history
     }
 
@@ -55,8 +57,8 @@ def numbers(record: dict[str, Any]) -> dict[str, Any]:
 def run(store: Store, made: Any, jobs: int = 2) -> tuple[dict[str, Any], list[str]]:
     seen: list[str] = []
 
-    def note(record: dict[str, Any], planned: Planned) -> None:
-        seen.append(record["id"])
+    def note(record: Outcome, planned: Planned) -> None:
+        seen.append(record.id)
 
     return run_study(made, store, Running(jobs), note), seen
 
@@ -67,11 +69,11 @@ def test_a_study_is_run_stored_and_not_run_again(tmp_path: Path) -> None:
     assert len(results) == 6 and sorted(seen) == sorted(results)
     for planned in made.cells:
         record, folder = results[planned.cell.id], store.folder(planned.cell.id)
-        assert record["status"] == "done" and record == store.record(planned.cell.id)
+        assert record.status == "done" and record == store.record(planned.cell.id)
         trace = Trace.from_bytes((folder / "trace.npz").read_bytes())
-        assert trace.leaving(trace.n_cycles)["loss"] == pytest.approx(record["metrics"]["test_loss"])
+        assert trace.leaving(trace.n_cycles)["loss"] == pytest.approx(record.metrics["test_loss"])
         assert CycleForCausalLM.from_pretrained(folder / "model").config.variant == planned.cell.variant
-        assert (record["exits"] is None) == (planned.cell.variant == "vanilla")
+        assert (record.exits is None) == (planned.cell.variant == "vanilla")
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     again, seen = run(store, made)
     assert again == results and seen == []
@@ -92,7 +94,7 @@ def test_paired_seeds_see_the_same_batches(tmp_path: Path) -> None:
     made = plan(variants=["vanilla", {"name": "bc", "model": {"n_cycles": 1}}], seeds=[3], reference=None)
     results, _ = run(Store(tmp_path), made)
     vanilla, bc = (results[planned.cell.id] for planned in made.cells)
-    assert vanilla["metrics"] == bc["metrics"] and vanilla["id"] != bc["id"]
+    assert vanilla.metrics == bc.metrics and vanilla.id != bc.id
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
@@ -101,9 +103,9 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None
     store = Store(tmp_path)
     results, _ = run(store, made)
     bad, good = (results[planned.cell.id] for planned in made.cells)
-    assert good["status"] == "done" and bad["status"] == "failed"
-    assert "loss is nan" in bad["reason"]
-    assert not store.done(bad["id"])
+    assert good.status == "done" and bad.status == "failed"
+    assert "loss is nan" in bad.reason
+    assert not store.done(bad.id)
 
 
 def test_changed_data_are_noticed(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_changed_data_are_noticed(tmp_path: Path) -> None:
     made = plan(variants=["htc"], seeds=[0])
     made = type(made)(made.study, (Planned("htc", "p_hop", cell),), made.manifest)
     results, _ = run(Store(tmp_path), made)
-    assert "the data have changed" in results[cell.id]["reason"]
+    assert "the data have changed" in results[cell.id].reason
 
 
 class Seen(str):

@@ -48,8 +48,8 @@ def test_metrics_and_slices_are_those_of_the_saved_model(task: str, family: str,
     record = run_cell(planned, store)
     data = task_data(planned.task, planned.task_options)
     lm = CycleForCausalLM.from_pretrained(store.folder(planned.id) / "model").eval()
-    assert record["costs"]["params"] == count(lm.parameters())
-    assert record["costs"]["length"] == data.length < data.max_length == lm.config.max_position_embeddings
+    assert record.costs.params == count(lm.parameters())
+    assert record.costs.length == data.length < data.max_length == lm.config.max_position_embeddings
     if family == "gpt2":
         assert lm.positions is not None and lm.positions.num_embeddings == data.max_length
     metrics, slices = {}, {}
@@ -71,17 +71,17 @@ def test_metrics_and_slices_are_those_of_the_saved_model(task: str, family: str,
                 }
                 for label, at in of.items()
             }
-    found = {name: value for name, value in record["metrics"].items() if name.startswith("test_accuracy")}
+    found = {name: value for name, value in record.metrics.items() if name.startswith("test_accuracy")}
     assert found == {name: pytest.approx(value) for name, value in metrics.items()}
-    assert record["slices"] == slices
+    assert record.slices == slices
     expected = {
         "addition": ({"numbers": ["2", "3", "4"], "numbers@7": ["7"]}, ["7"]),
         "mqar": ({"pairs": ["2", "4"], "pairs@16x1": ["1"], "pairs@32x8": ["8"]}, ["16x1", "32x8"]),
         "state_tracking": ({}, ["30"]),
     }
     labels, further = expected[task]
-    assert {axis: list(found) for axis, found in record["slices"].items()} == labels
-    assert list(data.tests) == further and {f"test_loss@{name}" for name in further} <= record["metrics"].keys()
+    assert {axis: list(found) for axis, found in record.slices.items()} == labels
+    assert list(data.tests) == further and {f"test_loss@{name}" for name in further} <= record.metrics.keys()
 
 
 def test_a_task_without_further_tests_has_the_positions_it_trains_on() -> None:

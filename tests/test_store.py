@@ -12,12 +12,22 @@ from records import FAILED, MANIFEST, RESULTS
 
 from bench.errors import UserError
 from bench.run.status import status
-from bench.store import store as module
 from bench.store.files import atomic_write
+from bench.store.records import Stored
 from bench.store.store import Records, Store
 
-CELL = MANIFEST["cells"][0]
-RECORD, FAILURE = RESULTS[CELL["id"]], RESULTS[FAILED]
+CELL = MANIFEST.cells[0]
+RECORD, FAILURE = RESULTS[CELL.id], RESULTS[FAILED]
+# What a file of an earlier version has for certain, by name; a dict or a list where more is told of the part.
+RESULT_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("id", "metrics", "slices", "additions", "exits", "zero_attention", "environment"), object),
+    **{"cell": {}, "costs": {}, "history": [], "cycles": [], "timing": {}},
+}
+FAILURE_SHAPE: dict[str, Any] = {"id": str, "cell": {}, "reason": str, "at": float, "environment": object}
+MANIFEST_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("study", "question", "reference", "command", "git", "config"), object),
+    **{name: [] for name in ("seeds", "variants", "tasks", "cells")},
+}
 
 
 def test_round_trip_and_results_win_over_failures(tmp_path: Path) -> None:
@@ -36,7 +46,7 @@ def test_results_are_never_overwritten(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_result("a", RECORD)
     with pytest.raises(UserError, match="not overwritten"):
-        store.write_result("a", {**RECORD, "value": 2})
+        store.write_result("a", RECORD.but(schedule="2"))
     assert store.record("a") == RECORD
 
 
@@ -54,45 +64,48 @@ def test_a_damaged_result_is_set_aside_and_run_again(tmp_path: Path, content: by
 @pytest.mark.parametrize(
     ("whole", "shape", "name", "read"),
     [
-        (RECORD, module.RESULT, "x/result.json", lambda store: store.record("x")),
-        (FAILURE, module.FAILURE, "x/failure.json", lambda store: store.record("x")),
-        (MANIFEST, module.MANIFEST, "studies/x.json", lambda store: store.manifest("x")),
+        (RECORD, RESULT_SHAPE, "x/result.json", lambda store: store.record("x")),
+        (FAILURE, FAILURE_SHAPE, "x/failure.json", lambda store: store.record("x")),
+        (MANIFEST, MANIFEST_SHAPE, "studies/x.json", lambda store: store.manifest("x")),
     ],
 )
 def test_json_without_what_others_rely_on_is_set_aside(
-    whole: dict[str, Any], shape: dict[str, Any], name: str, read: Callable[[Store], Any], tmp_path: Path
+    whole: Stored, shape: dict[str, Any], name: str, read: Callable[[Store], Any], tmp_path: Path
 ) -> None:
-    path, store = tmp_path / name, Store(tmp_path)
+    path, store, told = tmp_path / name, Store(tmp_path), whole.dump()
     path.parent.mkdir()
-    lacking = [{key: value for key, value in whole.items() if key != lost} for lost in shape]
+    lacking = [{key: value for key, value in told.items() if key != lost} for lost in shape]
     inner = [
-        {**whole, key: broken} for key, part in shape.items() if isinstance(part, dict | list) for broken in (7, ["7"])
+        {**told, key: broken} for key, part in shape.items() if isinstance(part, dict | list) for broken in (7, ["7"])
     ]
     for value in ({"status": "done", "metrics": {}}, *lacking, *inner):
         path.write_text(json.dumps(value))
         assert read(store) is None and not path.exists()
         assert json.loads(path.with_name(f"{path.name}.corrupt").read_text()) == value
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps({**told, "later": {"than": ["this"]}}))
+    found = read(store)
+    assert found.dump() == {**told, "later": {"than": ["this"]}}, "what a newer version has added is kept"
+    path.write_text(json.dumps(told))
     assert read(store) == whole
 
 
 @pytest.mark.parametrize("content", ['{"status": "done", "metrics": {}}', '{"status": "done", \0\0 {}}'])
 def test_a_result_that_is_damaged_within_is_not_done_once_it_was_read(tmp_path: Path, content: str) -> None:
     store = Store(tmp_path)
-    store.folder(CELL["id"]).mkdir()
-    (store.folder(CELL["id"]) / "result.json").write_text(content)
-    assert store.done(CELL["id"]), "finished cells are not read"
-    found = status(store, {**MANIFEST, "cells": [CELL]})
-    assert (found.done, found.waiting) == (0, 1) and not store.done(CELL["id"])
+    store.folder(CELL.id).mkdir()
+    (store.folder(CELL.id) / "result.json").write_text(content)
+    assert store.done(CELL.id), "finished cells are not read"
+    found = status(store, MANIFEST.but(cells=[CELL]))
+    assert (found.done, found.waiting) == (0, 1) and not store.done(CELL.id)
     with pytest.raises(UserError, match=r"result\.json could not be read .* the same command runs that cell again"):
-        Records(store, [CELL["id"]], {})[CELL["id"]]
+        Records(store, [CELL.id], {})[CELL.id]
     with pytest.raises(KeyError):
-        Records(store, [], {})[CELL["id"]]
+        Records(store, [], {})[CELL.id]
 
 
 def test_numbers_that_json_has_not_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        Store(tmp_path).write_result("a", {"value": float("nan")})
+        Store(tmp_path).write_result("a", RECORD.but(metrics={"test_loss": float("nan")}))
     assert not Store(tmp_path).done("a") and not list(tmp_path.iterdir())
 
 

@@ -71,30 +71,32 @@ def test_a_share_of_the_signals_is_what_leaves(rule: str, per_cycle: bool) -> No
 def test_thresholds_are_chosen_on_validation_and_reported_on_test(tmp_path: Path) -> None:
     row = thresholds.search(job(stored(tmp_path / "one").root))
     other = thresholds.search(job(stored(tmp_path / "two", seed=50).root, name="t"))
-    assert row["trials"] == 40 and row["tuned"] and row["full_flops_per_token"] == 400
-    for mine, theirs in zip(row["tuned"], other["tuned"], strict=True):
-        assert mine["thresholds"] == theirs["thresholds"] and mine["valid"] == theirs["valid"]
-        assert mine["valid"]["flops_per_token"] <= mine["max_flops"] * (1 + 1e-9)
+    assert row.trials == 40 and row.tuned and row.full_flops_per_token == 400
+    for mine, theirs in zip(row.tuned, other.tuned, strict=True):
+        assert mine.thresholds == theirs.thresholds and mine.valid == theirs.valid
+        assert mine.valid["flops_per_token"] <= mine.max_flops * (1 + 1e-9)
         for split, shift in (("valid", 0), ("test", 100)):
             scores = [
                 trace(shift + number).score("confidence", np.array([np.inf if v is None else v for v in threshold]))
-                for number, threshold in enumerate(mine["thresholds"])
+                for number, threshold in enumerate(mine.thresholds)
             ]
-            assert mine[split]["accuracy"] == pytest.approx(np.mean([score["accuracy"] for score in scores]))
-            assert mine[split]["flops_per_token"] == pytest.approx(np.mean([s["flops_per_token"] for s in scores]))
-    assert row["tuned"][0]["test"] != other["tuned"][0]["test"]
-    best = [point["valid"]["accuracy"] for point in row["tuned"]]
+            assert getattr(mine, split)["accuracy"] == pytest.approx(np.mean([score["accuracy"] for score in scores]))
+            assert getattr(mine, split)["flops_per_token"] == pytest.approx(
+                np.mean([s["flops_per_token"] for s in scores])
+            )
+    assert row.tuned[0].test != other.tuned[0].test
+    best = [point.valid["accuracy"] for point in row.tuned]
     assert best == sorted(best)
-    front = np.array(row["front"])
+    front = np.array(row.front)
     assert (np.diff(front[:, 1]) > 0).all() and (np.diff(front[:, 0]) > 0).all()
 
 
 def test_a_search_goes_on_to_the_number_asked_for(tmp_path: Path) -> None:
     stored(tmp_path)
-    assert thresholds.search(job(tmp_path, trials=10))["trials"] == 10
+    assert thresholds.search(job(tmp_path, trials=10)).trials == 10
     again = thresholds.search(job(tmp_path, trials=10))
     more = thresholds.search(job(tmp_path, trials=25))
-    assert (again["trials"], more["trials"]) == (10, 25)
+    assert (again.trials, more.trials) == (10, 25)
     study = optuna.load_study(study_name="s", storage=default_url(tmp_path))
     params = [tuple(trial.params.values()) for trial in study.trials]
     assert len(params) == 25 and len(set(params)) > 20, "the resumed search asked for what it had"
@@ -103,10 +105,10 @@ def test_a_search_goes_on_to_the_number_asked_for(tmp_path: Path) -> None:
 def test_a_limit_of_flops_is_kept(tmp_path: Path) -> None:
     stored(tmp_path)
     row = thresholds.search(job(tmp_path, max_flops=230.0, rule="entropy", per_cycle=False))
-    (point,) = row["tuned"]
-    assert point["max_flops"] == 230 and point["valid"]["flops_per_token"] <= 230
-    assert all(flops <= 230 for _, flops in row["front"])
-    for number, threshold in enumerate(point["thresholds"]):
+    (point,) = row.tuned
+    assert point.max_flops == 230 and point.valid["flops_per_token"] <= 230
+    assert all(flops <= 230 for _, flops in row.front)
+    for number, threshold in enumerate(point.thresholds):
         score = trace(number).score("entropy", -np.inf if threshold[0] is None else threshold[0])
         curve = trace(number).curve("entropy")
         at = np.flatnonzero(np.isclose(curve["flops_per_token"], score["flops_per_token"]))
@@ -161,17 +163,17 @@ def test_budget_trials_are_cells_and_go_on(tmp_path: Path) -> None:
     assert "again" not in events
     budgets.run_trials(budget_job(tmp_path, 4), lambda kind, _: events.append(kind))
     row = budgets.row(small)
-    assert row["trials"] == 4 and len(row["cells"]) + row["pruned"] == 4
+    assert row.trials == 4 and len(row.cells) + row.pruned == 4
     store = Store(tmp_path)
-    for point in row["front"]:
-        record = store.record(point["id"])
-        assert record is not None and record["cell"]["seed"] == 1_000_000
-        assert record["cell"]["model"]["n_cycles"] == point["params"]["model.n_cycles"]
-        assert record["costs"]["forward_flops_per_token"] == point["flops_per_token"]
-        assert record["metrics"]["test_accuracy"] == point["test"]
-        assert budgets.valid_score(store, point["id"])["accuracy"] == point["valid"]
-    assert "options.lookup" not in row["front"][0]["params"], "cycling without zero tokens has no lookup"
-    assert row["chosen"]["valid"] == max(point["valid"] for point in row["front"])
+    for point in row.front:
+        record = store.record(point.id)
+        assert record is not None and record.cell.seed == 1_000_000
+        assert record.cell.model["n_cycles"] == point.params["model.n_cycles"]
+        assert record.costs.forward_flops_per_token == point.flops_per_token
+        assert record.metrics["test_accuracy"] == point.test
+        assert budgets.valid_score(store, point.id)["accuracy"] == point.valid
+    assert "options.lookup" not in row.front[0].params, "cycling without zero tokens has no lookup"
+    assert row.chosen.valid == max(point.valid for point in row.front)
 
 
 def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
@@ -182,7 +184,7 @@ def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
     limited = replace(full, max_flops=(costs[0] + costs[1]) / 2)
     budgets.run_trials(limited, lambda *_: None)
     row = budgets.row(limited)
-    assert row["trials"] == 2 and all(point["params"]["model.n_cycles"] == 1 for point in row["front"])
+    assert row.trials == 2 and all(point.params["model.n_cycles"] == 1 for point in row.front)
     study = optuna.load_study(study_name="b", storage=limited.url)
     for trial in study.trials:
         assert ("refused" in trial.user_attrs) == (trial.params["model.n_cycles"] > 1)
@@ -202,14 +204,14 @@ def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
     assert trial.state == TrialState.PRUNED and "pruned at" in trial.user_attrs["reason"]
     assert not Store(tmp_path).done(trial.user_attrs["cell"])
     row = budgets.row(small)
-    assert (row["trials"], row["pruned"], row["front"], row["chosen"]) == (1, 1, [], None)
+    assert (row.trials, row.pruned, row.front, row.chosen) == (1, 1, [], None)
 
 
 def test_trials_of_dead_processes_and_surplus_ones_do_not_count(tmp_path: Path) -> None:
     study = open_trials(open_storage(default_url(tmp_path)), "s", True)
     stored(tmp_path)
     study.add_trial(create_trial(state=TrialState.FAIL))
-    assert thresholds.search(job(tmp_path, trials=5))["trials"] == 5
+    assert thresholds.search(job(tmp_path, trials=5)).trials == 5
     assert len(study.get_trials()) == 6
 
 

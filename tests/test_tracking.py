@@ -25,7 +25,7 @@ def children(client: MlflowClient) -> list[Any]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     parents = [run for run in runs if run.data.tags.get("role") == "study"]
-    assert len(parents) == 1 and parents[0].info.run_name == MANIFEST["study"]
+    assert len(parents) == 1 and parents[0].info.run_name == MANIFEST.study
     return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
 
 
@@ -33,10 +33,10 @@ def track(uri: str, root: Path) -> Tracker:
     store = Store(root)
     tracker = Tracker(uri, store)
     tracker.study(MANIFEST)
-    for cell in MANIFEST["cells"][:3]:
+    for cell in MANIFEST.cells[:3]:
         found = record(cell)
-        if found["status"] == "done" and not store.done(cell["id"]):
-            store.write_result(cell["id"], found)
+        if found.status == "done" and not store.done(cell.id):
+            store.write_result(cell.id, found)
         tracker.log(found, planned(cell))
     report = root / "report.html"
     report.write_text("<p>report</p>")
@@ -57,17 +57,17 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> str:
 def test_one_child_a_cell_with_metrics_by_step_and_by_flops(sqlite: str) -> None:
     client = MlflowClient(sqlite)
     runs = {run.data.tags[CELL_TAG]: run for run in children(client)}
-    assert set(runs) == {cell["id"] for cell in MANIFEST["cells"][:3]}
-    cell = MANIFEST["cells"][0]
-    run, expected = runs[cell["id"]], record(cell)
-    assert run.info.status == "FINISHED" and run.data.tags["data_fingerprint"] == expected["cell"]["fingerprint"]
-    assert run.data.params["model.d_model"] == "64" and run.data.params["variant"] == expected["cell"]["variant"]
-    assert run.data.metrics["test_accuracy"] == expected["metrics"]["test_accuracy"]
+    assert set(runs) == {cell.id for cell in MANIFEST.cells[:3]}
+    cell = MANIFEST.cells[0]
+    run, expected = runs[cell.id], record(cell)
+    assert run.info.status == "FINISHED" and run.data.tags["data_fingerprint"] == expected.cell.fingerprint
+    assert run.data.params["model.d_model"] == "64" and run.data.params["variant"] == expected.cell.variant
+    assert run.data.metrics["test_accuracy"] == expected.metrics["test_accuracy"]
     assert run.data.metrics["test_accuracy at 64"] == 0.5
     by_step = client.get_metric_history(run.info.run_id, "valid_loss")
     by_flops = client.get_metric_history(run.info.run_id, "by_mflops/valid_loss")
-    assert [m.step for m in by_step] == [entry["step"] for entry in expected["history"]]
-    assert [m.step for m in by_flops] == [int(entry["flops"] / 1e6) for entry in expected["history"]]
+    assert [m.step for m in by_step] == [entry.step for entry in expected.history]
+    assert [m.step for m in by_flops] == [int(entry.flops / 1e6) for entry in expected.history]
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"result.json"}
 
 
@@ -80,8 +80,8 @@ def test_logging_again_adds_nothing_but_another_try_of_what_failed(sqlite: str, 
     before = {run.info.run_id for run in children(MlflowClient(sqlite))}
     tracker = track(sqlite, tmp_path)
     assert {run.info.run_id for run in children(MlflowClient(sqlite))} == before
-    failed = next(cell for cell in MANIFEST["cells"] if record(cell)["status"] == "failed")
-    tracker.log({**record(failed), "at": 1.8e9}, planned(failed))
+    failed = next(cell for cell in MANIFEST.cells if record(cell).status == "failed")
+    tracker.log(record(failed).but(at=1.8e9), planned(failed))
     assert len({run.info.run_id for run in children(MlflowClient(sqlite))} - before) == 1
 
 
@@ -123,4 +123,4 @@ def test_an_absent_server_is_one_warning(tmp_path: Path, capsys: pytest.CaptureF
     assert tracker.broken
     warning = capsys.readouterr().err.strip()
     assert warning.count("\n") == 0 and "http://127.0.0.1:9 is not available, results are kept" in warning
-    assert Store(tmp_path / "runs").done(MANIFEST["cells"][0]["id"])
+    assert Store(tmp_path / "runs").done(MANIFEST.cells[0].id)

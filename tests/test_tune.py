@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 import optuna
 import pytest
 from pydantic import Field
+from records import FAILED, MANIFEST, RESULTS
 
 import bench.model.variant
 from bench.config import Strict
 from bench.errors import UserError
 from bench.model.variant import register
 from bench.run.going import run_cell
+from bench.store.records import Entry, Record
 from bench.store.store import Store
 from bench.study.load import study_from
-from bench.study.plan import Plan, make_plan
+from bench.study.plan import Plan, Planned, make_plan
 from bench.study.schema import Study
 from bench.sweep.storage import default_url as url
 from bench.sweep.tune import tuned_plan
@@ -42,40 +44,45 @@ def study(*overrides: str, **changes: Any) -> Study:
     return study_from(json.loads(json.dumps({**RAW, **changes})), overrides, "tuned")
 
 
-def values(plan: Plan) -> dict[str, dict[str, Any]]:
+def finished(planned: Planned, *scores: dict[str, float]) -> Record:
+    """A record with validations of these scores; the rest is of no interest."""
+    entries = [Entry.model_construct(**{f"valid_{name}": value for name, value in each.items()}) for each in scores]
+    return RESULTS[MANIFEST.cells[0].id].but(id=planned.cell.id, history=entries)
+
+
+def values(plan: Plan) -> dict[str, Any]:
     """Records whose validation accuracy falls with the distance of the learning rate from 0.001; test says nothing."""
     found = {}
     for planned in plan.cells:
         lr = planned.cell.train.lr
-        history = [{"valid_accuracy": 0.99}, {"valid_accuracy": 1 / (1 + abs(lr - 1e-3))}]
-        found[planned.cell.id] = {"id": planned.cell.id, "status": "done", "history": history}
+        found[planned.cell.id] = finished(planned, {"accuracy": 0.99}, {"accuracy": 1 / (1 + abs(lr - 1e-3))})
     return found
 
 
 def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run(tmp_path: Path) -> None:
     plans: list[Plan] = []
 
-    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+    def run(plan: Plan) -> dict[str, Any]:
         plans.append(plan)
         return values(plan)
 
     plan = tuned_plan(study(), run, "command", "revision", url(tmp_path))
-    rows = plan.manifest["tuning"]
-    assert [(row["variant"], row["task"], len(row["trials"])) for row in rows] == [
+    rows = plan.manifest.tuning
+    assert [(row.variant, row.task, len(row.trials)) for row in rows] == [
         ("htc", "p_hop", 3),
         ("vanilla", "p_hop", 3),
     ]
     for row in rows:
-        rates = [trial["train.lr"] for trial in row["trials"]]
+        rates = [trial.params["train.lr"] for trial in row.trials]
         assert len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
         best = min(rates, key=lambda rate: abs(rate - 1e-3))
-        assert row["chosen"] == {"train.lr": best} and row["metric"] == "accuracy" and row["seed"] == 90
-        run_with = {p.cell.train.lr for p in plan.cells if p.variant == row["variant"]}
+        assert row.chosen == {"train.lr": best} and row.metric == "accuracy" and row.seed == 90
+        run_with = {p.cell.train.lr for p in plan.cells if p.variant == row.variant}
         assert run_with == {best}, "the seeds are run with what was chosen"
     assert {planned.cell.seed for made in plans for planned in made.cells} == {90}
     assert {planned.cell.seed for planned in plan.cells} == {0, 1}
-    assert [len(made.cells) for made in plans] == [2, 4, 6] and plans[-1].manifest["study"] == "tuned-tuning"
-    assert {trial["id"] for row in rows for trial in row["trials"]} == {c["id"] for c in plans[-1].manifest["cells"]}
+    assert [len(made.cells) for made in plans] == [2, 4, 6] and plans[-1].manifest.study == "tuned-tuning"
+    assert {trial.id for row in rows for trial in row.trials} == {c.id for c in plans[-1].manifest.cells}
     assert [row["trials"] for row in tuning(plan.manifest)] == ["3/3", "3/3"]
     matched = next(p.cell.model for p in plan.cells if p.variant == "vanilla")
     assert matched.n_blocks == 4, "matching still holds"
@@ -84,19 +91,18 @@ def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run
 def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n".join(f"Paragraph {n} of a text." for n in range(200)))
 
-    def run(plan: Plan) -> dict[str, dict[str, Any]]:
-        history = {p.cell.id: [{"valid_bits_per_byte": p.cell.train.lr}] for p in plan.cells}
-        return {id: {"id": id, "status": "done", "history": entries} for id, entries in history.items()}
+    def run(plan: Plan) -> dict[str, Any]:
+        return {p.cell.id: finished(p, {"bits_per_byte": p.cell.train.lr}) for p in plan.cells}
 
     tasks = [{"name": "text", "options": {"files": [str(tmp_path / "a.txt")], "length": 8}}]
-    (row,) = tuned_plan(study(tasks=tasks, variants=["htc"]), run, "", None, url(tmp_path)).manifest["tuning"]
-    assert row["chosen"]["train.lr"] == min(trial["train.lr"] for trial in row["trials"])
+    (row,) = tuned_plan(study(tasks=tasks, variants=["htc"]), run, "", None, url(tmp_path)).manifest.tuning
+    assert row.chosen["train.lr"] == min(trial.params["train.lr"] for trial in row.trials)
 
 
 def test_an_interrupted_tuning_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     store, ran = Store(tmp_path), 0
 
-    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+    def run(plan: Plan) -> dict[str, Any]:
         nonlocal ran
         for planned in plan.cells:
             if not store.done(planned.cell.id):
@@ -115,9 +121,9 @@ def test_an_interrupted_tuning_goes_on_and_repeats_nothing(tmp_path: Path) -> No
     assert ran == -10 + 3, "six trials, three of them stored before"
     ran = 3
     assert tuned_plan(study(), run, "", None, url(tmp_path)).manifest == whole.manifest
-    for row in whole.manifest["tuning"]:
-        rates = [trial["train.lr"] for trial in row["trials"]]
-        assert in_database(tmp_path)[row["variant"]] == rates and first[row["variant"]] == rates[:1]
+    for row in whole.manifest.tuning:
+        rates = [trial.params["train.lr"] for trial in row.trials]
+        assert in_database(tmp_path)[row.variant] == rates and first[row.variant] == rates[:1]
     (tmp_path / "optuna.db").unlink()
     assert tuned_plan(study(), run, "", None, url(tmp_path)).manifest == whole.manifest, "the cells tell it again"
 
@@ -130,15 +136,15 @@ def in_database(runs: Path) -> dict[str, list[float]]:
 
 
 def test_failed_trials_are_told_and_a_variant_without_any_is_an_error(tmp_path: Path) -> None:
-    def run(plan: Plan) -> dict[str, dict[str, Any]]:
+    def run(plan: Plan) -> dict[str, Any]:
         records = values(plan)
         for planned in plan.cells:
             if planned.variant == "vanilla" or planned is plan.cells[0]:
-                records[planned.cell.id] = {"id": planned.cell.id, "status": "failed", "reason": "loss is nan"}
+                records[planned.cell.id] = RESULTS[FAILED].but(id=planned.cell.id, reason="loss is nan")
         return records
 
-    (row,) = tuned_plan(study(variants=["htc"]), run, "", None, url(tmp_path)).manifest["tuning"]
-    assert [trial["value"] is None for trial in row["trials"]] == [True, False, False]
+    (row,) = tuned_plan(study(variants=["htc"]), run, "", None, url(tmp_path)).manifest.tuning
+    assert [trial.value is None for trial in row.trials] == [True, False, False]
     with pytest.raises(UserError, match=r"all 3 trials of variants\.vanilla on p_hop failed, the last: loss is nan"):
         tuned_plan(study(), run, "", None, url(tmp_path))
 
@@ -155,9 +161,9 @@ def test_a_variant_declares_what_else_is_tuned(tmp_path: Path, monkeypatch: pyte
         class Options(HeadTailCycling.Options):
             rate: float = Field(0.5, gt=0)
 
-    (row,) = tuned_plan(study(variants=["leaky"], reference=None), values, "", None, url(tmp_path)).manifest["tuning"]
-    assert set(row["chosen"]) == {"train.lr", "options.rate"} and len(row["trials"]) == 3
-    assert len({trial["options.rate"] for trial in row["trials"]}) == 3
+    (row,) = tuned_plan(study(variants=["leaky"], reference=None), values, "", None, url(tmp_path)).manifest.tuning
+    assert set(row.chosen) == {"train.lr", "options.rate"} and len(row.trials) == 3
+    assert len({trial.params["options.rate"] for trial in row.trials}) == 3
     assert issubclass(Leaky.Options, Strict)
 
 

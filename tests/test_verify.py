@@ -41,8 +41,8 @@ def copy(ran: tuple[Plan, Path], tmp_path: Path) -> tuple[Plan, Store]:
 
 def test_sound_results_are_found_sound_and_give_the_same_numbers_again(copy: tuple[Plan, Store]) -> None:
     made, store = copy
-    assert [finding.problem for finding in check_stored(store, made.manifest["cells"])] == ["", ""]
-    again = rerun(store, made.manifest["cells"], 1)
+    assert [finding.problem for finding in check_stored(store, made.manifest.cells)] == ["", ""]
+    again = rerun(store, made.manifest.cells, 1)
     assert [(finding.check, finding.problem, finding.note) for finding in again] == [("run again", "", "")]
 
 
@@ -55,14 +55,14 @@ def _edit(store: Store, id: str, change: Any) -> None:
 
 def test_what_was_changed_is_found(copy: tuple[Plan, Store], capsys: pytest.CaptureFixture[str]) -> None:
     made, store = copy
-    first, second = made.manifest["cells"]
-    _edit(store, first["id"], lambda record: record["metrics"].update(test_loss=record["metrics"]["test_loss"] + 1e-12))
-    _edit(store, second["id"], lambda record: record["cell"].update(seed=5))
-    problems = [finding.problem for finding in check_stored(store, made.manifest["cells"])]
+    first, second = made.manifest.cells
+    _edit(store, first.id, lambda record: record["metrics"].update(test_loss=record["metrics"]["test_loss"] + 1e-12))
+    _edit(store, second.id, lambda record: record["cell"].update(seed=5))
+    problems = [finding.problem for finding in check_stored(store, made.manifest.cells)]
     assert "its trace gives a test loss" in problems[0] and "its configuration has the id" in problems[1]
-    (store.folder(first["id"]) / "trace.npz").write_bytes(b"not an archive")
+    (store.folder(first.id) / "trace.npz").write_bytes(b"not an archive")
     assert check_stored(store, [first])[0].problem
-    _edit(store, first["id"], lambda record: record["history"][-1].update(train_loss=9.0))
+    _edit(store, first.id, lambda record: record["history"][-1].update(train_loss=9.0))
     found = rerun(store, [first], 5)
     assert "history" in found[0].problem and "relative difference" in found[0].problem
     with pytest.raises(typer.Exit):
@@ -72,10 +72,11 @@ def test_what_was_changed_is_found(copy: tuple[Plan, Store], capsys: pytest.Capt
 
 def test_times_may_differ_and_nothing_else(copy: tuple[Plan, Store]) -> None:
     record = copy[1].record(copy[0].cells[0].cell.id)
-    other = json.loads(json.dumps(record))
-    other["history"][0]["seconds"] += 1
-    assert record is not None and record_difference(record, other) == ""
-    other["history"][0]["lr"] *= 1 + 1e-15
+    assert record is not None and record.status == "done"
+    other = record.model_copy(deep=True)
+    other.history[0].seconds += 1
+    assert record_difference(record, other) == ""
+    other.history[0].lr *= 1 + 1e-15
     assert "history[0].lr" in record_difference(record, other)
 
 
@@ -87,7 +88,7 @@ def test_status_tells_done_running_failed_and_waiting(
     store.write_manifest("tiny", made.manifest)
     htc, ztt = (planned.cell for planned in made.cells if planned.cell.seed == 1)
     each = [store.record(planned.cell.id) for planned in made.cells if planned.cell.seed == 0]
-    costs = [record["costs"]["train_flops"] for record in each if record is not None]
+    costs = [record.costs.train_flops for record in each if record is not None]
     found = status(store, made.manifest)
     assert (found.done, found.waiting, found.running, found.failed) == (2, 2, [], [])
     assert found.left_flops == sum(costs) and found.left_seconds is not None and found.left_seconds > 0
@@ -112,7 +113,7 @@ def test_status_before_anything_is_done_knows_the_cost_from_the_study(copy: tupl
     whole = status(Store(tmp_path / "empty"), made.manifest)
     done = [store.record(planned.cell.id) for planned in made.cells]
     assert whole.waiting == 2 and whole.left_seconds is None
-    assert whole.left_flops == sum(record["costs"]["train_flops"] for record in done if record is not None)
+    assert whole.left_flops == sum(record.costs.train_flops for record in done if record is not None)
 
 
 def _logged(uri: str) -> dict[str, Any]:
@@ -167,4 +168,4 @@ def test_the_environment_is_locked_with_the_study(copy: tuple[Plan, Store]) -> N
 
     manifest = copy[1].manifest("tiny")
     assert manifest is not None
-    assert f"torch=={torch.__version__}" in manifest["lock"] and len(manifest["lock"]) > 50
+    assert f"torch=={torch.__version__}" in manifest.lock and len(manifest.lock) > 50

@@ -135,10 +135,10 @@ def run(
     _tell(results)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
     for cell, record in results.failed:
-        print(f"failed: {cell['variant']} {cell['task']} seed {cell['seed']}: {record['reason']}", file=sys.stderr)
+        print(f"failed: {cell.name}: {record.reason}", file=sys.stderr)
     if results.failed:
         again = f"{command_line(without=('--retry',))} --retry failed"
-        n = len(results.manifest["cells"])
+        n = len(results.manifest.cells)
         print(f"{len(results.failed)} of {n} cells failed; to run those again: {again}", file=sys.stderr)
         raise typer.Exit(1)
 
@@ -206,7 +206,7 @@ def report(
 
     results = load_results(study, runs, preset)
     folder = Path("reports", "published") if publish else runs / "reports"
-    results.report(out or folder / results.manifest["study"], formats.split(","), publish)
+    results.report(out or folder / results.manifest.study, formats.split(","), publish)
     _tell(results)
 
 
@@ -228,7 +228,7 @@ def power(
     results = load_results(study, runs, preset)
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
-    table = new_table(f"{manifest['study']}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
+    table = new_table(f"{manifest.study}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
     for row in rows:
         table.add_row(*row.values())
     screen().print(table)

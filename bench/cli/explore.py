@@ -113,7 +113,7 @@ def costs_(
     from bench.train.device import environment_of  # start-up
 
     chosen = load_study(study, overrides or (), preset)
-    place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train)
+    place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train).dump()
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
     table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,10 +22,11 @@ from bench.cli.options import (
 from bench.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.store.manifest import Manifest
     from bench.store.store import Store
 
 
-def manifest_of(study: str, preset: str | None, store: Store) -> dict[str, Any]:
+def manifest_of(study: str, preset: str | None, store: Store) -> Manifest:
     """What a study's last run consists of. Raises UserError if it has not been run."""
     from bench.study.load import load_study  # start-up
 
@@ -47,8 +48,8 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
     store = Store(runs)
     manifest = manifest_of(study, preset, store)
     found, console = status_of(store, manifest), screen()
-    n, at_work, failed = len(manifest["cells"]), len(found.running), len(found.failed)
-    print(f"{manifest['study']}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
+    n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
+    print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
     print(f"{found.waiting} waiting")
     if found.running:
         table = new_table("Running", "cell", "where", "since", "step", "tokens/s", "left")
@@ -62,10 +63,10 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
         console.print(table)
     if found.failed:
         table = new_table("Failed", "cell", "of", "reason")
-        for record in found.failed:
-            table.add_row(record["name"], str(record.get("kind")), str(record["reason"]))
+        for name, record in found.failed:
+            table.add_row(name, str(record.kind), record.reason)
         console.print(table)
-        given = [*shlex.split(manifest["command"])[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
+        given = [*shlex.split(manifest.command)[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
         again = command_line(given, without=("--retry",))
         print(f"Those that failed of the environment are run again by `{again}`, all of them by ", end="")
         print(f"`{again} --retry failed`.")
@@ -91,7 +92,7 @@ def sync(
     tracker.study(manifest)
     before = len(getattr(tracker, "known", ()))
     tracker.catch_up(manifest)
-    tracker.finish(sorted(path for path in (runs / "reports" / manifest["study"]).glob("*") if path.is_file()))
+    tracker.finish(sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
     if tracker.broken:
         raise typer.Exit(1)
     print(f"{len(tracker.known) - before} cells added, {before} were there already: {tracking_uri}")
@@ -109,7 +110,7 @@ def verify(
     from bench.store.store import Store  # start-up
 
     store = Store(runs)
-    cells = manifest_of(study, preset, store)["cells"]
+    cells = manifest_of(study, preset, store).cells
     stored = check_stored(store, cells)
     again = rerun(store, cells, sample, seed)
     for finding in [*(f for f in stored if f.problem), *again]:

@@ -16,7 +16,6 @@ Beside the record lie the whole traces, of the test data (``trace.npz``) and of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from bench.evaluate.evaluation import by_cycles, evaluate
 from bench.evaluate.rules import all_rules, get_rule
 from bench.evaluate.trace import ORACLES, Curve, Trace, with_bits
 from bench.model.network import Network
+from bench.store.records import Calibration, Exits, Point, Rule, Tuned
 
 POINTS = 65  # of a stored curve
 BINS = 10  # of the calibration
@@ -41,8 +41,8 @@ class Examined:
 
     test: Trace
     valid: Trace
-    exits: dict[str, Any] | None
-    cycles: list[dict[str, float]]
+    exits: Exits | None
+    cycles: list[Point]
 
 
 def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
@@ -56,19 +56,19 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
     cycles = by_cycles(lm, *arrays(data.test), most if lm.variant.cycled else 1)
     per_byte = data.bytes_of("test")
     exits = exits_record(valid, test, data.metric) if rules else None
-    return Examined(test, valid, exits, [with_bits(scores, per_byte) for scores in cycles])
+    return Examined(test, valid, exits, [Point.model_validate(with_bits(scores, per_byte)) for scores in cycles])
 
 
-def exits_record(valid: Trace, test: Trace, metric: Metric) -> dict[str, Any]:
+def exits_record(valid: Trace, test: Trace, metric: Metric) -> Exits:
     """``exits`` of a record, from the traces."""
     points = [
-        {"cycles": number, "flops_per_token": float(flops), **test.leaving(number)}
+        Point(cycles=number, flops_per_token=float(flops), **test.leaving(number))
         for number, flops in enumerate(test.flops["fixed"], 1)
     ]
-    return {"points": points, "rules": {key: rule_record(key, valid, test, metric) for key in test.rules}}
+    return Exits(points=points, rules={key: rule_record(key, valid, test, metric) for key in test.rules})
 
 
-def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str, Any]:
+def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> Rule:
     """What is stored of a rule.
 
     ``leave``   on which side of the threshold it leaves
@@ -100,20 +100,20 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> dict[str
     better = np.zeros(len(curve["threshold"]))
     if share is not None:
         better = sign * (curve[metric.name] - test.expected(share)[metric.name])
-    found: dict[str, Any] = {
-        "leave": "above" if above else "below",
-        "curve": {name: _listed(column) for name, column in curve.items()},
-        "gain": _mean_over(curve["mean_cycles"], better),
-        "area": _area(curve, chance, metric.name, sign, test.flops["fixed"]),
-    }
+    found = Rule(
+        leave="above" if above else "below",
+        curve={name: _listed(column) for name, column in curve.items()},
+        gain=_mean_over(curve["mean_cycles"], better),
+        area=_area(curve, chance, metric.name, sign, test.flops["fixed"]),
+    )
     if share is not None:
-        found["curve"]["share"] = share.round(6).tolist()
+        found.curve["share"] = share.round(6).tolist()
     if key not in ORACLES and key != "random":
-        found["tuned"] = tune(key, valid, test, metric)
+        found.tuned = tune(key, valid, test, metric)
     if key in test.signals and key not in ("fixed", "random"):
-        found["rank"] = rank(key, test)
+        found.rank = rank(key, test)
     if key == ("confidence.last" if test.scored.max() == 1 else "confidence") and key in test.signals:
-        found["calibration"] = calibration(key, test)
+        found.calibration = calibration(key, test)
     return found
 
 
@@ -128,15 +128,16 @@ def rank(key: str, trace: Trace) -> list[float | None]:
     return found
 
 
-def calibration(key: str, trace: Trace) -> dict[str, list[float]]:
+def calibration(key: str, trace: Trace) -> Calibration:
     """See ``rule_record``."""
     signal, accuracy = trace.signals[key].ravel(), (trace.correct / trace.scored[:, None]).ravel()
     bins = np.array_split(np.argsort(signal, kind="stable"), min(BINS, len(signal)))
     means = {"signal": signal, "accuracy": accuracy}
-    return {name: [float(values[rows].mean(dtype=float)) for rows in bins] for name, values in means.items()}
+    found = {name: [float(values[rows].mean(dtype=float)) for rows in bins] for name, values in means.items()}
+    return Calibration(**found)
 
 
-def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[dict[str, Any]]:
+def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[Tuned]:
     """For every budget that the rule can keep on the validation data: the threshold chosen there, and what it gives."""
     curve, full, found = valid.curve(key), float(valid.flops["fixed"][-1]), []
     values = curve[metric.name] * (1 if metric.higher_is_better else -1)
@@ -146,9 +147,15 @@ def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[dict[str, 
             best = int(np.where(within, values, -np.inf).argmax())  # the first, hence the cheapest, of the best
             threshold = curve["threshold"][best]
             scores = {name: float(column[best]) for name, column in curve.items() if name != "threshold"}
-            entry = {"budget": budget, "threshold": _listed(curve["threshold"][[best]])[0]}
-            share = test.shares(key, np.array([threshold]))[0].round(6).tolist()
-            found.append({**entry, "valid": scores, "test": test.score(key, threshold), "share": share})
+            found.append(
+                Tuned(
+                    budget=budget,
+                    threshold=_listed(curve["threshold"][[best]])[0],
+                    valid=scores,
+                    test=test.score(key, threshold),
+                    share=test.shares(key, np.array([threshold]))[0].round(6).tolist(),
+                )
+            )
     return found
 
 

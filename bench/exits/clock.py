@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.exits.execute import Granularity, execute
 from bench.model.language_model import CycleForCausalLM
+from bench.store.records import Execution
 
 
 def measure_exits(
@@ -19,11 +18,20 @@ def measure_exits(
     threshold: float,
     rounds: int,
     granularity: Granularity = "sequence",
-) -> dict[str, Any]:
-    """Sequences [N, T] with exits and without, in turns, ``rounds`` times; granularity: what leaves.
+) -> Execution:
+    """What exits save on test data: with them and without, in turns.
 
     ``mean_cycles`` is that of the sequences or of the tokens. ``flops_saved`` and ``time_saved`` are shares of what the
     full depth takes; the latter is the median over the pairs, with its quartiles.
+
+    Args:
+        lm: in evaluation mode
+        ids: sequences [N, T]
+        targets: of their positions [N, T]
+        rule: the exit rule's key
+        threshold: of its signal
+        rounds: pairs of passes
+        granularity: what leaves
     """
     execute(
         lm, ids[:1], targets[:1], rule, threshold, granularity=granularity
@@ -36,14 +44,16 @@ def measure_exits(
     done = found[rule]
     low, middle, high = np.quantile(saved, (0.25, 0.5, 0.75))
     executed, full = (float(found[key].flops.mean()) / ids.shape[1] for key in (rule, None))
-    return {
-        "rule": rule,
-        "granularity": granularity,
-        "threshold": threshold,
-        **done.scores,
-        "flops_per_token": executed,
-        "flops_saved": 1 - executed / full,
-        "time_saved": float(middle),
-        "time_saved_quartiles": [float(low), float(high)],
-        "rounds": rounds,
-    }
+    return Execution(
+        rule=rule,
+        granularity=granularity,
+        threshold=threshold,
+        loss=done.scores["loss"],
+        accuracy=done.scores["accuracy"],
+        mean_cycles=done.scores["mean_cycles"],
+        flops_per_token=executed,
+        flops_saved=1 - executed / full,
+        time_saved=float(middle),
+        time_saved_quartiles=[float(low), float(high)],
+        rounds=rounds,
+    )

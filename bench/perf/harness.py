@@ -54,9 +54,9 @@ def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDA
         store = Store(Path(folder) / "runs")
         short = quick_cell(10, device)  # a record of the same size, sooner
         record = run_job(Job(short.cell, "perf", store.root, every, 1), lambda *_: None)
-        assert record is not None and record["status"] == "done", record
+        assert record is not None and record.status == "done", record
         tracker = Tracker(f"sqlite:///{folder}/mlflow.db", store)
-        tracker.study({"study": "perf", "question": "", "git": None})
+        tracker.study(quick_plan(10, device).manifest.but(study="perf"))
         for turn in range(rounds):
             for side in (0, 1) if turn % 2 else (1, 0):
                 lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
@@ -91,9 +91,14 @@ def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Eve
 
 def quick_cell(steps: int, device: torch.device) -> Planned:
     """The quick study's ZTT cell on p-hop with so many steps."""
-    changes = [f"tasks.p_hop.train.steps={steps}", f"train.device={device.type}", "seeds=1"]
-    made = make_plan(load_study("quick", changes), "", None)
+    made = quick_plan(steps, device)
     return next(planned for planned in made.cells if (planned.variant, planned.task) == ("ztt", "p_hop"))
+
+
+def quick_plan(steps: int, device: torch.device) -> Plan:
+    """The quick study at one seed, with so many steps on p-hop."""
+    changes = [f"tasks.p_hop.train.steps={steps}", f"train.device={device.type}", "seeds=1"]
+    return make_plan(load_study("quick", changes), "", None)
 
 
 def skipping(cells: int, device: torch.device) -> float:
@@ -103,12 +108,15 @@ def skipping(cells: int, device: torch.device) -> float:
         store = Store(Path(folder))
         record = run_job(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)
         many = [planned.cell.model_copy(update={"seed": seed}) for seed in range(1, cells + 1)]
-        text = json.dumps(record, indent=1)
+        assert record is not None
+        text = json.dumps(record.dump(), indent=1)
         for cell in many:
             store.folder(cell.id).mkdir()
             (store.folder(cell.id) / "result.json").write_text(text.replace(planned.cell.id, cell.id))
         study = load_study("quick")
-        plan = Plan(study, tuple(Planned("ztt", "p_hop", cell) for cell in many), {"study": study.name})
+        plan = Plan(
+            study, tuple(Planned("ztt", "p_hop", cell) for cell in many), quick_plan(10, device).manifest.but(cells=[])
+        )
         start = time.perf_counter()
         run_study(plan, store, Running(), lambda *_: None)
         return time.perf_counter() - start

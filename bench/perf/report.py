@@ -29,21 +29,21 @@ def multiplied(store: Store, study: str, cells: int, root: Path) -> None:
     manifest = store.manifest(study)
     if manifest is None:
         raise SystemExit(f"study {study!r} has not been run: nothing to multiply")
-    results = store.results(cell["id"] for cell in manifest["cells"])
-    templates = [cell for cell in manifest["cells"] if results.get(cell["id"], {}).get("status") == "done"]
-    kinds = {(cell["variant"], cell["task"]): cell for cell in templates}
+    results = store.results(cell.id for cell in manifest.cells)
+    templates = [cell for cell in manifest.cells if cell.id in results and results[cell.id].status == "done"]
+    kinds = {(cell.variant, cell.task): cell for cell in templates}
     seeds = range(-(-cells // len(kinds)))
     rng = np.random.default_rng(0)
     written = []
     for seed in seeds:
         for number, template in enumerate(kinds.values()):
-            cell = {**template, "seed": seed, "id": f"{seed:032x}{number:032x}"}
-            record = _noisy(results[template["id"]], float(rng.normal(0, NOISE)))
-            folder = root / cell["id"]
+            cell = template.but(seed=seed, id=f"{seed:032x}{number:032x}")
+            record = _noisy(results[template.id].dump(), float(rng.normal(0, NOISE)))
+            folder = root / cell.id
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({**record, "id": cell["id"]}, indent=1))
+            (folder / "result.json").write_text(json.dumps({**record, "id": cell.id}, indent=1))
             written.append(cell)
-    Store(root).write_manifest(study, {**manifest, "seeds": list(seeds), "cells": written})
+    Store(root).write_manifest(study, manifest.but(seeds=list(seeds), cells=written))
 
 
 def _noisy(value: Any, shift: float, name: str = "") -> Any:
@@ -79,13 +79,14 @@ def main() -> None:
         multiplied(Store(arguments.runs), arguments.study, arguments.cells, Path(folder))
         start, busy = time.perf_counter(), _busy()
         store = Store(Path(folder))
-        manifest = store.manifest(arguments.study) or {}
+        manifest = store.manifest(arguments.study)
+        assert manifest is not None
         results = read(store, manifest)
         reading, reading_busy = time.perf_counter() - start, _busy() - busy
         paths = write_report(manifest, results, Path(folder) / "report")
         whole, whole_busy = time.perf_counter() - start, _busy() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    shape = f"{len(manifest['tasks'])} tasks x {len(manifest['variants'])} variants x {len(manifest['seeds'])} seeds"
+    shape = f"{len(manifest.tasks)} tasks x {len(manifest.variants)} variants x {len(manifest.seeds)} seeds"
     print(f"{len(results):,} cells ({shape}), {len(paths)} files, peak {peak:.1f} GiB")
     print(f"{'':<10}{'seconds':>10}{'CPU s':>10}")
     for name, *numbers in (

@@ -56,4 +56,4 @@ def place(device: str) -> dict[str, Any]:
             others[name] = version(name)
         except PackageNotFoundError:
             others[name] = None
-    return {**environment_of(train), "cores": os.cpu_count(), **others}
+    return {**environment_of(train).dump(), "cores": os.cpu_count(), **others}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RESULTS_SCHEMA, Cell
-from bench.errors import reason_of
+from bench.errors import Fault, reason_of
 from bench.run.going import Going, run_rank
 from bench.run.lease import BEAT, Lease, LeaseLostError
 from bench.run.usage import Usage
+from bench.store.records import Configuration, Failure, Outcome
 from bench.store.store import Store
 from bench.train.checkpoints import Every, cell_logger
 from bench.train.device import environment_of, repeatable
@@ -46,12 +47,12 @@ class Job:
     beat: float = BEAT
 
 
-def run_job(job: Job, tell: Tell) -> dict[str, Any] | None:
+def run_job(job: Job, tell: Tell) -> Outcome | None:
     """Run a job's cell alone and return its record; see ``run_jobs``."""
     return dict(run_jobs((job,), lambda _, kind, arguments: tell(kind, arguments)))[job.cell.id]
 
 
-def run_jobs(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def run_jobs(jobs: Sequence[Job], tell: TellOf) -> Iterator[tuple[str, Outcome | None]]:
     """Run the cells of jobs, trained together, and yield the id and the record of each as it ends; whatever goes wrong
     becomes the failure record of the cell it went wrong in.
 
@@ -84,7 +85,7 @@ class _Member:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def take(self) -> dict[str, Any] | None:
+    def take(self) -> Outcome | None:
         """Take the lease; returns the record that is there already, or that of a disk that refuses the lease."""
         folder = self.store.folder(self.cell.id)
         try:
@@ -98,7 +99,7 @@ class _Member:
             found = self.store.record(self.cell.id)
         except OSError as error:  # not even a lease can be written
             return failure(self.cell, *reason_of(error))
-        if found is not None and (found["status"] == "done" or found.get("at") != self.job.failed):
+        if found is not None and (found.status == "done" or found.at != self.job.failed):
             self.tell("found", ())
             return found
         lease.note(label=self.job.label, steps=self.cell.train.steps, step=0, tokens_per_second=None)
@@ -116,21 +117,21 @@ class _Member:
         del self._first[1:]
         self.tell("update", (step, loss, speed))
 
-    def end(self, record: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    def end(self, record: Outcome | None) -> tuple[str, Outcome | None]:
         """Give the cell back."""
         self._stack.close()
         return self.cell.id, record
 
-    def finish(self, going: Going) -> dict[str, Any] | None:
+    def finish(self, going: Going) -> Outcome | None:
         """Test and store what has been trained."""
         try:
             record = going.finish()
         except Exception as error:
             return self.fail(error)
-        self.log.info("done in %.1f s", record["timing"]["seconds"])
+        self.log.info("done in %.1f s", record.timing.seconds)
         return record
 
-    def fail(self, error: Exception) -> dict[str, Any] | None:
+    def fail(self, error: Exception) -> Failure | None:
         """The failure's record; None if another process has the cell."""
         if isinstance(error, LeaseLostError):
             self.log.error("stops: %s", error)
@@ -138,13 +139,13 @@ class _Member:
         if self.store.done(self.cell.id):  # it was taken over unnoticed, and finished
             return None
         record = failure(self.cell, *reason_of(error))
-        self.log.error("failed: %s", record["reason"])
+        self.log.error("failed: %s", record.reason)
         with suppress(OSError):  # on a full disk: the caller still learns of it
             self.store.write_failure(self.cell.id, record)
         return record
 
 
-def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
     if not members:
         return
     first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
@@ -173,7 +174,7 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
                 record = member.finish(one) if ending is None else member.fail(team.cause(ending))
                 usage.take()
                 with suppress(OSError):
-                    if record is not None and record["status"] == "done":
+                    if record is not None and record.status == "done":
                         member.store.write_usage(member.cell.id, usage.samples)
                 yield member.end(record)
     except SystemExit:
@@ -182,23 +183,26 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, dict[str, Any] | Non
         raise
 
 
-def failure(cell: Cell, reason: str, kind: str, trace: str | None = None) -> dict[str, Any]:
-    """The record of a failed cell.
+def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> Failure:
+    """The record of a failed cell, as of now.
 
-    kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not (no
-    memory, no room on the disk, a killed process).
+    Args:
+        cell: that has no result
+        reason: in one line
+        kind: whose fault it is, see ``Failure``
+        trace: where in the code, None if nothing was raised
     """
-    return {
-        "schema": RESULTS_SCHEMA,
-        "status": "failed",
-        "id": cell.id,
-        "cell": cell.model_dump(mode="json"),
-        "reason": reason,
-        "kind": kind,
-        "at": time.time(),
-        "traceback": trace,
-        "environment": environment_of(cell.train),
-    }
+    return Failure(
+        schema=RESULTS_SCHEMA,
+        status="failed",
+        id=cell.id,
+        cell=Configuration.of(cell),
+        reason=reason,
+        kind=kind,
+        at=time.time(),
+        traceback=trace,
+        environment=environment_of(cell.train),
+    )
 
 
 @contextmanager

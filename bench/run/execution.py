@@ -3,47 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from bench.config import Cell
 from bench.data.batches import arrays
 from bench.data.task import task_data
 from bench.evaluate.rules import get_rule
 from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
 from bench.model.language_model import CycleForCausalLM
+from bench.store.manifest import Manifest
+from bench.store.records import Execution
 from bench.store.store import Store
 from bench.train.device import repeatable
 
 
 def execute_study(
     store: Store,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     rule: str,
     thresholds: list[float] | None,
     rounds: int,
     granularity: Granularity,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, Execution]]:
     """Measure the cells of a study's last run that have exits and the rule, and store what is found beside their
-    results; a label and a row at a time.
+    results; a label and a row at a time. Raises UserError if the study has not been run.
 
     thresholds: by default those tuned on the cell's validation data, where whole sequences leave.
     """
     get_rule(rule)
-    for planned in manifest["cells"]:
-        record = store.record(planned["id"])
-        if record is None or record["status"] != "done" or not record["exits"]:
+    for planned in manifest.cells:
+        record = store.record(planned.id)
+        if record is None or record.status != "done" or record.exits is None:
             continue
-        known = record["exits"]["rules"].get(rule)
+        known = record.exits.rules.get(rule)
         if known is None:
             continue
-        tuned = [entry["threshold"] for entry in known["tuned"] if entry["threshold"] is not None]
-        cell = Cell.model_validate(record["cell"])
+        tuned = [entry.threshold for entry in known.tuned if entry.threshold is not None]
+        cell = record.cell.cell()
         data = task_data(cell.task, cell.task_options)
         rows = []
         with repeatable(cell.seed, cell.train.threads):
             lm = CycleForCausalLM.from_pretrained(store.folder(cell.id) / "model").eval()
             for threshold in thresholds or sorted(set(tuned)):
                 rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
-                yield f"{planned['variant']}, {planned['task']}, seed {planned['seed']}", rows[-1]
+                yield f"{planned.variant}, {planned.task}, seed {planned.seed}", rows[-1]
         store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)

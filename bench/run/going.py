@@ -20,6 +20,7 @@ from bench.model.freezing import freeze
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
 from bench.store.files import atomic_write, whole_folder
+from bench.store.records import Added, Configuration, CostRecord, Entry, Record, Timing, ZeroAttention
 from bench.store.store import Store
 from bench.study.start import initial_model
 from bench.train.checkpoints import Checkpoints, Every
@@ -35,7 +36,7 @@ def run_cell(
     every: Every | None = None,
     watch: WatchHistory | None = None,
     stacked: bool = False,
-) -> dict[str, Any]:
+) -> Record:
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
     the result.
 
@@ -94,7 +95,7 @@ class Going:
         checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team)
         self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team, stacked)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Record:
         """Test the trained model, store what the cell leaves and return its result."""
         cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.training.lm, self.cost
         started, history = self.started, self.training.at.history
@@ -105,43 +106,42 @@ class Going:
         scores = trace.leaving(trace.n_cycles)
         tokens = cell.train.steps * cell.train.batch_size * data.length
         train_seconds = history[-1]["seconds"]
-        record: dict[str, Any] = {
-            "schema": RESULTS_SCHEMA,
-            "status": "done",
-            "id": cell.id,
-            "cell": cell.model_dump(mode="json"),
-            "schedule": str(lm.schedule),
-            "metrics": {**{f"test_{name}": value for name, value in scores.items()}, **further},
-            "slices": slices,
-            "costs": {
-                **{k: v for k, v in asdict(cost).items() if k not in ("additions", "exit_flops_per_token")},
-                "train_flops": history[-1]["flops"],  # executed
-            },
-            "additions": {label: asdict(addition) for label, addition in cost.additions.items()},
-            "history": history,
-            "exits": found.exits,
-            "cycles": found.cycles,
-            "zero_attention": [
-                {"step": step.depth, "block": step.block, "cycle": step.cycle, "mean": float(mean)}
-                for step, mean in zip(lm.schedule.steps, trace.zero_attention, strict=True)
+        told = {key: value for key, value in asdict(cost).items() if key not in ("additions", "exit_flops_per_token")}
+        zero = zip(lm.schedule.steps, trace.zero_attention.tolist(), strict=True)
+        record = Record(
+            schema=RESULTS_SCHEMA,
+            status="done",
+            id=cell.id,
+            cell=Configuration.of(cell),
+            schedule=str(lm.schedule),
+            metrics={**{f"test_{name}": value for name, value in scores.items()}, **further},
+            slices=slices,
+            costs=CostRecord(**told, train_flops=history[-1]["flops"]),  # executed
+            additions={label: Added(**asdict(addition)) for label, addition in cost.additions.items()},
+            history=[Entry.model_validate(entry) for entry in history],
+            exits=found.exits,
+            cycles=found.cycles,
+            zero_attention=[
+                ZeroAttention(step=step.depth, block=step.block, cycle=step.cycle, mean=mean)
+                for step, mean in zero
                 if not math.isnan(mean)
             ]
             or None,
-            "timing": {
-                "started": started,
-                "train_seconds": train_seconds,
-                "seconds": time.time() - started,
-                "tokens_per_second": tokens / train_seconds,
-            },
-            "environment": environment_of(cell.train),
-            "stacked": self.training.at.stacked,
-        }
+            timing=Timing(
+                started=started,
+                train_seconds=train_seconds,
+                seconds=time.time() - started,
+                tokens_per_second=tokens / train_seconds,
+            ),
+            environment=environment_of(cell.train),
+            stacked=self.training.at.stacked,
+        )
         shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
         with whole_folder(folder / "model", folder) as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
         atomic_write(folder / "trace.npz", trace.to_bytes())
         atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
-        store.write_cell(cell.id, record["cell"])
+        store.write_cell(cell.id, cell)
         store.write_result(cell.id, record)  # last: its presence says that everything else is there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return record
@@ -167,9 +167,9 @@ def _lineage(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _scores(cell: Cell, record: dict[str, Any]) -> list[dict[str, Any]]:
-    cost = record["costs"]["forward_flops_per_token"]
-    metrics = {name.removeprefix("test_"): value for name, value in record["metrics"].items()}
+def _scores(cell: Cell, record: Record) -> list[dict[str, Any]]:
+    cost = record.costs.forward_flops_per_token
+    metrics = {name.removeprefix("test_"): value for name, value in record.metrics.items()}
     return [
         {"task": cell.task, "metric": name, "value": value, "cycles": cell.model.n_cycles, "flops_per_token": cost}
         for name, value in metrics.items()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
+from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
 from bench.study.plan import Plan, Planned, stages
 from bench.train.checkpoints import Every
@@ -28,7 +29,7 @@ from bench.train.checkpoints import Every
 DEATHS = 3  # a cell whose worker has died so often has failed
 LOOK = 1.0  # seconds between looks at a cell that another process holds
 
-OnRecord = Callable[[dict[str, Any], Planned], None]
+OnRecord = Callable[[Outcome, Planned], None]
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,22 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
                 for stage in stages(todo):
                     study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures)
                     for record in study.run():
-                        if record["status"] == "failed":
-                            failures[record["id"]] = record
+                        if record.status == "failed":
+                            failures[record.id] = record
                         else:
-                            failures.pop(record["id"], None)
-                            done.add(record["id"])
-                        if record["id"] not in study.elsewhere:
-                            on_record(record, unique[record["id"]])
+                            failures.pop(record.id, None)
+                            done.add(record.id)
+                        if record.id not in study.elsewhere:
+                            on_record(record, unique[record.id])
     return Records(store, (id for id in unique if id in done), failures)
 
 
-def _wanted(
-    unique: dict[str, Planned], done: set[str], failures: dict[str, dict[str, Any]], retry: bool
-) -> list[Planned]:
+def _wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Failure], retry: bool) -> list[Planned]:
     """The cells to run: those without a result that may get one, now or because what they start from may."""
 
     def open_(id: str) -> bool:
         if id in failures:
-            return retry or failures[id].get("kind") == "environment"
+            return retry or failures[id].kind == "environment"
         return id not in done
 
     sources = {f"{CELL_SOURCE}{id}" for id in unique if open_(id)}
@@ -134,10 +133,10 @@ class _Study:
         progress: Progress,
         executor: Executor,
         todo: dict[str, Planned],
-        failures: dict[str, dict[str, Any]],
+        failures: dict[str, Failure],
     ) -> None:
         self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
-        self.failed = {id: record.get("at") for id, record in failures.items()}
+        self.failed = {id: record.at for id, record in failures.items()}
         self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
         self.packs = {p.cell.id: pack for pack in packs(todo.values(), executor.slots, how.pack) for p in pack}
         self.running: dict[str, int] = {}  # by id: the number of the job
@@ -146,7 +145,7 @@ class _Study:
         self.deaths: Counter[str] = Counter()
         self.watch = LeaseWatch(how.expiry)
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    def run(self) -> Iterator[Outcome]:
         """Yield every cell's record."""
         while self.waiting or self.running:
             self._give_out()
@@ -185,7 +184,7 @@ class _Study:
         label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
         return Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
 
-    def _take_in(self, event: Event) -> Iterator[dict[str, Any]]:
+    def _take_in(self, event: Event) -> Iterator[Outcome]:
         id, kind, arguments = event
         if kind in ("start", "update"):
             getattr(self.progress, kind)(id, *arguments)
@@ -201,7 +200,7 @@ class _Study:
         self.progress.finish(id, *_told(record))
         yield record
 
-    def _died(self, id: str, reason: str) -> dict[str, Any] | None:
+    def _died(self, id: str, reason: str) -> Failure | None:
         """A failure if the cell's workers have died too often, None if it is worth another try."""
         self.deaths[id] += 1
         self.progress.drop(id, f"{reason}, after {self.deaths[id]} of {DEATHS} tries")
@@ -213,9 +212,9 @@ class _Study:
         return record
 
 
-def _told(record: dict[str, Any]) -> tuple[str, bool]:
-    if record["status"] == "failed":
-        return f"failed: {record['reason']}", True
-    scores = record["metrics"]
+def _told(record: Outcome) -> tuple[str, bool]:
+    if record.status == "failed":
+        return f"failed: {record.reason}", True
+    scores = record.metrics
     name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
-    return f"{name.replace('_', ' ')} {scores[f'test_{name}']:.3f}, {record['timing']['seconds']:.1f} s", False
+    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s", False

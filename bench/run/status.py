@@ -8,8 +8,12 @@ from typing import Any
 from bench.config import TrainConfig
 from bench.errors import UserError
 from bench.run import lease
+from bench.store.manifest import Manifest
+from bench.store.records import Failure, Record
 from bench.store.store import Store
 from bench.study.schema import Study
+
+Group = tuple[str, str]  # labels of a variant and a task
 
 
 @dataclass
@@ -18,7 +22,7 @@ class Status:
 
     Attributes:
         running: what their leases say, with ``name``.
-        failed: their records, with ``name``.
+        failed: their names and records.
         left_flops: of the cells that are not done, what is left of them, None if it cannot be known here.
         flops_per_second: of one cell, as measured on those that are done, None if none is.
     """
@@ -26,7 +30,7 @@ class Status:
     done: int = 0
     waiting: int = 0
     running: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[tuple[str, Failure]] = field(default_factory=list)
     left_flops: float | None = 0.0
     flops_per_second: float | None = None
 
@@ -39,48 +43,47 @@ class Status:
         return self.left_flops / self.flops_per_second / max(1, len(processes))
 
 
-def status(store: Store, manifest: dict[str, Any]) -> Status:
+def status(store: Store, manifest: Manifest) -> Status:
     """Read the store; nobody is asked, and nothing is changed but that damaged files are set aside."""
-    found, shares, records = Status(), list[tuple[Any, float]](), dict[Any, dict[str, Any]]()
-    for cell in manifest["cells"]:
-        group, folder = (cell["variant"], cell["task"]), store.folder(cell["id"])
-        name = f"{cell['variant']} {cell['task']} seed {cell['seed']}"
-        if group not in records and store.done(cell["id"]):  # one of each is read, for what it cost
-            record = store.record(cell["id"])  # a damaged one is set aside, and done no more
-            if record is not None and record["status"] == "done":
+    found, shares, records = Status(), list[tuple[Group, float]](), dict[Group, Record]()
+    for cell in manifest.cells:
+        group, folder = (cell.variant, cell.task), store.folder(cell.id)
+        if group not in records and store.done(cell.id):  # one of each is read, for what it cost
+            record = store.record(cell.id)  # a damaged one is set aside, and done no more
+            if record is not None and record.status == "done":
                 records[group] = record
-        if store.done(cell["id"]):
+        if store.done(cell.id):
             found.done += 1
             continue
         held, share = lease.read_lease(folder), 1.0
         if held is not None:
-            found.running.append({"name": name, **held})
+            found.running.append({"name": cell.name, **held})
             share -= held.get("step", 0) / held.get("steps", 1)
-        elif (record := store.record(cell["id"])) is not None:
-            found.failed.append({"name": name, **record})
+        elif (record := store.record(cell.id)) is not None and record.status == "failed":
+            found.failed.append((cell.name, record))
         else:
             found.waiting += 1
         shares.append((group, share))
-    flops = {group: record["costs"]["train_flops"] for group, record in records.items()}
+    flops = {group: record.costs.train_flops for group, record in records.items()}
     if any(group not in flops for group, _ in shares):
         flops = {**_planned_flops(manifest), **flops}
     known = all(group in flops for group, _ in shares)
     found.left_flops = sum(share * flops[group] for group, share in shares) if known else None
-    seconds = sum(record["timing"]["train_seconds"] for record in records.values())
+    seconds = sum(record.timing.train_seconds for record in records.values())
     found.flops_per_second = sum(flops[group] for group in records) / seconds if seconds else None
     return found
 
 
-def _planned_flops(manifest: dict[str, Any]) -> dict[Any, float]:
+def _planned_flops(manifest: Manifest) -> dict[Group, float]:
     """Training FLOPs of a cell by variant and task, from the study itself; empty if its data cannot be made here."""
     from bench.data.task import task_data  # start-up
     from bench.model.costs import costs  # start-up
     from bench.model.variant import get_variant  # start-up
     from bench.study.plan import make_plan  # start-up
 
-    found: dict[Any, float] = {}
+    found: dict[Group, float] = {}
     try:
-        for planned in make_plan(Study.model_validate(manifest["config"]), "", None).cells:
+        for planned in make_plan(Study.model_validate(manifest.config), "", None).cells:
             group, cell = (planned.variant, planned.task), planned.cell
             if group not in found:
                 data = task_data(cell.task, cell.task_options)

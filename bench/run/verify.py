@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config import CELL_SOURCE, Cell
+from bench.config import CELL_SOURCE
 from bench.data.task import task_data
 from bench.errors import first_line, typed_line
 from bench.evaluate.trace import Trace
 from bench.run.going import run_cell
+from bench.store.manifest import CellRow
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.train.device import environment_of
 
@@ -33,26 +35,25 @@ class Finding:
     note: str = ""
 
 
-def check_stored(store: Store, cells: list[dict[str, Any]]) -> list[Finding]:
+def check_stored(store: Store, cells: list[CellRow]) -> list[Finding]:
     """Look at every stored result: that its id is that of its configuration, that its data are still the same, and
     that its trace gives its metrics.
     """
     found = []
     for listed in cells:
-        record = store.record(listed["id"])
-        if record is None or record["status"] != "done":
+        record = store.record(listed.id)
+        if record is None or record.status != "done":
             continue
-        name = f"{listed['variant']} {listed['task']} seed {listed['seed']}"
         try:
-            problem = _stored_problem(store, listed["id"], record)
+            problem = _stored_problem(store, listed.id, record)
         except Exception as error:  # a damaged file may say anything
             problem = typed_line(error)
-        found.append(Finding(listed["id"], name, "stored", problem))
+        found.append(Finding(listed.id, listed.name, "stored", problem))
     return found
 
 
-def _stored_problem(store: Store, id: str, record: dict[str, Any]) -> str:
-    cell = Cell.model_validate(record["cell"])
+def _stored_problem(store: Store, id: str, record: Record) -> str:
+    cell = record.cell.cell()
     if cell.id != id:
         return f"its configuration has the id {cell.id[:12]}"
     fingerprint = task_data(cell.task, cell.task_options).fingerprint
@@ -60,44 +61,44 @@ def _stored_problem(store: Store, id: str, record: dict[str, Any]) -> str:
         return f"the data have the fingerprint {fingerprint[:12]}, then {cell.fingerprint[:12]}"
     trace = Trace.from_bytes((store.folder(id) / "trace.npz").read_bytes())
     for name, value in trace.leaving(trace.n_cycles).items():
-        if value != record["metrics"][f"test_{name}"]:
-            return f"its trace gives a test {name} of {value!r}, its result says {record['metrics'][f'test_{name}']!r}"
+        if value != record.test(name):
+            return f"its trace gives a test {name} of {value!r}, its result says {record.test(name)!r}"
     if not (store.folder(id) / "model" / "model.safetensors").is_file():
         return "its model is missing"
     return ""
 
 
-def rerun(store: Store, cells: list[dict[str, Any]], sample: int, seed: int = 0) -> list[Finding]:
+def rerun(store: Store, cells: list[CellRow], sample: int, seed: int = 0) -> list[Finding]:
     """Run a random sample of the finished cells again, in a store of their own, and compare every number. A cell that
     was trained in a stack is run in one, since alone its last digits would be others.
     """
-    done = [cell for cell in cells if store.done(cell["id"])]
+    done = [cell for cell in cells if store.done(cell.id)]
     chosen = random.Random(seed).sample(done, min(sample, len(done)))
     found = []
     for listed in chosen:
-        name = f"{listed['variant']} {listed['task']} seed {listed['seed']}"
-        record = store.record(listed["id"])
-        assert record is not None
-        cell = Cell.model_validate(record["cell"])
+        record = store.record(listed.id)
+        assert record is not None and record.status == "done"
+        cell = record.cell.cell()
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 if cell.init is not None and cell.init.source.startswith(CELL_SOURCE):
                     id = cell.init.source.removeprefix(CELL_SOURCE)
                     (Path(scratch) / id).symlink_to(store.folder(id).resolve())
-                again = run_cell(cell, Store(Path(scratch)), stacked=record["stacked"])
-                problem = record_difference(record, json.loads(json.dumps(again)))
+                again = run_cell(cell, Store(Path(scratch)), stacked=record.stacked)
+                problem = record_difference(record, again)
             except Exception as error:
                 problem = f"it cannot be run again: {first_line(error)}"
-        here = environment_of(cell.train)
-        changed = [f"{key}: {record['environment'].get(key)} -> {here[key]}" for key in here if key != "git"]
+        then, now = record.environment.dump(), environment_of(cell.train).dump()
+        changed = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if key != "git"]
         changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]
-        found.append(Finding(listed["id"], name, "run again", problem, "; ".join(changed)))
+        found.append(Finding(listed.id, listed.name, "run again", problem, "; ".join(changed)))
     return found
 
 
-def record_difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+def record_difference(first: Record, second: Record) -> str:
     """The largest relative difference between two records of a cell and where it is; '' if there is none."""
-    one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in (first, second))
+    stored = (json.loads(json.dumps(record.dump())) for record in (first, second))
+    one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in stored)
     if set(one) != set(two):
         return f"{sorted(set(one) ^ set(two))[0]} is in one of them only"
     worst, where = 0.0, ""

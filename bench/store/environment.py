@@ -8,35 +8,37 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bench.store.records import Environment, Outcome
 
 if TYPE_CHECKING:
     import torch
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int) -> Environment:
     """The machine and the versions that what is computed on a device, with so many CPU threads, runs on."""
     import torch  # start-up
     import transformers  # start-up
 
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": threads,
-        "git": git_revision(),
-    }
+    return Environment(
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        transformers=transformers.__version__,
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=threads,
+        git=git_revision(),
+    )
 
 
-def environments(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def environments(records: Iterable[Outcome]) -> list[Environment]:
     """The different environments that cells ran in, in their order."""
-    found: list[dict[str, Any]] = []
+    found: list[Environment] = []
     for record in records:
-        if record["environment"] not in found:
-            found.append(record["environment"])
+        if record.environment not in found:
+            found.append(record.environment)
     return found
 
 

@@ -5,65 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import BaseModel
 
+from bench.config import Cell
 from bench.errors import UserError
 from bench.store.files import atomic_write
+from bench.store.manifest import Manifest, SweepResult
+from bench.store.records import Execution, Executions, Failure, Outcome, Record
 
-# What others rely on in a file that the store hands out. A kind of value; in [] of each entry, in {} of each key.
-NUMBER = int | float
-RESULT: dict[str, Any] = {
-    "id": str,
-    "cell": {"fingerprint": str, "seed": int},
-    "metrics": dict,
-    "slices": dict,
-    "costs": {"forward_flops_per_token": NUMBER, "train_flops": NUMBER},
-    "additions": dict,
-    "history": [dict],
-    "exits": dict | None,
-    "cycles": [dict],
-    "zero_attention": list | None,
-    "timing": {"started": NUMBER, "train_seconds": NUMBER, "seconds": NUMBER},
-    "environment": dict,
-}
-FAILURE: dict[str, Any] = {"id": str, "cell": RESULT["cell"], "reason": str, "at": NUMBER, "environment": dict}
-MANIFEST: dict[str, Any] = {
-    "study": str,
-    "question": str,
-    "reference": str | None,
-    "seeds": [int],
-    "variants": [{"label": str, "variant": str, "match": str | None, "chosen": str}],
-    "tasks": [{"label": str, "task": str, "metric": str, "higher_is_better": bool, "levels": dict}],
-    "cells": [{"variant": str, "task": str, "seed": int, "id": str}],
-    "command": str,
-    "git": str | None,
-    "config": dict,
-}
+Kind = TypeVar("Kind", bound=BaseModel)
+
+Trim = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes less of what a result's file holds, before it becomes a record."""
 
 
-def _fits(value: Any, shape: Any) -> bool:
-    """Whether a value that was read has the parts that a shape names, of the kinds that it names."""
-    if isinstance(shape, dict):
-        parts = isinstance(value, dict) and shape.keys() <= value.keys()
-        return parts and all(_fits(value[name], part) for name, part in shape.items())
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(part, shape[0]) for part in value)
-    return isinstance(value, shape)
+class _Samples(BaseModel):
+    samples: list[dict[str, float]] = []
 
 
-class Records(Mapping[str, dict[str, Any]]):
+class Records(Mapping[str, Outcome]):
     """Records of cells by id, read from the store whenever one is asked for: thousands need not fit in memory."""
 
-    def __init__(self, store: Store, ids: Iterable[str], held: dict[str, dict[str, Any]]) -> None:
-        """ids: of cells that have a record; held: records that may not be in the store, as the disk refused them."""
+    def __init__(self, store: Store, ids: Iterable[str], held: dict[str, Failure]) -> None:
+        """ids: of cells that have a record; held: failures that may not be in the store, as the disk refused them."""
         self.store, self.ids, self.held = store, dict.fromkeys([*ids, *held]), held
 
-    def __getitem__(self, id: str) -> dict[str, Any]:
+    def __getitem__(self, id: str) -> Outcome:
         """Raises UserError if a record that should be there cannot be read: a damaged one is set aside."""
         if id not in self.ids:
             raise KeyError(id)
@@ -114,31 +87,34 @@ class Store:
             self._set_aside(path)
         return whole
 
-    def record(self, id: str) -> dict[str, Any] | None:
-        """The cell's result, else its failure, else None. A result that cannot be read is set aside, not deleted.
-        ``execution`` in a result is what has been measured of executed exits, by rule, if anything has.
-        """
-        for name, status, shape in (("result.json", "done", RESULT), ("failure.json", "failed", FAILURE)):
-            value = self._load(self.folder(id) / name, {"status": str, **shape})
-            if value is not None and value["status"] == status:
-                execution = self._load(self.folder(id) / "execution.json") if status == "done" else None
-                return value if execution is None else {**value, "execution": execution}
-            if value is not None:
-                self._set_aside(self.folder(id) / name)
-        return None
+    def record(self, id: str, trim: Trim | None = None) -> Outcome | None:
+        """The cell's result, else its failure, else None. A file that cannot be read is set aside, not deleted.
 
-    def results(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        Args:
+            id: of the cell
+            trim: what of the result is wanted, None for all of it; what it takes away is not checked
+        """
+        record = self._load(self.folder(id) / "result.json", Record, trim)
+        if record is None:
+            return self._load(self.folder(id) / "failure.json", Failure)
+        execution = self._load(self.folder(id) / "execution.json", Executions)
+        if execution is not None:
+            record.execution = execution.root
+        return record
+
+    def results(self, ids: Iterable[str]) -> dict[str, Outcome]:
         """The records of the given cells, those without one left out."""
         found = {id: self.record(id) for id in ids}
         return {id: record for id, record in found.items() if record is not None}
 
-    def failures(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def failures(self, ids: Iterable[str]) -> dict[str, Failure]:
         """The records of those of the given cells that have failed; of the others nothing is read."""
-        return self.results(id for id in ids if not self.done(id))
+        found = self.results(id for id in ids if not self.done(id))
+        return {id: record for id, record in found.items() if record.status == "failed"}
 
-    def write_cell(self, id: str, cell: dict[str, Any]) -> None:
+    def write_cell(self, id: str, cell: Cell) -> None:
         """Store what the cell is."""
-        self._dump(self.folder(id) / "cell.json", cell)
+        self._dump(self.folder(id) / "cell.json", cell.model_dump(mode="json"))
 
     def tidy(self, id: str) -> None:
         """Remove from a finished cell what only serves an unfinished one: its process may have died in between."""
@@ -150,23 +126,28 @@ class Store:
             else:
                 Path(entry.path).unlink(missing_ok=True)
 
-    def write_result(self, id: str, record: dict[str, Any]) -> None:
+    def write_result(self, id: str, record: Record) -> None:
         """Store a result. Raises UserError if the cell has one: results are never overwritten."""
         if self.done(id):
             raise UserError(f"cell {id[:12]} has a result already; it is not overwritten")
-        self._dump(self.folder(id) / "result.json", record)
+        self._dump(self.folder(id) / "result.json", record.dump())
         (self.folder(id) / "failure.json").unlink(missing_ok=True)
 
-    def write_failure(self, id: str, record: dict[str, Any]) -> None:
+    def write_failure(self, id: str, record: Failure) -> None:
         """Store why a cell failed."""
-        self._dump(self.folder(id) / "failure.json", record)
+        self._dump(self.folder(id) / "failure.json", record.dump())
 
-    def write_execution(self, id: str, rule: str, rows: list[dict[str, Any]]) -> None:
-        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before. rule:
-        its key, followed by `` by token`` where tokens leave on their own.
+    def write_execution(self, id: str, rule: str, rows: list[Execution]) -> None:
+        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before.
+
+        Args:
+            id: of the cell
+            rule: its key, followed by `` by token`` where tokens leave on their own
+            rows: one for each threshold
         """
         path = self.folder(id) / "execution.json"
-        self._dump(path, {**(self._load(path) or {}), rule: rows})
+        before = self._load(path, Executions)
+        self._dump(path, Executions({**(before.root if before else {}), rule: rows}).dump())
 
     def write_usage(self, id: str, samples: list[dict[str, float]]) -> None:
         """Store what the cell took of the machine (see ``bench.run.usage``)."""
@@ -174,35 +155,39 @@ class Store:
 
     def usage(self, id: str) -> list[dict[str, float]]:
         """What the cell took of the machine; empty if that is not known."""
-        value = self._load(self.folder(id) / "usage.json")
-        samples = value.get("samples") if value else None
-        return samples if isinstance(samples, list) else []
+        found = self._load(self.folder(id) / "usage.json", _Samples)
+        return found.samples if found else []
 
-    def write_manifest(self, study: str, manifest: dict[str, Any]) -> None:
+    def write_manifest(self, study: str, manifest: Manifest) -> None:
         """Store which cells a study consists of."""
-        self._dump(self.root / "studies" / f"{study}.json", manifest)
+        self._dump(self.root / "studies" / f"{study}.json", manifest.dump())
 
-    def manifest(self, study: str) -> dict[str, Any] | None:
+    def manifest(self, study: str) -> Manifest | None:
         """The cells of a study's last run, None if it has not been run or this cannot be read."""
-        return self._load(self.root / "studies" / f"{study}.json", MANIFEST)
+        return self._load(self.root / "studies" / f"{study}.json", Manifest)
+
+    def write_sweep(self, result: SweepResult) -> Path:
+        """Store what a study's sweep has found; the file."""
+        path = self.root / "sweeps" / f"{result.study}.json"
+        self._dump(path, result.dump())
+        return path
 
     def _dump(self, path: Path, value: dict[str, Any]) -> None:
         atomic_write(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
-    def _load(self, path: Path, shape: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """What a file holds, None if it is missing. A damaged one, or one that lacks what the shape names, is set
-        aside.
-        """
+    def _load(self, path: Path, kind: type[Kind], trim: Trim | None = None) -> Kind | None:
+        """What a file holds, None if it is missing. A damaged one, or one that lacks what is required, is set aside."""
         try:
-            value = orjson.loads(path.read_bytes())
+            value = orjson.loads(path.read_bytes())  # twice as fast as pydantic's own reader
+            if trim is not None:
+                with suppress(AttributeError, KeyError, TypeError):  # of a damaged one, which is told below
+                    value = trim(value)
+            return kind.model_validate(value)
         except FileNotFoundError:
             return None
         except ValueError:
-            value = None
-        if not _fits(value, shape or {}):
             self._set_aside(path)
             return None
-        return value
 
     def _set_aside(self, path: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from bench.errors import first_line
 from bench.processes import gone, me
+from bench.store.manifest import BudgetRow, Manifest, ThresholdRow
+from bench.store.records import Outcome, Record
 from bench.store.store import Store
 
 EXPERIMENT = "cyclebench"
@@ -34,11 +36,6 @@ class Placed(Protocol):
 
     @property
     def task(self) -> str: ...
-
-
-class _Listed(NamedTuple):
-    variant: str
-    task: str
 
 
 def _contained(method: Callable[..., None]) -> Callable[..., None]:
@@ -69,23 +66,23 @@ class Tracker:
         self.uri, self.store, self.broken = uri, store, False
 
     @_contained
-    def study(self, manifest: dict[str, Any]) -> None:
+    def study(self, manifest: Manifest) -> None:
         """Open the study's parent run, the existing one if there is one, and see which cells it holds already."""
         self.client = _client(self.uri)
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         self.experiment = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
-        tags = {STUDY: manifest["study"], "mlflow.note.content": manifest["question"], "git": str(manifest["git"])}
+        tags = {STUDY: manifest.study, "mlflow.note.content": manifest.question, "git": str(manifest.git)}
         found = self.client.search_runs(
-            [self.experiment], f"tags.`{STUDY}` = '{manifest['study']}' AND tags.`role` = 'study'", max_results=1
+            [self.experiment], f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'", max_results=1
         )
         if found:
             self.parent = found[0].info.run_id
             for key, value in tags.items():
                 self.client.set_tag(self.parent, key, value)
         else:
-            run = self.client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest["study"])
+            run = self.client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest.study)
             self.parent = run.info.run_id
-        self.client.log_dict(self.parent, manifest, "study.json")
+        self.client.log_dict(self.parent, manifest.dump(), "study.json")
         self.known = set(self._logged())
 
     def _logged(self) -> Iterator[tuple[str, str]]:
@@ -105,79 +102,83 @@ class Tracker:
                 return
 
     @_contained
-    def log(self, record: dict[str, Any], place: Placed) -> None:
+    def log(self, record: Outcome, place: Placed) -> None:
         """Log a cell's record as a child run, once: what the study's run holds already is left alone."""
         from mlflow.entities import Metric, Param  # start-up
 
-        cell, done = record["cell"], record["status"] == "done"
-        attempt = "" if done else str(record["at"])  # a cell has one result, but may fail several times
-        if (record["id"], attempt) in self.known:
+        attempt = "" if record.status == "done" else str(record.at)  # a cell has one result, but may fail several times
+        if (record.id, attempt) in self.known:
             return
-        began = int(1000 * (record["timing"]["started"] if done else record["at"]))
+        began = int(1000 * (record.timing.started if record.status == "done" else record.at))
         tags = {
             "mlflow.parentRunId": self.parent,
-            CELL_TAG: record["id"],
+            CELL_TAG: record.id,
             ATTEMPT: attempt,
             OWNER: json.dumps(me()),
             "variant": place.variant,
             "task": place.task,
-            "status": record["status"],
-            "git": str(record["environment"]["git"]),
-            "data_fingerprint": cell["fingerprint"],
+            "status": record.status,
+            "git": str(record.environment.git),
+            "data_fingerprint": record.cell.fingerprint,
         }
-        name = f"{place.variant} {place.task} seed {cell['seed']}"
+        name = f"{place.variant} {place.task} seed {record.cell.seed}"
         run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
-        for params in _batches([Param(key, str(value)) for key, value in _flat(cell)], PARAMS_A_BATCH):
+        for params in _batches([Param(key, str(value)) for key, value in _flat(record.cell.dump())], PARAMS_A_BATCH):
             self.client.log_batch(run, params=params)
-        rows = [*_system(self.store.usage(record["id"]), began), *(_metrics(record, began) if done else ())]
+        rows = [
+            *_system(self.store.usage(record.id), began),
+            *(_metrics(record, began) if record.status == "done" else ()),
+        ]
         for metrics in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
             self.client.log_batch(run, metrics=metrics)
-        if done:
+        ended = None
+        if record.status == "done":
+            ended = began + int(1000 * record.timing.seconds)
             files = ["result.json", "trace.npz", "trace_valid.npz", "log.txt"]
         else:
-            self.client.set_tag(run, "reason", record["reason"])
+            self.client.set_tag(run, "reason", record.reason)
             files = ["failure.json", "log.txt"]
-        for path in (self.store.folder(record["id"]) / file for file in files):
+        for path in (self.store.folder(record.id) / file for file in files):
             if path.exists():
                 self.client.log_artifact(run, str(path))
-        ended = began + int(1000 * record["timing"]["seconds"]) if done else None
-        self.client.set_terminated(run, "FINISHED" if done else "FAILED", ended)
-        self.known.add((record["id"], attempt))
+        self.client.set_terminated(run, "FINISHED" if record.status == "done" else "FAILED", ended)
+        self.known.add((record.id, attempt))
 
-    def catch_up(self, manifest: dict[str, Any]) -> None:
+    def catch_up(self, manifest: Manifest) -> None:
         """Log the records in the store of a study's cells that its run does not hold yet; nothing else is read."""
-        for cell in manifest["cells"]:
+        for cell in manifest.cells:
             if self.broken:
                 return
-            if (cell["id"], "") in self.known and self.store.done(cell["id"]):
+            if (cell.id, "") in self.known and self.store.done(cell.id):
                 continue
-            record = self.store.record(cell["id"])
+            record = self.store.record(cell.id)
             if record is not None:
-                self.log(record, _Listed(cell["variant"], cell["task"]))
+                self.log(record, cell)
 
     @_contained
-    def search(self, row: dict[str, Any]) -> None:
+    def search(self, row: ThresholdRow | BudgetRow) -> None:
         """Log a search of a sweep (a row of its result) as a child run, the existing one if there is one: what was
         tuned for each budget as metrics, by percent of the FLOPs at full depth, and the whole row, its front with it,
         as a file. Trials of thresholds are too many for a run each; a trial that trains a cell has the cell's.
         """
         from mlflow.entities import Metric, Param  # start-up
 
-        parent = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{SEARCH}` = '{row['study']}'"
+        parent = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{SEARCH}` = '{row.study}'"
         found = self.client.search_runs([self.experiment], parent, max_results=1)
-        tags = {"mlflow.parentRunId": self.parent, SEARCH: row["study"]}
-        tags |= {key: str(row[key]) for key in ("variant", "task", "rule") if key in row}
-        name = row["study"].rpartition(" / ")[0]
+        tags = {"mlflow.parentRunId": self.parent, SEARCH: row.study}
+        told = row.dump()
+        tags |= {key: str(told[key]) for key in ("variant", "task", "rule") if key in told}
+        name = row.study.rpartition(" / ")[0]
         made = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=name)
         run, now = made.info.run_id, int(1000 * time.time())
-        params = [Param(key, str(row[key])) for key in ("metric", "rule", "per_cycle", "seed") if key in row]
-        rows = [Metric("trials", row["trials"], now, row["trials"])]
-        for point in row.get("tuned", []):
-            step = round(100 * point["share_of_full"])
-            for split in ("valid", "test"):
-                rows += [Metric(f"tuned_{split}_{key}", value, now, step) for key, value in point[split].items()]
+        params = [Param(key, str(told[key])) for key in ("metric", "rule", "per_cycle", "seed") if key in told]
+        rows = [Metric("trials", row.trials, now, row.trials)]
+        for point in row.tuned if isinstance(row, ThresholdRow) else ():
+            step = round(100 * point.share_of_full)
+            for split, scores in (("valid", point.valid), ("test", point.test)):
+                rows += [Metric(f"tuned_{split}_{key}", value, now, step) for key, value in scores.items()]
         self.client.log_batch(run, params=params, metrics=rows[:METRICS_A_BATCH])
-        self.client.log_dict(run, row, "search.json")
+        self.client.log_dict(run, told, "search.json")
         self.client.set_terminated(run)
 
     @_contained
@@ -234,20 +235,21 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", inner
 
 
-def _metrics(record: dict[str, Any], began: int) -> Iterator[tuple[str, float, int, int]]:
+def _metrics(record: Record, began: int) -> Iterator[tuple[str, float, int, int]]:
     """Rows (name, value, time in ms, step): the history by optimizer step and by training MFLOPs, then the totals.
 
     MLflow's steps are whole numbers, hence MFLOPs.
     """
-    for entry in record["history"]:
-        at = began + int(1000 * entry["seconds"])
-        for name, value in entry.items():
+    for entry in record.history:
+        at = began + int(1000 * entry.seconds)
+        for name, value in entry.dump().items():
             if name not in ("step", "seconds"):
-                yield name, value, at, int(entry["step"])
-                yield f"by_mflops/{name}", value, at, int(entry["flops"] / 1e6)
-    end = began + int(1000 * record["timing"]["seconds"])
-    for group in ("metrics", "costs", "timing"):
-        for name, value in record[group].items():
+                yield name, value, at, entry.step
+                yield f"by_mflops/{name}", value, at, int(entry.flops / 1e6)
+    end = began + int(1000 * record.timing.seconds)
+    groups = {"metrics": record.metrics, "costs": record.costs.dump(), "timing": record.timing.dump()}
+    for group, values in groups.items():
+        for name, value in values.items():
             name = name.replace("@", " at ")  # MLflow's names know no @
             yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
 

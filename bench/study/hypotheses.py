@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from bench.config import Strict
 from bench.errors import UserError, unknown
+from bench.store.manifest import HypothesisRow, Measure
 
 if TYPE_CHECKING:
     from bench.data.task import TaskData
@@ -51,7 +52,7 @@ def check_labels(hypotheses: Sequence[Hypothesis], variants: Sequence[str], task
             raise UserError(f"{where}: better and than are both {hypothesis.better!r}; they must be different variants")
 
 
-def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> dict[str, Any]:
+def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> HypothesisRow:
     """The hypothesis as the manifest holds it, with the metric and its direction on each task it is about.
 
     data: of the study's tasks by label. Raises UserError for a metric that a task does not have, and for a margin over
@@ -65,9 +66,9 @@ def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> dict[str, A
         metric = hypothesis.metric or own.name
         if metric not in known:
             raise UserError(f"hypothesis {hypothesis.claim!r}: {unknown(f'metric of {task}:', metric, known)}")
-        measures.append({"task": task, "metric": metric, "higher_is_better": known[metric]})
-    units = sorted({str(measure["metric"]) for measure in measures})
+        measures.append(Measure(task=task, metric=metric, higher_is_better=known[metric]))
+    units = sorted({measure.metric for measure in measures})
     if hypothesis.margin and len(units) > 1:
         margin = f"margin = {hypothesis.margin:g}"
         raise UserError(f"hypothesis {hypothesis.claim!r}: {margin} needs one metric, not {' and '.join(units)}")
-    return {**hypothesis.model_dump(mode="json"), "measures": measures}
+    return HypothesisRow(**hypothesis.model_dump(), measures=measures)

@@ -12,6 +12,7 @@ from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
+from bench.store.manifest import CellRow, Manifest, TaskRow, VariantRow
 from bench.study.hypotheses import resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
@@ -34,7 +35,7 @@ class Plan:
 
     study: Study
     cells: tuple[Planned, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def shape_of(
@@ -118,7 +119,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json")
         data = built[task.label] = task_data(task.name, task_options)
-        tasks.append({"label": task.label, "task": task.name, **_metric(data)})
+        tasks.append(TaskRow(label=task.label, task=task.name, **_metric(data)))
         # What others start from comes first, since its id is part of theirs.
         for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
@@ -148,23 +149,23 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 )
                 made[entry.label, task.label, seed] = cell
                 cells.append(Planned(entry.label, task.label, cell))
-    manifest = {
-        "study": study.name,
-        "question": study.question,
-        "reference": study.reference,
-        "seeds": list(study.seeds),
-        "variants": [
-            {"label": e.label, "variant": e.name, "match": e.match or e.budget, "chosen": _merge(chosen[e.label])}
+    manifest = Manifest(
+        study=study.name,
+        question=study.question,
+        reference=study.reference,
+        seeds=list(study.seeds),
+        variants=[
+            VariantRow(label=e.label, variant=e.name, match=e.match or e.budget, chosen=_merge(chosen[e.label]))
             for e in study.variants
         ],
-        "tasks": tasks,
-        "hypotheses": [resolve(hypothesis, built) for hypothesis in study.hypotheses],
-        "cells": [{"variant": p.variant, "task": p.task, "seed": p.cell.seed, "id": p.cell.id} for p in cells],
-        "command": command,
-        "git": revision,
-        "lock": lock(),
-        "config": study.model_dump(mode="json"),
-    }
+        tasks=tasks,
+        hypotheses=[resolve(hypothesis, built) for hypothesis in study.hypotheses],
+        cells=[CellRow(variant=p.variant, task=p.task, seed=p.cell.seed, id=p.cell.id) for p in cells],
+        command=command,
+        git=revision,
+        lock=lock(),
+        config=study.model_dump(mode="json"),
+    )
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
 
 

@@ -39,6 +39,7 @@ from bench.model.variant import get_variant, variants
 from bench.run.cells import Tell
 from bench.run.going import run_cell
 from bench.run.lease import LeaseLostError, hold
+from bench.store.manifest import BudgetRow, BudgetTrial
 from bench.store.store import Store
 from bench.study.plan import Planned, make_plan
 from bench.study.schema import Study, VariantEntry
@@ -188,8 +189,8 @@ def _trained(
     score = valid_score(store, cell.id)[job.metric]
     tell("finish", (cell.id, f"validation {job.metric.replace('_', ' ')} {score:.3f}", False))
     record = store.record(cell.id)
-    assert record is not None
-    trial.set_user_attr("curve", [(entry["step"] / steps, entry["valid_loss"]) for entry in record["history"]])
+    assert record is not None and record.status == "done"
+    trial.set_user_attr("curve", [(entry.step / steps, entry.valid_loss) for entry in record.history])
     return score
 
 
@@ -222,7 +223,7 @@ def valid_score(store: Store, id: str) -> dict[str, float]:
     return trace.leaving(trace.n_cycles)
 
 
-def row(job: BudgetJob) -> dict[str, Any]:
+def row(job: BudgetJob) -> BudgetRow:
     """The row of the sweep's result.
 
     ``front`` holds the trials that no other beats in both metric and FLOPs on validation data, with their test scores.
@@ -231,32 +232,32 @@ def row(job: BudgetJob) -> dict[str, Any]:
     study = opened(job)
     store = Store(job.root)
 
-    def told(trial: Any) -> dict[str, Any]:
+    def told(trial: Any) -> BudgetTrial:
         record = store.record(trial.user_attrs["cell"])
-        assert record is not None
-        return {
-            "trial": trial.number,
-            "id": trial.user_attrs["cell"],
-            "params": trial.params,
-            "flops_per_token": trial.values[1],
-            "train_flops": record["costs"]["train_flops"],
-            "valid": trial.values[0],
-            "test": record["metrics"][f"test_{job.metric}"],
-        }
+        assert record is not None and record.status == "done"
+        return BudgetTrial(
+            trial=trial.number,
+            id=trial.user_attrs["cell"],
+            params=trial.params,
+            flops_per_token=trial.values[1],
+            train_flops=record.costs.train_flops,
+            valid=trial.values[0],
+            test=record.test(job.metric),
+        )
 
     chosen = best_within(study, np.inf if job.max_flops is None else job.max_flops)
     trials = study.get_trials(deepcopy=False)
-    return {
-        "study": job.name,
-        "variant": job.entry.label,
-        "task": job.task,
-        "metric": job.metric,
-        "seed": job.spec.seed,
-        "trials": done(study),
-        "pruned": sum(t.state == TrialState.PRUNED and "reason" in t.user_attrs for t in trials),
-        "failed": sum(t.state == TrialState.FAIL and "reason" in t.user_attrs for t in trials),
-        "refused": sum("refused" in t.user_attrs for t in trials),
-        "cells": [t.user_attrs["cell"] for t in trials if t.state == TrialState.COMPLETE],
-        "front": [told(trial) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
-        "chosen": told(chosen) if chosen is not None else None,
-    }
+    return BudgetRow(
+        study=job.name,
+        variant=job.entry.label,
+        task=job.task,
+        metric=job.metric,
+        seed=job.spec.seed,
+        trials=done(study),
+        pruned=sum(t.state == TrialState.PRUNED and "reason" in t.user_attrs for t in trials),
+        failed=sum(t.state == TrialState.FAIL and "reason" in t.user_attrs for t in trials),
+        refused=sum("refused" in t.user_attrs for t in trials),
+        cells=[t.user_attrs["cell"] for t in trials if t.state == TrialState.COMPLETE],
+        front=[told(trial) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
+        chosen=told(chosen) if chosen is not None else None,
+    )

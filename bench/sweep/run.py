@@ -13,13 +13,12 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
-from bench.config import Cell
 from bench.errors import UserError
 from bench.plugins import pack
 from bench.processes import become_worker, worker_context
 from bench.run.progress import Progress
 from bench.store.environment import environments
-from bench.store.files import atomic_write
+from bench.store.manifest import Manifest, SweepResult, ThresholdRow
 from bench.store.store import Store
 from bench.store.tracking import Tracker
 from bench.study.plan import Planned, make_plan
@@ -27,12 +26,10 @@ from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import done, open_storage, running, shown_url
 
-Result = dict[str, Any]
-
 
 def run_sweep(
     study: Study, store: Store, url: str, jobs: int | None, tracker: Tracker, command: str, revision: str | None
-) -> Result:
+) -> SweepResult:
     """Run the trials that are still wanting, ``jobs`` processes at a time, and write ``sweeps/<study>.json``.
 
     Several commands, on several machines, may do this at once on one storage: each adds to the same trials. Raises
@@ -42,60 +39,60 @@ def run_sweep(
         raise UserError(f"study {study.name!r} has no sweep: add sweep.thresholds or sweep.budgets to it")
     open_storage(url)  # wrong addresses are told, and tables made, before there are workers
     jobs = jobs or os.cpu_count() or 1
-    result: Result = {
-        "study": study.name,
-        "question": study.question,
-        "max_flops": study.sweep.max_flops,
-        "storage": shown_url(url),
-        "command": command,
-        "git": revision,
-        "tasks": [],
-        "thresholds": [],
-        "budgets": [],
-    }
+    result = SweepResult(
+        study=study.name,
+        question=study.question,
+        max_flops=study.sweep.max_flops,
+        storage=shown_url(url),
+        command=command,
+        git=revision,
+        tasks=[],
+        thresholds=[],
+        budgets=[],
+        environment=[],
+    )
     if study.sweep.thresholds is not None:
         manifest, threshold_jobs = _threshold_jobs(study, store, url)
-        result["tasks"] = manifest["tasks"]
+        result.tasks = manifest.tasks
         tracker.study(manifest)
-        for row in _searched(threshold_jobs, jobs):
-            result["thresholds"].append(row)
-            tracker.search(row)
+        for found in _searched(threshold_jobs, jobs):
+            result.thresholds.append(found)
+            tracker.search(found)
         order = {job.name: number for number, job in enumerate(threshold_jobs)}
-        result["thresholds"].sort(key=lambda row: order[row["study"]])
+        result.thresholds.sort(key=lambda row: order[row.study])
     if study.sweep.budgets is not None:
         manifest, budget_jobs = _budget_jobs(study, store, url, command, revision)
-        result["tasks"] = manifest["tasks"]
+        result.tasks = manifest.tasks
         tracker.study(manifest)
         _trained(budget_jobs, jobs)
         for job in budget_jobs:
             row = budgets.row(job)
-            result["budgets"].append(row)
-            for id in row["cells"]:
+            result.budgets.append(row)
+            for id in row.cells:
                 record = store.record(id)
-                assert record is not None
-                tracker.log(record, Planned(row["variant"], row["task"], Cell.model_validate(record["cell"])))
+                assert record is not None and record.status == "done"
+                tracker.log(record, Planned(row.variant, row.task, record.cell.cell()))
             tracker.search(row)
-    swept = dict.fromkeys(id for row in (*result["thresholds"], *result["budgets"]) for id in row["cells"])
-    result["environment"] = environments(record for id in swept if (record := store.record(id)))
-    path = store.root / "sweeps" / f"{study.name}.json"
-    atomic_write(path, json.dumps(result, indent=1, allow_nan=False).encode())
-    tracker.finish([path])
+    swept = dict.fromkeys(id for found in result.thresholds for id in found.cells)
+    swept |= dict.fromkeys(id for row in result.budgets for id in row.cells)
+    result.environment = environments(record for id in swept if (record := store.record(id)))
+    tracker.finish([store.write_sweep(result)])
     return result
 
 
-def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[dict[str, Any], list[thresholds.ThresholdJob]]:
+def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[Manifest, list[thresholds.ThresholdJob]]:
     """A search for every variant, task and rule; the cells are those of the study's last run."""
     sweep = study.sweep
     assert sweep is not None and sweep.thresholds is not None
     manifest = store.manifest(study.name)
-    metrics = {task["label"]: task for task in manifest["tasks"]} if manifest else {}
+    metrics = {task.label: task for task in manifest.tasks} if manifest else {}
     groups: dict[tuple[str, str], list[str]] = {}
-    for cell in manifest["cells"] if manifest else []:
-        if store.done(cell["id"]):
-            groups.setdefault((cell["variant"], cell["task"]), []).append(cell["id"])
+    for cell in manifest.cells if manifest else []:
+        if store.done(cell.id):
+            groups.setdefault((cell.variant, cell.task), []).append(cell.id)
     if manifest is None or not groups:
         raise UserError(f"study {study.name!r} has no trained cells to sweep (run: cyclebench run {study.name})")
-    missing = len(manifest["cells"]) - sum(map(len, groups.values()))
+    missing = len(manifest.cells) - sum(map(len, groups.values()))
     if missing:
         print(f"{missing} of the study's cells are not done and left out", file=sys.stderr)
     jobs = []
@@ -110,8 +107,8 @@ def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[dict[str, Any
                     task=task,
                     rule=rule,
                     ids=tuple(ids),
-                    metric=metrics[task]["metric"],
-                    higher_is_better=metrics[task]["higher_is_better"],
+                    metric=metrics[task].metric,
+                    higher_is_better=metrics[task].higher_is_better,
                     spec=sweep.thresholds,
                     max_flops=sweep.max_flops,
                     seed=sweep.seed,
@@ -126,7 +123,7 @@ def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[dict[str, Any
 
 def _budget_jobs(
     study: Study, store: Store, url: str, command: str, revision: str | None
-) -> tuple[dict[str, Any], list[budgets.BudgetJob]]:
+) -> tuple[Manifest, list[budgets.BudgetJob]]:
     """A search for every variant and task, and what tracking knows of all of them."""
     sweep = study.sweep
     assert sweep is not None and sweep.budgets is not None
@@ -139,7 +136,7 @@ def _budget_jobs(
         for task in free.tasks:
             alone = free.model_copy(update={"variants": (entry,), "tasks": (task,)})
             cell = next(p.cell for p in plan.cells if (p.variant, p.task) == (entry.label, task.label))
-            metric = next(row for row in plan.manifest["tasks"] if row["label"] == task.label)
+            metric = next(row for row in plan.manifest.tasks if row.label == task.label)
             ranges = sweep.budgets.model_dump(mode="json", exclude={"trials"})
             jobs.append(
                 budgets.BudgetJob(
@@ -147,8 +144,8 @@ def _budget_jobs(
                         study, entry.label, task.label, "budgets", what=[cell.id, ranges, sweep.max_flops, sweep.seed]
                     ),
                     study=alone,
-                    metric=metric["metric"],
-                    higher_is_better=metric["higher_is_better"],
+                    metric=metric.metric,
+                    higher_is_better=metric.higher_is_better,
                     spec=sweep.budgets,
                     max_flops=sweep.max_flops,
                     seed=sweep.seed,
@@ -156,7 +153,7 @@ def _budget_jobs(
                     url=url,
                 )
             )
-    return {**plan.manifest, "study": f"{study.name}-sweep", "cells": []}, jobs
+    return plan.manifest.but(study=f"{study.name}-sweep", cells=[]), jobs
 
 
 def _name(study: Study, *parts: str, what: list[Any]) -> str:
@@ -165,17 +162,17 @@ def _name(study: Study, *parts: str, what: list[Any]) -> str:
     return " / ".join([study.name, *parts, digest])
 
 
-def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[dict[str, Any]]:
+def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[ThresholdRow]:
     """The rows of the searches, as they end."""
     with Progress(len(jobs)) as progress, _pool(min(workers, len(jobs)), progress) as (pool, _):
-        waiting: dict[Future[dict[str, Any]], thresholds.ThresholdJob] = {}
+        waiting: dict[Future[ThresholdRow], thresholds.ThresholdJob] = {}
         for job in jobs:
             label = f"{job.variant} {job.task} {job.rule}"
             progress.start(job.name, label, job.spec.trials)
             waiting[pool.submit(thresholds.search, job)] = job
         for future in as_completed(waiting):
             row = future.result()
-            progress.finish(waiting[future].name, f"{row['trials']} trials, {len(row['front'])} on the front")
+            progress.finish(waiting[future].name, f"{row.trials} trials, {len(row.front)} on the front")
             yield row
 
 

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial
 from bench.evaluate.record import BUDGETS
 from bench.evaluate.rules import get_rule
 from bench.evaluate.trace import ORACLES, Trace
+from bench.store.manifest import ThresholdRow, TunedShares
 from bench.store.store import Store
 from bench.study.sweep import ThresholdSweep
 from bench.sweep.storage import best_within, done, open_storage, open_trials, optimize_cheap
@@ -82,7 +83,7 @@ class Levels:
         return found if len(found) > 1 else float(found[0])
 
 
-def search(job: ThresholdJob) -> dict[str, Any]:
+def search(job: ThresholdJob) -> ThresholdRow:
     """Run the trials that are still wanting and return the row of the sweep's result.
 
     ``tuned``   for ``max_flops``, or else each share of the FLOPs at full depth: the best trial on validation data
@@ -123,31 +124,31 @@ def search(job: ThresholdJob) -> dict[str, Any]:
             for split, found in (("valid", valid), ("test", test))
         }
         tuned.append(
-            {
-                "max_flops": budget,
-                "share_of_full": budget / full,
-                "trial": trial.number,
-                "shares": [trial.params[name] for name in names],
-                "thresholds": [[None if np.isinf(v) else float(v) for v in np.atleast_1d(value)] for value in at],
-                "valid": _mean(scores["valid"]),
-                "test": _mean(scores["test"]),
-                "single": _single(job, valid, test, budget),
-                "test_by_seed": [score[job.metric] for score in scores["test"]],
-            }
+            TunedShares(
+                max_flops=budget,
+                share_of_full=budget / full,
+                trial=trial.number,
+                shares=[trial.params[name] for name in names],
+                thresholds=[[None if np.isinf(v) else float(v) for v in np.atleast_1d(value)] for value in at],
+                valid=_mean(scores["valid"]),
+                test=_mean(scores["test"]),
+                single=_single(job, valid, test, budget),
+                test_by_seed=[score[job.metric] for score in scores["test"]],
+            )
         )
-    return {
-        "study": job.name,
-        "variant": job.variant,
-        "task": job.task,
-        "rule": job.rule,
-        "per_cycle": job.spec.per_cycle,
-        "metric": job.metric,
-        "cells": list(job.ids),
-        "trials": done(study),
-        "full_flops_per_token": full,
-        "front": [list(trial.values) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
-        "tuned": tuned,
-    }
+    return ThresholdRow(
+        study=job.name,
+        variant=job.variant,
+        task=job.task,
+        rule=job.rule,
+        per_cycle=job.spec.per_cycle,
+        metric=job.metric,
+        cells=list(job.ids),
+        trials=done(study),
+        full_flops_per_token=full,
+        front=[list(trial.values) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
+        tuned=tuned,
+    )
 
 
 def _single(job: ThresholdJob, valid: list[Trace], test: list[Trace], budget: float) -> dict[str, float] | None:

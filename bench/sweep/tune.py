@@ -21,12 +21,13 @@ from optuna.trial import TrialState, create_trial
 
 from bench.errors import UserError
 from bench.model.variant import variants
+from bench.store.manifest import TaskRow, TrialRow, TuningRow
+from bench.store.records import Outcome
 from bench.study.plan import Plan, Planned, make_plan
 from bench.study.schema import Study, Tune, VariantEntry
 from bench.sweep.storage import open_storage, open_trials, seed_of
 
-Record = dict[str, Any]
-RunPlan = Callable[[Plan], Mapping[str, Record]]
+RunPlan = Callable[[Plan], Mapping[str, Outcome]]
 """Runs a plan's cells and returns their records by id."""
 
 
@@ -37,10 +38,10 @@ class _Search:
     """
 
     def __init__(
-        self, name: str, entry: VariantEntry, base: Planned, metric: dict[str, Any], tune: Tune, storage: Any
+        self, name: str, entry: VariantEntry, base: Planned, metric: TaskRow, tune: Tune, storage: Any
     ) -> None:
         self.entry, self.task, self.seed = entry, base.task, tune.seed
-        self.metric, self.up = metric["metric"], metric["higher_is_better"]
+        self.metric, self.up = metric.metric, metric.higher_is_better
         ranges = {"train.lr": tune.lr}
         ranges |= {f"options.{name}": limits for name, limits in variants.get(entry.name).tunable.items()}
         self.space: dict[str, Any] = {
@@ -50,7 +51,7 @@ class _Search:
         what = json.dumps([base.cell.id, ranges], sort_keys=True)
         parts = [name, entry.label, base.task, "tune", hashlib.sha256(what.encode()).hexdigest()[:12]]
         self.study = open_trials(storage, " / ".join(parts), self.up, with_flops=False)
-        self.trials: list[dict[str, Any]] = []
+        self.trials: list[TrialRow] = []
 
     def ask(self) -> VariantEntry:
         """The variant with the settings of the next trial."""
@@ -76,36 +77,37 @@ class _Search:
         local.add_trials([known[number] for number in sorted(known) if number < self.number])
         return local.ask(self.space).params
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: Outcome) -> None:
         """Take in the record of the trial that is being tried."""
-        done = record["status"] == "done"
-        value = record["history"][-1][f"valid_{self.metric}"] if done else None
-        if value is None:
-            self.reason = record["reason"]
+        value = None
+        if record.status == "done":
+            value = record.history[-1].valid(self.metric)
+        else:
+            self.reason = record.reason
         if self.number not in self._known():
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            about = {"number": self.number, "cell": record["id"]}
+            about = {"number": self.number, "cell": record.id}
             self.study.add_trial(
                 create_trial(state=state, value=value, params=self.params, distributions=self.space, user_attrs=about)
             )
-        self.trials.append({"id": record["id"], **self.params, "value": value})
+        self.trials.append(TrialRow(id=record.id, value=value, **self.params))
 
-    def row(self, seed: int) -> dict[str, Any]:
+    def row(self, seed: int) -> TuningRow:
         """What the manifest keeps. Raises UserError if no trial has finished."""
-        finished = [trial for trial in self.trials if trial["value"] is not None]
+        finished = [(trial.value, trial) for trial in self.trials if trial.value is not None]
         if not finished:
             where = f"variants.{self.entry.label} on {self.task}"
             raise UserError(f"tune: all {len(self.trials)} trials of {where} failed, the last: {self.reason}")
-        best = (max if self.up else min)(finished, key=lambda trial: trial["value"])
-        return {
-            "variant": self.entry.label,
-            "task": self.task,
-            "seed": seed,
-            "metric": self.metric,
-            "value": best["value"],
-            "chosen": {key: best[key] for key in self.space},
-            "trials": self.trials,
-        }
+        value, best = (max if self.up else min)(finished, key=lambda pair: pair[0])
+        return TuningRow(
+            variant=self.entry.label,
+            task=self.task,
+            seed=seed,
+            metric=self.metric,
+            value=value,
+            chosen={key: best.params[key] for key in self.space},
+            trials=self.trials,
+        )
 
 
 def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, url: str) -> Plan:
@@ -128,7 +130,7 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
         return make_plan(study, command, revision)
     trials = study.model_copy(update={"name": f"{study.name}-tuning", "seeds": (study.tune.seed,)})
     plain = make_plan(trials, command, revision)
-    metrics = {task["label"]: task for task in plain.manifest["tasks"]}
+    metrics = {task.label: task for task in plain.manifest.tasks}
     entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url)
     searches = {
         (base.variant, base.task): _Search(
@@ -144,15 +146,15 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
         for planned in asked.cells:
             searches[planned.variant, planned.task].tell(records[planned.cell.id])
     rows = {place: search.row(study.tune.seed) for place, search in searches.items()}
-    tuned = {place: _with(searches[place].entry, row["chosen"]) for place, row in rows.items()}
+    tuned = {place: _with(searches[place].entry, row.chosen) for place, row in rows.items()}
     plan = make_plan(study, command, revision, tuned)
-    return replace(plan, manifest={**plan.manifest, "tuning": list(rows.values())})
+    return replace(plan, manifest=plan.manifest.but(tuning=list(rows.values())))
 
 
 def _joined(before: Plan, now: Plan) -> Plan:
     """All trials so far as one plan. Its manifest is that of the tuning."""
-    cells = [*before.manifest["cells"], *now.manifest["cells"]]
-    return replace(now, cells=before.cells + now.cells, manifest={**now.manifest, "cells": cells})
+    cells = [*before.manifest.cells, *now.manifest.cells]
+    return replace(now, cells=before.cells + now.cells, manifest=now.manifest.but(cells=cells))
 
 
 def _with(entry: VariantEntry, values: dict[str, float]) -> VariantEntry:

@@ -11,6 +11,7 @@ import torch
 from bench.config import Execution
 from bench.errors import UserError
 from bench.store.environment import environment
+from bench.store.records import Environment
 
 
 def device_of(config: Execution) -> torch.device:
@@ -52,6 +53,6 @@ def autocast(config: Execution, device: torch.device) -> AbstractContextManager[
     return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
 
 
-def environment_of(config: Execution) -> dict[str, Any]:
+def environment_of(config: Execution) -> Environment:
     """The machine and the versions that what is trained so runs on (``bench.store.environment``)."""
     return environment(device_of(config), config.threads)

@@ -17,6 +17,7 @@ from bench.plugins import unpack
 from bench.processes import quiet
 from bench.run.cells import Job, run_jobs
 from bench.run.executors import POLL, Event
+from bench.store.records import Outcome
 
 KNOCK = 10.0  # seconds a cluster has to answer
 
@@ -101,7 +102,7 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
 
 
-def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, dict[str, Any] | None]:
+def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, Outcome | None]:
     quiet()
     unpack(packed)
     return dict(run_jobs([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))

@@ -1,0 +1,189 @@
+"""What is stored of a study, as pydantic models: its cells and what they are about, and the result of its sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from bench.store.records import Environment, Stored
+
+
+class VariantRow(Stored):
+    """A variant of a study. match: what is held equal to the reference; chosen: what the matching chose, in words."""
+
+    label: str
+    variant: str
+    match: str | None
+    chosen: str
+
+
+class TaskRow(Stored):
+    """A task of a study. metric: its own; levels: reference levels in the metric's unit, by name."""
+
+    label: str
+    task: str
+    metric: str
+    higher_is_better: bool
+    levels: dict[str, float]
+
+
+class CellRow(Stored):
+    """A cell's place in a study: labels, its seed and its id."""
+
+    variant: str
+    task: str
+    seed: int
+    id: str
+
+    @property
+    def name(self) -> str:
+        """The cell in words."""
+        return f"{self.variant} {self.task} seed {self.seed}"
+
+
+class Measure(Stored):
+    """What a hypothesis is judged by on one task (its label)."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+
+
+class HypothesisRow(Stored):
+    """A claim of a study, with the metric on every task that it is about; see ``bench.study.hypotheses.Hypothesis``."""
+
+    claim: str
+    better: str
+    than: str
+    task: str
+    metric: str | None = None
+    margin: float
+    measures: list[Measure]
+
+
+class TrialRow(Stored):
+    """A trial of the tuning: the cell, its validation score (None: it failed), and what was tried, by key."""
+
+    id: str
+    value: float | None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What was tried, by ``train.NAME`` and ``options.NAME``."""
+        return self.model_extra or {}
+
+
+class TuningRow(Stored):
+    """What tuning has chosen for a variant on a task. value: the best trial's validation score."""
+
+    variant: str
+    task: str
+    seed: int
+    metric: str
+    value: float
+    chosen: dict[str, float]
+    trials: list[TrialRow]
+
+
+class Manifest(Stored):
+    """What a study's last run consists of.
+
+    lock: every installed distribution as ``name==version``; config: the study as it was given; tuning: empty where
+    nothing was tuned.
+    """
+
+    study: str
+    question: str
+    reference: str | None
+    seeds: list[int]
+    variants: list[VariantRow]
+    tasks: list[TaskRow]
+    hypotheses: list[HypothesisRow] = Field(default_factory=list)
+    cells: list[CellRow]
+    command: str
+    git: str | None
+    lock: list[str] = Field(default_factory=list)
+    config: dict[str, Any]
+    tuning: list[TuningRow] = Field(default_factory=list)
+
+
+class TunedShares(Stored):
+    """The best trial of a threshold search within a budget; see ``bench.sweep.thresholds.search``.
+
+    max_flops: the budget, FLOPs per token, and ``share_of_full`` of those at full depth; shares: tried, of the
+    validation signals that say "leave"; thresholds: [cell][exit point], None lets none leave; valid, test, single: mean
+    scores over the cells by name; test_by_seed: the metric of each cell.
+    """
+
+    max_flops: float
+    share_of_full: float
+    trial: int
+    shares: list[float]
+    thresholds: list[list[float | None]]
+    valid: dict[str, float]
+    test: dict[str, float]
+    single: dict[str, float] | None
+    test_by_seed: list[float]
+
+
+class ThresholdRow(Stored):
+    """A search of thresholds. study: of Optuna; cells: ids; front: (validation metric, FLOPs per token) of trials."""
+
+    study: str
+    variant: str
+    task: str
+    rule: str
+    per_cycle: bool
+    metric: str
+    cells: list[str]
+    trials: int
+    full_flops_per_token: float
+    front: list[list[float]]
+    tuned: list[TunedShares]
+
+
+class BudgetTrial(Stored):
+    """A trained trial of a budget search: its cell's id, what was tried by key, its costs and its scores."""
+
+    trial: int
+    id: str
+    params: dict[str, Any]
+    flops_per_token: float
+    train_flops: float
+    valid: float
+    test: float
+
+
+class BudgetRow(Stored):
+    """A search of training budgets. study: of Optuna; cells: ids; front: of trials that none beats on validation data
+    in both metric and FLOPs; chosen: the best within the limit, None if there is none.
+    """
+
+    study: str
+    variant: str
+    task: str
+    metric: str
+    seed: int
+    trials: int
+    pruned: int
+    failed: int
+    refused: int
+    cells: list[str]
+    front: list[BudgetTrial]
+    chosen: BudgetTrial | None
+
+
+class SweepResult(Stored):
+    """What a study's sweep has found. max_flops: the user's limit, FLOPs per token; storage: the trials' database."""
+
+    study: str
+    question: str
+    max_flops: float | None
+    storage: str
+    command: str
+    git: str | None
+    tasks: list[TaskRow]
+    thresholds: list[ThresholdRow]
+    budgets: list[BudgetRow]
+    environment: list[Environment]

@@ -1,0 +1,268 @@
+"""What is stored of a cell, as pydantic models: its result, its failure, and what was measured of its exits afterwards.
+
+Scores are named ``loss``, ``accuracy`` and, for text, ``bits_per_byte``. Costs in FLOPs are per token unless their name
+says otherwise. Keys that this version does not know are kept; a file that lacks what is required here is damaged. Small
+on purpose: nothing here imports torch, so that reports and the state of a study are there at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from bench.config import Cell
+from bench.errors import Fault
+
+
+class Stored(BaseModel):
+    """A part of a stored file. What has no default must be there; kinds of values are not converted."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    def dump(self) -> dict[str, Any]:
+        """As it is stored: what was never given is left out, what is not known is kept."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with other values, which are not validated."""
+        return self.model_copy(update=changes)
+
+
+class Configuration(Stored):
+    """What a cell is, as its record tells it; see ``bench.config.Cell``."""
+
+    variant: str = ""
+    options: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    task: str = ""
+    task_options: dict[str, Any] = {}
+    seed: int
+    evaluation: dict[str, Any] = {}
+    init: dict[str, Any] | None = None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, cell: Cell) -> Configuration:
+        """The configuration of a cell."""
+        return cls.model_validate(cell.model_dump(mode="json"))
+
+    def cell(self) -> Cell:
+        """The cell itself. Raises ValidationError if this version has no such cell."""
+        return Cell.model_validate(self.dump())
+
+
+class CostRecord(Stored):
+    """What a cell's model costs; see ``bench.model.costs.Costs``. train_flops: executed, of the whole training."""
+
+    length: int
+    depth: int
+    n_blocks: int
+    params: int
+    params_non_embedding: int
+    forward_flops_per_token: float
+    train_flops_per_token: float
+    kv_bytes_per_token: int
+    activation_bytes: int
+    train_flops: float
+
+
+class Added(Stored):
+    """What one part of a variant adds to the same model without it."""
+
+    params: int
+    flops_per_token: float
+
+
+class SliceScores(Stored):
+    """Scores on a part of the test data. exact_match: share of sequences with every target right; n: sequences."""
+
+    accuracy: float
+    exact_match: float
+    n: int
+
+
+class Entry(Stored):
+    """Of the history: a validation. flops: of the training so far; seconds: of training so far."""
+
+    step: int
+    tokens: int
+    flops: float
+    seconds: float
+    lr: float
+    train_loss: float
+    valid_loss: float
+    valid_accuracy: float
+    valid_bits_per_byte: float | None = None
+
+    def valid(self, metric: str) -> float:
+        """The validation score of that name."""
+        return float(getattr(self, f"valid_{metric}"))
+
+
+class Point(Stored):
+    """Test scores when all sequences leave after a cycle, or of the model run for so many cycles."""
+
+    cycles: int
+    flops_per_token: float
+    loss: float
+    accuracy: float
+    bits_per_byte: float | None = None
+
+    def score(self, metric: str) -> float:
+        """The score of that name."""
+        return float(getattr(self, metric))
+
+
+class Tuned(Stored):
+    """A threshold chosen on validation data for a budget; see ``bench.evaluate.record.rule_record``.
+
+    threshold: None lets none leave early; valid, test: scores by name, ``flops_per_token`` and ``mean_cycles`` among
+    them; share: of the test sequences that leave after cycle 1, 2, ... C.
+    """
+
+    budget: float
+    threshold: float | None
+    valid: dict[str, float]
+    test: dict[str, float]
+    share: list[float]
+
+
+class Calibration(Stored):
+    """Means in tenths of the sequences at all exit points, by rising signal."""
+
+    signal: list[float]
+    accuracy: list[float]
+
+
+class Rule(Stored):
+    """What is stored of an exit rule; see ``bench.evaluate.record.rule_record``.
+
+    curve: columns of one length by name; they are long, and taken as they are. What a rule does not have (oracles are
+    not tuned, most are not calibrated) is empty.
+    """
+
+    leave: Literal["above", "below"]
+    curve: dict[str, Any]
+    gain: float
+    area: float
+    tuned: list[Tuned] = []
+    rank: list[float | None] = []
+    calibration: Calibration | None = None
+
+
+class Exits(Stored):
+    """Test scores at the exit points, the last at full depth, and what every exit rule gives, by its key."""
+
+    points: list[Point]
+    rules: dict[str, Rule]
+
+
+class ZeroAttention(Stored):
+    """Mean probability that a query gives to the zero tokens of a step. step: its depth; cycle: from 0."""
+
+    step: int
+    block: int
+    cycle: int
+    mean: float
+
+
+class Timing(Stored):
+    """When a cell began, in seconds since 1970, and what it took. seconds: with its tests."""
+
+    started: float
+    train_seconds: float
+    seconds: float
+    tokens_per_second: float
+
+
+class Environment(Stored):
+    """The machine and the versions that numbers were made with. threads: of the CPU, for one cell."""
+
+    python: str
+    torch: str
+    transformers: str
+    platform: str
+    cpu: str
+    device: str
+    threads: int
+    git: str | None
+
+
+class Execution(Stored):
+    """What really leaving early saved on a finished cell's test data; see ``bench.exits.clock.measure``."""
+
+    rule: str
+    granularity: Literal["sequence", "token"] = "sequence"
+    threshold: float
+    loss: float
+    accuracy: float
+    mean_cycles: float
+    flops_per_token: float
+    flops_saved: float
+    time_saved: float
+    time_saved_quartiles: list[float]
+    rounds: int
+
+
+class Executions(RootModel[dict[str, list[Execution]]]):
+    """By rule: its key, followed by `` by token`` where tokens leave on their own."""
+
+    def dump(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Record(Stored):
+    """A finished cell's result.
+
+    metrics: scores on the test split as ``test_NAME``, on a further one as ``test_NAME@SPLIT``; slices: by axis and
+    label; exits: None with a single exit point; cycles: the model run for 1, 2, ... cycles; stacked: whether it was
+    trained in one stack with others; execution: what was measured of executed exits afterwards (it lies in a file of
+    its own).
+    """
+
+    version: int | None = Field(None, alias="schema")
+    status: Literal["done"]
+    id: str
+    cell: Configuration
+    schedule: str = ""
+    metrics: dict[str, float]
+    slices: dict[str, dict[str, SliceScores]]
+    costs: CostRecord
+    additions: dict[str, Added]
+    history: list[Entry]
+    exits: Exits | None
+    cycles: list[Point]
+    zero_attention: list[ZeroAttention] | None
+    timing: Timing
+    environment: Environment
+    stacked: bool = False
+    execution: dict[str, list[Execution]] = {}
+
+    def test(self, metric: str) -> float:
+        """The score of that name on the test split."""
+        return self.metrics[f"test_{metric}"]
+
+
+class Failure(Stored):
+    """Why a cell has no result.
+
+    kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not (no
+    memory, no room on the disk, a killed process), None where that was not told; at: seconds since 1970.
+    """
+
+    version: int | None = Field(None, alias="schema")
+    status: Literal["failed"]
+    id: str
+    cell: Configuration
+    reason: str
+    kind: Fault | None = None
+    at: float
+    traceback: str | None = None
+    environment: Environment
+
+
+Outcome = Record | Failure
+"""What became of a cell; ``status`` tells which."""
