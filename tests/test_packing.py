@@ -296,7 +296,7 @@ def test_a_study_in_packs(tmp_path: Path) -> None:
     for planned in made.cells:
         id = planned.cell.id
         assert not lone[id].stacked and results[id].stacked
-        assert_near(results[id].history, lone[id].history)
+        assert_near(results[id].dump()["history"], lone[id].dump()["history"])
         text = (store.folder(id) / "log.txt").read_text()
         assert text.count("INFO begins") == 1 and text.count("INFO done") == 1 and f"seed {planned.cell.seed}" in text
         assert (store.folder(id) / "model" / "model.safetensors").is_file()

@@ -2,6 +2,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from records import FAILED, MANIFEST, RESULTS
 from bench.errors import UserError
 from bench.run.status import status
 from bench.store.files import atomic_write
-from bench.store.records import Stored
+from bench.store.records import Execution, Stored
 from bench.store.store import Records, Store
 
 CELL = MANIFEST.cells[0]
@@ -120,6 +122,29 @@ def _write_forever(path: Path) -> None:
     while True:
         atomic_write(path, json.dumps([number] * 20000).encode())
         number += 1
+
+
+def test_records_are_written_as_they_were_read(tmp_path: Path) -> None:
+    """Whatever is not given stays away, whatever is given stays as it is, numbers without a fraction too."""
+    store = Store(tmp_path)
+    for value in (*RESULTS.values(), MANIFEST):
+        kind, told = type(value), json.loads(json.dumps(value.dump()))
+        assert json.dumps(kind.model_validate(told).dump()) == json.dumps(told) and kind.model_validate(told) == value
+    row = {"rule": "kl", "granularity": "token", "threshold": 0.1, "loss": 1.0, "accuracy": 0.5, "mean_cycles": 1.5}
+    row |= {"flops_per_token": 9.0, "flops_saved": 0.1, "time_saved": 0.05, "time_saved_quartiles": [0.0, 0.1]}
+    store.write_result("a", RECORD)
+    store.write_execution("a", "kl by token", [Execution.model_validate({**row, "rounds": 3})])
+    store.write_execution("a", "kl", [])
+    told = json.loads((store.folder("a") / "execution.json").read_text())
+    assert told == {"kl by token": [{**row, "rounds": 3}], "kl": []}
+    found = store.record("a")
+    assert found is not None and found.status == "done" and found.execution["kl by token"][0].time_saved == 0.05
+
+
+def test_records_import_nothing_heavy() -> None:
+    code = "import sys, bench.store.store, bench.store.manifest; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "pandas", "datasets", "mlflow", "numpy"} & set(loaded)
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
