@@ -97,8 +97,8 @@ class Store:
         record = self._load(self.folder(id) / "result.json", Record, trim)
         if record is None:
             return self._load(self.folder(id) / "failure.json", Failure)
-        execution = self._load(self.folder(id) / "execution.json", Executions)
-        if execution is not None:
+        path = self.folder(id) / "execution.json"
+        if path.exists() and (execution := self._load(path, Executions)) is not None:
             record.execution = execution.root
         return record
 
