@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bench.store.manifest import Manifest
-from bench.store.records import Execution, Outcome
+from bench.store.records import ExecutionRow, Outcome
 from reports.table import Row
 from reports.units import human, plain
 
 
-def columns(label: str, row: Execution) -> Row:
+def columns(label: str, row: ExecutionRow) -> Row:
     """A measured row as people read it."""
     low, high = row.time_saved_quartiles
     return {

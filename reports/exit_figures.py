@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench.stats import Interval, mean_interval
 from bench.store.manifest import Manifest, TaskRow
-from bench.store.records import Outcome, Record, Rule, Tuned
+from bench.store.records import Outcome, Record, RuleRecord, TunedThreshold
 from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
 from reports.table import Row, done, exits_of
 from reports.units import metric_name
@@ -246,7 +246,7 @@ def _dots(
     manifest: Manifest,
     results: dict[str, Outcome],
     task: TaskRow,
-    value: Callable[[Rule], float | None],
+    value: Callable[[RuleRecord], float | None],
     label: str,
 ) -> Figure | None:
     """A number of every rule, with its interval over seeds, the variants side by side; the best rule on top."""
@@ -314,13 +314,13 @@ def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[n
     return flops, np.mean([np.interp(flops, curve["flops_per_token"], curve[metric]) for curve in curves], 0)
 
 
-def _rank(rule: Rule) -> float | None:
+def _rank(rule: RuleRecord) -> float | None:
     """The mean rank correlation over the exit points that have one."""
     known = [value for value in rule.rank if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _used(record: Record, point: Tuned) -> float:
+def _used(record: Record, point: TunedThreshold) -> float:
     return point.test["flops_per_token"] / exits_of(record).points[-1].flops_per_token
 
 

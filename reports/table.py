@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.stats import mean_interval
 from bench.store.manifest import Manifest
-from bench.store.records import CostRecord, Environment, Exits, Outcome, Record
+from bench.store.records import CostRecord, Environment, ExitsRecord, Outcome, Record
 from bench.tables import csv_text
 from reports.units import human, metric_name, plain
 
@@ -54,7 +54,7 @@ def done(manifest: Manifest, results: dict[str, Outcome], variant: str, task: st
     return [record for _, record in cells(manifest, results, variant, task) if record and record.status == "done"]
 
 
-def exits_of(record: Record) -> Exits:
+def exits_of(record: Record) -> ExitsRecord:
     """The exits of a record that has some."""
     assert record.exits is not None
     return record.exits

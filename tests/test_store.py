@@ -15,7 +15,7 @@ from records import FAILED, MANIFEST, RESULTS
 from bench.errors import UserError
 from bench.run.status import status
 from bench.store.files import atomic_write
-from bench.store.records import Execution, Stored
+from bench.store.records import ExecutionRow, Stored
 from bench.store.store import Records, Store
 
 CELL = MANIFEST.cells[0]
@@ -133,7 +133,7 @@ def test_records_are_written_as_they_were_read(tmp_path: Path) -> None:
     row = {"rule": "kl", "granularity": "token", "threshold": 0.1, "loss": 1.0, "accuracy": 0.5, "mean_cycles": 1.5}
     row |= {"flops_per_token": 9.0, "flops_saved": 0.1, "time_saved": 0.05, "time_saved_quartiles": [0.0, 0.1]}
     store.write_result("a", RECORD)
-    store.write_execution("a", "kl by token", [Execution.model_validate({**row, "rounds": 3})])
+    store.write_execution("a", "kl by token", [ExecutionRow.model_validate({**row, "rounds": 3})])
     store.write_execution("a", "kl", [])
     told = json.loads((store.folder("a") / "execution.json").read_text())
     assert told == {"kl by token": [{**row, "rounds": 3}], "kl": []}

@@ -16,7 +16,7 @@ from bench.config import Strict
 from bench.errors import UserError
 from bench.model.variant import register
 from bench.run.going import run_cell
-from bench.store.records import Entry, Record
+from bench.store.records import HistoryEntry, Record
 from bench.store.store import Store
 from bench.study.load import study_from
 from bench.study.plan import Plan, Planned, make_plan
@@ -46,7 +46,9 @@ def study(*overrides: str, **changes: Any) -> Study:
 
 def finished(planned: Planned, *scores: dict[str, float]) -> Record:
     """A record with validations of these scores; the rest is of no interest."""
-    entries = [Entry.model_construct(**{f"valid_{name}": value for name, value in each.items()}) for each in scores]
+    entries = [
+        HistoryEntry.model_construct(**{f"valid_{name}": value for name, value in each.items()}) for each in scores
+    ]
     return RESULTS[MANIFEST.cells[0].id].but(id=planned.cell.id, history=entries)
 
 

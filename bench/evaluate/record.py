@@ -28,7 +28,7 @@ from bench.evaluate.evaluation import by_cycles, evaluate
 from bench.evaluate.rules import all_rules, get_rule
 from bench.evaluate.trace import ORACLES, Curve, Trace, with_bits
 from bench.model.network import Network
-from bench.store.records import Calibration, Exits, Point, Rule, Tuned
+from bench.store.records import Calibration, ExitsRecord, Point, RuleRecord, TunedThreshold
 
 POINTS = 65  # of a stored curve
 BINS = 10  # of the calibration
@@ -41,7 +41,7 @@ class Examined:
 
     test: Trace
     valid: Trace
-    exits: Exits | None
+    exits: ExitsRecord | None
     cycles: list[Point]
 
 
@@ -59,16 +59,16 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
     return Examined(test, valid, exits, [Point.model_validate(with_bits(scores, per_byte)) for scores in cycles])
 
 
-def exits_record(valid: Trace, test: Trace, metric: Metric) -> Exits:
+def exits_record(valid: Trace, test: Trace, metric: Metric) -> ExitsRecord:
     """``exits`` of a record, from the traces."""
     points = [
         Point(cycles=number, flops_per_token=float(flops), **test.leaving(number))
         for number, flops in enumerate(test.flops["fixed"], 1)
     ]
-    return Exits(points=points, rules={key: rule_record(key, valid, test, metric) for key in test.rules})
+    return ExitsRecord(points=points, rules={key: rule_record(key, valid, test, metric) for key in test.rules})
 
 
-def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> Rule:
+def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> RuleRecord:
     """What is stored of a rule.
 
     ``leave``   on which side of the threshold it leaves
@@ -100,7 +100,7 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> Rule:
     better = np.zeros(len(curve["threshold"]))
     if share is not None:
         better = sign * (curve[metric.name] - test.expected(share)[metric.name])
-    found = Rule(
+    found = RuleRecord(
         leave="above" if above else "below",
         curve={name: _listed(column) for name, column in curve.items()},
         gain=_mean_over(curve["mean_cycles"], better),
@@ -137,7 +137,7 @@ def calibration(key: str, trace: Trace) -> Calibration:
     return Calibration(**found)
 
 
-def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[Tuned]:
+def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[TunedThreshold]:
     """For every budget that the rule can keep on the validation data: the threshold chosen there, and what it gives."""
     curve, full, found = valid.curve(key), float(valid.flops["fixed"][-1]), []
     values = curve[metric.name] * (1 if metric.higher_is_better else -1)
@@ -148,7 +148,7 @@ def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[Tuned]:
             threshold = curve["threshold"][best]
             scores = {name: float(column[best]) for name, column in curve.items() if name != "threshold"}
             found.append(
-                Tuned(
+                TunedThreshold(
                     budget=budget,
                     threshold=_listed(curve["threshold"][[best]])[0],
                     valid=scores,

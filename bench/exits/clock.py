@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bench.exits.execute import Granularity, execute
 from bench.model.language_model import CycleForCausalLM
-from bench.store.records import Execution
+from bench.store.records import ExecutionRow
 
 
 def measure_exits(
@@ -18,7 +18,7 @@ def measure_exits(
     threshold: float,
     rounds: int,
     granularity: Granularity = "sequence",
-) -> Execution:
+) -> ExecutionRow:
     """What exits save on test data: with them and without, in turns.
 
     ``mean_cycles`` is that of the sequences or of the tokens. ``flops_saved`` and ``time_saved`` are shares of what the
@@ -44,7 +44,7 @@ def measure_exits(
     done = found[rule]
     low, middle, high = np.quantile(saved, (0.25, 0.5, 0.75))
     executed, full = (float(found[key].flops.mean()) / ids.shape[1] for key in (rule, None))
-    return Execution(
+    return ExecutionRow(
         rule=rule,
         granularity=granularity,
         threshold=threshold,

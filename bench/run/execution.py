@@ -11,7 +11,7 @@ from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
 from bench.model.language_model import CycleForCausalLM
 from bench.store.manifest import Manifest
-from bench.store.records import Execution
+from bench.store.records import ExecutionRow
 from bench.store.store import Store
 from bench.train.device import repeatable
 
@@ -23,7 +23,7 @@ def execute_study(
     thresholds: list[float] | None,
     rounds: int,
     granularity: Granularity,
-) -> Iterator[tuple[str, Execution]]:
+) -> Iterator[tuple[str, ExecutionRow]]:
     """Measure the cells of a study's last run that have exits and the rule, and store what is found beside their
     results; a label and a row at a time. Raises UserError if the study has not been run.
 

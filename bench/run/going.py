@@ -20,7 +20,7 @@ from bench.model.freezing import freeze
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
 from bench.store.files import atomic_write, whole_folder
-from bench.store.records import Added, Configuration, CostRecord, Entry, Record, Timing, ZeroAttention
+from bench.store.records import Added, Configuration, CostRecord, HistoryEntry, Record, Timing, ZeroAttention
 from bench.store.store import Store
 from bench.study.start import initial_model
 from bench.train.checkpoints import Checkpoints, Every
@@ -118,7 +118,7 @@ class Going:
             slices=slices,
             costs=CostRecord(**told, train_flops=history[-1]["flops"]),  # executed
             additions={label: Added(**asdict(addition)) for label, addition in cost.additions.items()},
-            history=[Entry.model_validate(entry) for entry in history],
+            history=[HistoryEntry.model_validate(entry) for entry in history],
             exits=found.exits,
             cycles=found.cycles,
             zero_attention=[

@@ -83,7 +83,7 @@ class SliceScores(Stored):
     n: int
 
 
-class Entry(Stored):
+class HistoryEntry(Stored):
     """Of the history: a validation. flops: of the training so far; seconds: of training so far."""
 
     step: int
@@ -115,7 +115,7 @@ class Point(Stored):
         return float(getattr(self, metric))
 
 
-class Tuned(Stored):
+class TunedThreshold(Stored):
     """A threshold chosen on validation data for a budget; see ``bench.evaluate.record.rule_record``.
 
     threshold: None lets none leave early; valid, test: scores by name, ``flops_per_token`` and ``mean_cycles`` among
@@ -136,7 +136,7 @@ class Calibration(Stored):
     accuracy: list[float]
 
 
-class Rule(Stored):
+class RuleRecord(Stored):
     """What is stored of an exit rule; see ``bench.evaluate.record.rule_record``.
 
     curve: columns of one length by name; they are long, and taken as they are. What a rule does not have (oracles are
@@ -147,16 +147,16 @@ class Rule(Stored):
     curve: dict[str, Any]
     gain: float
     area: float
-    tuned: list[Tuned] = []
+    tuned: list[TunedThreshold] = []
     rank: list[float | None] = []
     calibration: Calibration | None = None
 
 
-class Exits(Stored):
+class ExitsRecord(Stored):
     """Test scores at the exit points, the last at full depth, and what every exit rule gives, by its key."""
 
     points: list[Point]
-    rules: dict[str, Rule]
+    rules: dict[str, RuleRecord]
 
 
 class ZeroAttention(Stored):
@@ -190,7 +190,7 @@ class Environment(Stored):
     git: str | None
 
 
-class Execution(Stored):
+class ExecutionRow(Stored):
     """What really leaving early saved on a finished cell's test data; see ``bench.exits.clock.measure``."""
 
     rule: str
@@ -206,7 +206,7 @@ class Execution(Stored):
     rounds: int
 
 
-class Executions(RootModel[dict[str, list[Execution]]]):
+class Executions(RootModel[dict[str, list[ExecutionRow]]]):
     """By rule: its key, followed by `` by token`` where tokens leave on their own."""
 
     def dump(self) -> dict[str, Any]:
@@ -232,14 +232,14 @@ class Record(Stored):
     slices: dict[str, dict[str, SliceScores]]
     costs: CostRecord
     additions: dict[str, Added]
-    history: list[Entry]
-    exits: Exits | None
+    history: list[HistoryEntry]
+    exits: ExitsRecord | None
     cycles: list[Point]
     zero_attention: list[ZeroAttention] | None
     timing: Timing
     environment: Environment
     stacked: bool = False
-    execution: dict[str, list[Execution]] = {}
+    execution: dict[str, list[ExecutionRow]] = {}
 
     def test(self, metric: str) -> float:
         """The score of that name on the test split."""

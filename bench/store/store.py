@@ -17,7 +17,7 @@ from bench.config import Cell
 from bench.errors import UserError
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult
-from bench.store.records import Execution, Executions, Failure, Outcome, Record
+from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -137,7 +137,7 @@ class Store:
         """Store why a cell failed."""
         self._dump(self.folder(id) / "failure.json", record.dump())
 
-    def write_execution(self, id: str, rule: str, rows: list[Execution]) -> None:
+    def write_execution(self, id: str, rule: str, rows: list[ExecutionRow]) -> None:
         """Store what was measured of a finished cell's exits, in place of what was measured of the rule before.
 
         Args:
