@@ -203,7 +203,8 @@ def load_results(study: StudySource, runs: str | Path = "runs", preset: str | No
     store, name = Store(Path(runs)), open_study(study, preset=preset).name
     manifest = store.manifest(name)
     if manifest is None:
-        raise UserError(f"study {name!r} has not been run: {store.root} holds no record of it (run: cyclebench run)")
+        again = f"cyclebench run {study}" if isinstance(study, str | Path) else "cyclebench.run"
+        raise UserError(f"study {name!r} has not been run: {store.root} holds no record of it (run: {again})")
     return Results(store, manifest)
 
 

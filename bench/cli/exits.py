@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli.options import DEFAULT_RUNS, Preset, Runs, StudyName
-from bench.cli.runs import manifest_of
 from bench.errors import UserError
 
 Threshold = Annotated[
@@ -80,14 +79,13 @@ def execute(
     from rich.table import Table  # start-up
     from transformers.utils import logging  # start-up
 
+    from bench.api import load_results  # start-up
     from bench.run.execution import execute_study  # start-up
-    from bench.store.store import Store  # start-up
     from reports.execution import columns  # start-up
 
     logging.disable_progress_bar()
-    table, store = Table(title="executed exits", title_justify="left"), Store(runs)
-    manifest = manifest_of(study, preset, store)
-    for label, measured in execute_study(store, manifest, rule, threshold or None, rounds, granularity):
+    table, results = Table(title="executed exits", title_justify="left"), load_results(study, runs, preset)
+    for label, measured in execute_study(results.store, results.manifest, rule, threshold or None, rounds, granularity):
         row = columns(label, measured)
         if not table.columns:
             for name in row:

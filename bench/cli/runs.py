@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,34 +19,16 @@ from bench.cli.options import (
     new_table,
     screen,
 )
-from bench.errors import UserError
-
-if TYPE_CHECKING:
-    from bench.store.manifest import Manifest
-    from bench.store.store import Store
-
-
-def manifest_of(study: str, preset: str | None, store: Store) -> Manifest:
-    """What a study's last run consists of. Raises UserError if it has not been run."""
-    from bench.study.load import load_study  # start-up
-
-    name = load_study(study, preset=preset).name
-    manifest = store.manifest(name)
-    if manifest is None:
-        raise UserError(
-            f"study {name!r} has not been run: {store.root} holds no record of it (run: cyclebench run {study})"
-        )
-    return manifest
 
 
 def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -> None:
     """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours."""
+    from bench.api import load_results  # start-up
     from bench.run.status import status as status_of  # start-up
-    from bench.store.store import Store  # start-up
     from reports.units import human  # start-up
 
-    store = Store(runs)
-    manifest = manifest_of(study, preset, store)
+    results = load_results(study, runs, preset)
+    store, manifest = results.store, results.manifest
     found, console = status_of(store, manifest), screen()
     n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
     print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
@@ -83,11 +65,11 @@ def sync(
     study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
-    from bench.store.store import Store  # start-up
+    from bench.api import load_results  # start-up
     from bench.store.tracking import Tracker  # start-up
 
-    store = Store(runs)
-    manifest = manifest_of(study, preset, store)
+    results = load_results(study, runs, preset)
+    store, manifest = results.store, results.manifest
     tracker = Tracker(tracking_uri, store)
     tracker.study(manifest)
     before = len(getattr(tracker, "known", ()))
@@ -106,11 +88,11 @@ def verify(
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
+    from bench.api import load_results  # start-up
     from bench.run.verify import check_stored, rerun  # start-up
-    from bench.store.store import Store  # start-up
 
-    store = Store(runs)
-    cells = manifest_of(study, preset, store).cells
+    results = load_results(study, runs, preset)
+    store, cells = results.store, results.manifest.cells
     stored = check_stored(store, cells)
     again = rerun(store, cells, sample, seed)
     for finding in [*(f for f in stored if f.problem), *again]:
