@@ -10,7 +10,6 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.config import Strict, parse
@@ -18,6 +17,7 @@ from bench.data.tokenizers import Tokens, number_tokenizer
 from bench.registry import Registry
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -174,6 +174,8 @@ def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
 
 def _table(sample: Sample, vocab_size: int) -> pa.Table:
     """Tokens in two bytes, in four where there are too many different ones: training reads them from the disk."""
+    import pyarrow as pa  # start-up
+
     kind = np.int16 if vocab_size - 1 <= np.iinfo(np.int16).max else np.int32
 
     def column(values: Tokens) -> pa.FixedSizeListArray:
