@@ -19,7 +19,7 @@ import yaml
 from checkpoints import gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from records import RESULTS
+from records import MANIFEST, RESULTS
 from test_runner import RAW
 
 from bench.cli import main
@@ -28,6 +28,7 @@ from bench.errors import UserError
 from bench.model.variant import get_variant
 from bench.run.lease import LeaseWatch, read_lease
 from bench.run.status import status
+from bench.store.manifest import CellRow
 from bench.store.store import Store
 from bench.study.conversion import convert_to
 from bench.study.load import load_study, study_from
@@ -275,7 +276,7 @@ def partial(draw: Any) -> Any:
 )
 def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
-    cell = {"variant": "htc", "task": "p_hop", "seed": 0, "id": "a" * 64}
+    cell = CellRow(variant="htc", task="p_hop", seed=0, id="a" * 64)
     folder = store.folder(cell.id)
     folder.mkdir(exist_ok=True)
     for name in ("result.json", "failure.json", "lease.1", "usage.json"):
@@ -285,7 +286,7 @@ def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     store.usage(cell.id)
     assert read_lease(folder) is None or isinstance(read_lease(folder), dict)
     assert LeaseWatch().free(folder) in (None, 2)
-    status(store, {"cells": [cell], "config": {}})
+    status(store, MANIFEST.but(cells=[cell], config={}))
 
 
 def built(name: str, options: dict[str, Any]) -> TaskData | None:

@@ -7,6 +7,7 @@ from records import MANIFEST, planned
 
 from bench.config import Execution, TrainConfig, parse
 from bench.errors import UserError
+from bench.store.manifest import CellRow
 from bench.train.device import autocast, device_of, environment_of, pick_device
 
 IDS = [
@@ -15,8 +16,8 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize(("listed", "id"), list(zip(MANIFEST["cells"], IDS, strict=False)))
-def test_a_cell_keeps_its_id(listed: dict[str, object], id: str) -> None:
+@pytest.mark.parametrize(("listed", "id"), list(zip(MANIFEST.cells, IDS, strict=False)))
+def test_a_cell_keeps_its_id(listed: CellRow, id: str) -> None:
     cell = planned(listed).cell
     assert cell.id == id == type(cell).model_validate_json(cell.model_dump_json()).id
 

@@ -57,7 +57,7 @@ def test_failures_are_told_apart(
     assert record is not None and record == store.record(cell.id)
     assert record.kind == kind and record.reason.startswith(reason) and "\n" not in record.reason
     assert "Traceback" in record.traceback
-    assert f"failed: {record['reason']}" in (store.folder(cell.id) / "log.txt").read_text()
+    assert f"failed: {record.reason}" in (store.folder(cell.id) / "log.txt").read_text()
 
 
 def test_what_failed_of_itself_is_run_again_only_when_asked_and_the_rest_always(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
         "job = Job(cell, 'htc', Path('runs'), Every(None, 2), 1)\n"
         "full = run_job(job, fill)\n"
         "Path('filler').unlink()\n"
-        "again = run_job(Job(cell, 'htc', Path('runs'), Every(None, 2), 2, full['at']), lambda *_: None)\n"
-        "print(json.dumps([full, again]))"
+        "again = run_job(Job(cell, 'htc', Path('runs'), Every(None, 2), 2, full.at), lambda *_: None)\n"
+        "print(json.dumps([full.dump(), again.dump()]))"
     )
     found = subprocess.run(
         ["unshare", "-rm", "bash", "-c", FULL, "full", str(tmp_path), sys.executable, code, cell.model_dump_json()],
@@ -138,8 +138,8 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     full, again = json.loads(found.stdout.splitlines()[-1])
-    assert full.kind == "environment" and "No space left on device" in full.reason
-    assert again.status == "done"
+    assert full["kind"] == "environment" and "No space left on device" in full["reason"]
+    assert again["status"] == "done"
 
 
 def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {
         "scaling": partial(scaling.rows, values={"cycles": (1, 2)}, d_model=16, batch=1, length=8),
-        "startup": partial(startup.rows, starts=("python alone", "import bench")),
+        "startup": partial(startup.rows, starts=("python alone", "import cyclebench")),
     }
     monkeypatch.setattr(sections, "SECTIONS", {"training": ("t", None)} | {n: (n, rows) for n, rows in tiny.items()})
     arguments = ["bench", "--only", "startup", "--only", "scaling", "--rounds", "2", "--out", str(tmp_path)]

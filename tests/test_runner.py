@@ -247,12 +247,14 @@ def test_a_result_that_is_damaged_within_is_run_again(
     command = ["run", "tiny.yaml", "--jobs", "1", "--tracking-uri", "http://127.0.0.1:9"]
     assert not ended(command, monkeypatch, capsys)[0]
     damaged, other = Path("runs").glob("*/result.json")
-    first, kept = json.loads(damaged.read_text()), other.stat().st_mtime_ns
+    first, kept = Record.model_validate_json(damaged.read_bytes()), other.stat().st_mtime_ns
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
     damaged.write_bytes(content)
     assert not ended(command, monkeypatch, capsys)[0]
-    assert numbers(json.loads(damaged.read_text())) == numbers(first) and other.stat().st_mtime_ns == kept
+    assert (
+        numbers(Record.model_validate_json(damaged.read_bytes())) == numbers(first) and other.stat().st_mtime_ns == kept
+    )
     assert damaged.with_name("result.json.corrupt").read_bytes() == content
 
 

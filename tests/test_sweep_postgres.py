@@ -71,9 +71,9 @@ def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> 
     study = optuna.load_study(study_name="s", storage=server)
     assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.get_trials())
     params = [tuple(trial.params.values()) for trial in study.get_trials()]
-    assert TRIALS <= len(params) <= TRIALS + WORKERS * BATCH and max(row["trials"] for row in rows) == len(params)
+    assert TRIALS <= len(params) <= TRIALS + WORKERS * BATCH and max(row.trials for row in rows) == len(params)
     assert len(set(params)) > 0.8 * len(params), "workers ask for trials of their own"
-    assert thresholds.search(shared)["trials"] == len(params)
+    assert thresholds.search(shared).trials == len(params)
 
 
 def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path
         list(pool.map(budget_worker, [shared] * WORKERS))
     study = optuna.load_study(study_name="b", storage=server)
     assert sum(counts(trial) for trial in study.get_trials()) == TRIED, "not one too many"
-    assert budgets.row(shared)["trials"] == TRIED
+    assert budgets.row(shared).trials == TRIED
 
 
 def budget_worker(shared: budgets.BudgetJob) -> None:
