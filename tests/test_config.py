@@ -31,7 +31,7 @@ def test_how_it_is_computed_is_stored_beside_what_is() -> None:
 def test_a_device_is_chosen_by_how_alone() -> None:
     how = Execution(device="cpu", threads=3, precision="float32")
     assert device_of(how).type == pick_device(how).type == "cpu"
-    assert environment_of(how)["threads"] == 3
+    assert environment_of(how).threads == 3
     with autocast(how, device_of(how)):
         pass
 
