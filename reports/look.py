@@ -38,6 +38,7 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
     "svg.hashsalt": "cyclebench",  # the same figure is the same file
 }
+NAMES, NAME_HEIGHT = 4, 0.07  # of solvers' levels: how many at most, and a name's share of a small axis
 _LINE, _LETTER, _HANDLE = 0.145, 0.048, 0.35  # inches: a legend's line, a letter of it, a handle with its space
 
 
@@ -90,8 +91,9 @@ def colour(manifest: Manifest, index: int) -> Any:
 
 
 def levels(axes: Axes, task: TaskRow, values: Sequence[float]) -> None:
-    """Draw the task's reference levels and set the limits to hold them and ``values``; a level so far off that it would
+    """Draw the task's trivial levels and set the limits to hold them and ``values``; a level so far off that it would
     squash what is to be compared is told in words. An interval at n = 2 may be enormous: it does not count as a value.
+    Levels of solvers that do a part of the task are drawn where they lie within these limits.
     """
     low, high = min(values), max(values)
     span = high - low or 1.0
@@ -109,3 +111,21 @@ def levels(axes: Axes, task: TaskRow, values: Sequence[float]) -> None:
     low, high = min([low, *near.values()]), max([high, *near.values()])
     margin = 0.08 * ((high - low) or 1.0)
     axes.set_ylim(low - margin, high + margin)
+    _solvers(axes, task)
+
+
+def _solvers(axes: Axes, task: TaskRow) -> None:
+    """Lines with names for the solvers' levels within the axes' limits: where there are many, a few of them that are
+    evenly spread from the best down, and none that would run into another level's name.
+    """
+    low, high = axes.get_ylim()
+    room = NAME_HEIGHT * (high - low)
+    inside = [(level, name) for name, level in task.solvers.items() if low < level < high - room]
+    inside.sort(reverse=task.higher_is_better)
+    taken = list(task.levels.values())
+    look: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "size": 6.5}
+    for level, name in inside[:: -(-len(inside) // NAMES) or 1]:
+        if all(abs(level - other) > room for other in taken):
+            axes.axhline(level, ls=(0, (1, 3)), color="#999999", lw=0.8, zorder=0.9)
+            axes.annotate(name, (0.01, level), xytext=(0, 1), va="bottom", ha="left", color="#777777", **look)
+            taken.append(level)

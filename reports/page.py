@@ -130,7 +130,18 @@ def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     word = "highest" if task.higher_is_better else "lowest"
     levels = "".join(f"; {name} is {level:.3f}" for name, level in task.levels.items())
     n = f"{top.done} seed{'s' if top.done > 1 else ''}"
-    return f"The {word} mean test {metric_name(task.metric)} is {top.mean:.3f} ({top.variant}, {n}){levels}."
+    mean = f"The {word} mean test {metric_name(task.metric)} is {top.mean:.3f} ({top.variant}, {n})"
+    return f"{mean}{levels}{_between(task, top.mean)}."
+
+
+def _between(task: TaskRow, mean: float) -> str:
+    """What the solvers reach, of those that do a part of the task, that are next to the mean on either side."""
+    sign = 1 if task.higher_is_better else -1
+    rising = sorted((sign * level, name) for name, level in task.solvers.items())
+    below = [entry for entry in rising if entry[0] <= sign * mean][-1:]
+    above = [entry for entry in rising if entry[0] > sign * mean][:1]
+    reached = [f"of {name} reaches {sign * level:.3f}" for level, name in [*below, *above]]
+    return f"; a solver {', one '.join(reached)}" if reached else ""
 
 
 def _files(rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path) -> tuple[list[Path], dict[str | None, list[Row]]]:

@@ -27,7 +27,8 @@ class Generated(Task):
     """A task whose sequences are drawn at random: no sequence repeats, within a split or between splits.
 
     The level ``chance`` is the test accuracy of the best predictor without context: the train split's most frequent
-    label for what ``without_context`` tells, by default the position and the current token.
+    label for what ``without_context`` tells, by default the position and the current token. What ``solvers`` gives are
+    levels of predictors that do a part of the task.
     """
 
     relief: ClassVar[str] = "fewer or longer sequences"  # what helps when there are too few different ones
@@ -62,6 +63,10 @@ class Generated(Task):
         """What a predictor without context sees at every position of ids [N, T], as one number each [N, T]."""
         return np.arange(ids.shape[1]) * self.vocab_size + ids
 
+    def solvers(self, train: Sample, test: Sample) -> dict[str, float]:
+        """Test accuracy of solvers that do a part of the task, by name, from the least to the most."""
+        return {}
+
     def resized(self, **changes: Any) -> Self:
         """The same task with some options changed. Raises UserError if they do not fit."""
         task = get_task(self.name, {**self.options.model_dump(), **changes})
@@ -84,8 +89,12 @@ class Generated(Task):
             splits[name] = task._draw(count, np.random.default_rng(sequence), seen)
         for name in ("valid", "train"):
             splits[name] = splits[name]._replace(slices={})
-        levels = {"chance": self._chance(splits["train"], splits["test"])}
-        return make_data(splits, self.vocab_size, Metric("accuracy", True, levels))
+        train, test = splits["train"], splits["test"]
+        chance = best_accuracy(
+            (self.without_context(train.ids), train.targets), (self.without_context(test.ids), test.targets)
+        )
+        metric = Metric("accuracy", True, {"chance": chance}, self.solvers(train, test))
+        return make_data(splits, self.vocab_size, metric)
 
     def _draw(self, count: int, rng: np.random.Generator, seen: dict[int, np.ndarray]) -> Sample:
         """``count`` sequences that do not repeat and are not in ``seen``, to which they are added."""
@@ -117,20 +126,27 @@ class Generated(Task):
             {axis: np.concatenate([part.slices[axis] for part in found]) for axis in found[0].slices},
         )
 
-    def _chance(self, train: Sample, test: Sample) -> float:
-        """Test accuracy of the train split's most frequent label for what is known without context."""
-        n_labels, scored = self.vocab_size, train.targets != IGNORED
-        labels = train.targets[scored]
-        pairs, counts = np.unique(self.without_context(train.ids)[scored] * n_labels + labels, return_counts=True)
-        keys, label = np.divmod(pairs, n_labels)
-        order = np.lexsort((-label, counts, keys))  # last of each key: its most frequent label, the first one of a tie
-        last = order[np.append(np.diff(keys[order]) > 0, True)]
-        keys, label = keys[last], label[last]
-        scored = test.targets != IGNORED
-        asked = self.without_context(test.ids)[scored]
-        place = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
-        guess = np.where(keys[place] == asked, label[place], np.bincount(labels).argmax())
-        return float((guess == test.targets[scored]).mean())
+
+def best_accuracy(train: tuple[Tokens, Tokens], test: tuple[Tokens, Tokens]) -> float:
+    """Test accuracy of the best predictor that knows one thing: the train split's most frequent label for it, the
+    smallest of a tie, and for what the train split does not have its most frequent label of all.
+
+    train, test: what is known at every position, as numbers of at least 0 [N, T], and the targets [N, T].
+    """
+    (known, targets), (asked, wanted) = train, test
+    n_labels = 1 + int(targets.max())
+    scored = targets != IGNORED
+    labels = targets[scored]
+    pairs, counts = np.unique(known[scored] * n_labels + labels, return_counts=True)
+    keys, label = np.divmod(pairs, n_labels)
+    order = np.lexsort((-label, counts, keys))  # last of each key: its most frequent label, the first one of a tie
+    last = order[np.append(np.diff(keys[order]) > 0, True)]
+    keys, label = keys[last], label[last]
+    scored = wanted != IGNORED
+    asked = asked[scored]
+    place = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
+    guess = np.where(keys[place] == asked, label[place], np.bincount(labels).argmax())
+    return float((guess == wanted[scored]).mean())
 
 
 def distinct(rng: np.random.Generator, count: int, below: int, k: int) -> Tokens:

@@ -8,8 +8,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from bench.config import IGNORED
-from bench.data.generated import Generated, Sizes, distinct
-from bench.data.task import Sample, register
+from bench.data.generated import Generated, Sizes, best_accuracy, distinct
+from bench.data.task import Sample, Tokens, register
+
+COUNTED = 20_000  # sequences of the train split that the levels of solvers are counted on
+BLOCK = 1 << 22  # numbers held at a time
 
 
 @register("modular_chain")
@@ -20,7 +23,10 @@ class ModularChain(Generated):
     is made of two constants; every later one of an earlier variable and, evenly, another such draw or a constant.
     Names are random, so that they tell no order. After the assignments stands ``?``, then one queried name after the
     other, with its value as label; values are never printed. The test is sliced by depth: the longest chain of
-    assignments behind any query of the sequence.
+    assignments behind any query of the sequence. The level ``depth k`` is the test accuracy of a solver that reads the
+    queried line, the lines of the variables in it, and so on k lines deep. To it the value is a known number plus
+    multiples of values it has not read; it guesses what is likeliest, on the train split, given that number and the
+    greatest divisor that the multiples and the modulus have in common (with all values read it is the modulus).
     Small: the defaults. Large (i-GSM's spirit): ``variables: 16 to 32, queries: 1, order: shuffled``, 200,000 examples.
     """
 
@@ -62,6 +68,37 @@ class ModularChain(Generated):
     def further(self) -> dict[str, Self]:
         sizes = self.options.test_variables
         return {str(n): self.resized(variables=n, test_variables=(self.n_names,)) for n in sizes}
+
+    def solvers(self, train: Sample, test: Sample) -> dict[str, float]:
+        most, queries = int(test.slices["depth"].max()), self.options.queries
+        told = (self._told(split.ids[:COUNTED], most - 1) for split in (train, test))
+        targets = (split.targets[:COUNTED, -queries:] for split in (train, test))
+        (seen, labels), (asked, wanted) = zip(told, targets, strict=True)
+        pairs = enumerate(zip(seen, asked, strict=True), 1)
+        return {f"depth {depth}": best_accuracy((one, labels), (other, wanted)) for depth, (one, other) in pairs}
+
+    def _told(self, ids: Tokens, most: int) -> Tokens:
+        """What lines up to 1, 2, ... ``most`` deep tell of the queried values, as a number each: [most, N, queries]."""
+        rows = max(1, BLOCK // (self.options.queries * self.vocab_size))
+        parts = [self._read(ids[at : at + rows], most) for at in range(0, len(ids), rows)]
+        return np.concatenate(parts, 1)
+
+    def _read(self, ids: Tokens, most: int) -> Tokens:
+        modulus, queries = self.options.modulus, self.options.queries
+        lines = ids[:, : -queries - 1].reshape(len(ids), 1, -1, 3)
+        row, query = np.arange(len(ids))[:, None, None], np.arange(queries)[:, None]
+        form = np.zeros((len(ids), queries, self.vocab_size - 1), dtype=np.int64)  # how often each token is in the sum
+        np.put_along_axis(form, ids[:, -queries:, None], 1, 2)
+        told = np.empty((most, len(ids), queries), dtype=np.int64)
+        for depth in range(most):
+            times = np.take_along_axis(form, lines[..., 0], 2)
+            form[..., modulus:] = 0
+            for term in (1, 2):
+                np.add.at(form, (row, query, lines[..., term]), times)
+            form %= modulus
+            known = form[..., :modulus] @ np.arange(modulus) % modulus
+            told[depth] = known * (modulus + 1) + np.gcd(np.gcd.reduce(form[..., modulus:], 2), modulus)
+        return told
 
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         chosen = self.options

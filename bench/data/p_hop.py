@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from pydantic import Field, field_validator
 
 from bench.config import IGNORED
-from bench.data.generated import Generated
+from bench.data.generated import Generated, best_accuracy
 from bench.data.task import Sample, Tokens, register
+
+COUNTED = 20_000  # sequences of the train split that the levels of solvers are counted on
 
 
 @register("p_hop")
@@ -19,7 +23,13 @@ class PHop(Generated):
     it is), else sequences are uniformly random among those that hold a chain, by rejection: unlike a planted chain
     this cannot leak the answer by position, and the alphabet's symmetry makes every answer equally likely. The level
     ``chance`` is the test accuracy of the best predictor that sees only the position, the current symbol and the
-    number of hops, fitted on the train split. With several numbers of hops the test is sliced by them.
+    number of hops, fitted on the train split. The level ``k hops`` is that of a solver that follows k hops, or all
+    where there are fewer, and then guesses. With several numbers of hops the test is sliced by them.
+
+    The guess after k hops is the likeliest answer, counted on the train split, given where the solver is, the symbol
+    there and the one to its left (after a hop, the symbol that it started from), and how many hops are left. Its path
+    has told it nothing else of the answer: the sequence is a Markov chain, so that what stands to the right of these
+    two symbols does not matter to what stands to the left of them, where the hops that are left lead.
     """
 
     relief = "fewer hops or examples, a longer sequence, another alphabet"
@@ -58,6 +68,35 @@ class PHop(Generated):
         known = super().without_context(ids)
         return known * self.vocab_size + ids[:, :1] if isinstance(self.options.hops, list) else known
 
+    def solvers(self, train: Sample, test: Sample) -> dict[str, float]:
+        hops = self.options.hops
+        most = max(hops) if isinstance(hops, list) else hops
+        train = Sample(train.ids[:COUNTED], train.targets[:COUNTED])
+        found = {}
+        for done, walked in enumerate(zip(self._walk(train.ids, most), self._walk(test.ids, most), strict=True)):
+            seen, asked = walked
+            name = f"{done} hop{'' if done == 1 else 's'}"
+            found[name] = best_accuracy((seen, train.targets), (asked, test.targets))
+        return found
+
+    def _walk(self, ids: Tokens, most: int) -> Iterator[Tokens]:
+        """What a solver of 0, 1, ... ``most`` - 1 hops knows at every position of ids [N, T], as one number each: where
+        it is, the symbol there and the one to its left, and the hops that are left.
+        """
+        hops, size = self.options.hops, self.options.alphabet
+        mixed = isinstance(hops, list)
+        symbols = ids[:, 1:] if mixed else ids
+        left = np.asarray(hops)[ids[:, 0] - size] if mixed else np.full(len(ids), hops)
+        landing = landings(symbols, size)
+        at = np.tile(np.arange(symbols.shape[1]), (len(ids), 1))
+        for _ in range(most):
+            here, before = (np.take_along_axis(symbols, places, 1) for places in (at, (at - 1).clip(0)))
+            under_way = ((at * size + here) * size + before) * most + left[:, None] + size
+            known = np.where(left[:, None] > 0, under_way, here)  # who has arrived needs no more than the symbol
+            yield np.pad(known, ((0, 0), (1, 0))) if mixed else known
+            at = np.where((left > 0)[:, None], np.take_along_axis(landing, at, 1).clip(0), at)
+            left = (left - 1).clip(0)
+
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         chosen = self.options
         steps = rng.integers(1, chosen.alphabet, (count, chosen.length))  # 1..A-1 around the alphabet: never a repeat
@@ -79,6 +118,17 @@ class PHop(Generated):
 def hop_targets(symbols: Tokens, hops: Tokens, alphabet: int) -> Tokens:
     """The symbol reached from every position after ``hops`` [N] hops, -100 where the chain ends early; [N, T] both."""
     count, length = symbols.shape
+    landing = landings(symbols, alphabet)
+    at = np.tile(np.arange(length), (count, 1))
+    for done in range(int(hops.max(initial=0))):
+        moved = np.where(at >= 0, np.take_along_axis(landing, at.clip(0), 1), -1)
+        at = np.where((done < hops)[:, None], moved, at)
+    return np.where(at >= 0, np.take_along_axis(symbols, at.clip(0), 1), IGNORED)
+
+
+def landings(symbols: Tokens, alphabet: int) -> Tokens:
+    """The position that one hop from every position leads to, -1 where there is none; [N, T] both."""
+    count, length = symbols.shape
     row = np.arange(count)
     last = np.full((count, alphabet), -1)  # latest position of each symbol so far
     landing = np.empty((count, length), dtype=np.int64)
@@ -87,8 +137,4 @@ def hop_targets(symbols: Tokens, hops: Tokens, alphabet: int) -> Tokens:
         earlier = last[row, symbol]
         landing[:, position] = np.where(earlier >= 0, earlier + 1, -1)
         last[row, symbol] = position
-    at = np.tile(np.arange(length), (count, 1))
-    for done in range(int(hops.max(initial=0))):
-        moved = np.where(at >= 0, np.take_along_axis(landing, at.clip(0), 1), -1)
-        at = np.where((done < hops)[:, None], moved, at)
-    return np.where(at >= 0, np.take_along_axis(symbols, at.clip(0), 1), IGNORED)
+    return landing

@@ -42,13 +42,17 @@ class Sample(NamedTuple):
 class Metric:
     """How a task is judged.
 
-    name: the primary metric, ``accuracy`` (micro share of scored targets predicted right) or ``bits_per_byte``;
-    levels: reference levels in the metric's unit, to be drawn beside the results.
+    Attributes:
+        name: the primary metric, ``accuracy`` (micro share of scored targets predicted right) or ``bits_per_byte``.
+        levels: trivial levels in the metric's unit, to be drawn beside the results and to normalise them by.
+        solvers: levels in the metric's unit of solvers that do a part of the task, from the least to the most, to tell
+            how much of it a result amounts to. No part of the data's fingerprint.
     """
 
     name: str
     higher_is_better: bool
     levels: dict[str, float]
+    solvers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class TaskData:
     more columns, one for each axis it is sliced by: a string for each sequence.
 
     Attributes:
-        fingerprint: SHA-256 of every example and of the metric.
+        fingerprint: SHA-256 of every example and of the metric with its trivial levels.
         bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks.
         tokenizer: makes the tokeniser that is saved beside a model, whose ids are those of the data.
         tests: further test splits by name, of a length of their own each, such as sequences longer than those trained
@@ -140,8 +144,9 @@ def make_data(
 
     tokenizer: makes the data's tokeniser; None where token ids are all there is, and are written out as numbers.
     """
+    told = {key: value for key, value in asdict(metric).items() if key != "solvers"}  # what ids of cells were made of
     digest = hashlib.sha256(
-        json.dumps([vocab_size, asdict(metric), bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
+        json.dumps([vocab_size, told, bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
     )
     samples = {name: Sample(*splits[name]) for name in (*SPLITS, *(name for name in splits if name not in SPLITS))}
     for name, sample in samples.items():

@@ -19,13 +19,16 @@ class VariantRow(Stored):
 
 
 class TaskRow(Stored):
-    """A task of a study. metric: its own; levels: reference levels in the metric's unit, by name."""
+    """A task of a study. metric: its own; levels: trivial ones in the metric's unit, by name; solvers: levels of those
+    that do a part of the task, which older manifests do not have (``bench.data.task.Metric``).
+    """
 
     label: str
     task: str
     metric: str
     higher_is_better: bool
     levels: dict[str, float]
+    solvers: dict[str, float] = Field(default_factory=dict)
 
 
 class CellRow(Stored):

@@ -171,7 +171,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
 
 def _metric(data: TaskData) -> dict[str, Any]:
     metric = asdict(data.metric)
-    return {"metric": metric["name"], "higher_is_better": metric["higher_is_better"], "levels": metric["levels"]}
+    return {"metric": metric.pop("name"), **metric}
 
 
 def _merge(by_task: dict[str, str]) -> str:
