@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.errors import UserError, from_validation
 
 IGNORED = -100  # the target of a position that is not scored
+ADDED = ("residual_scale",)  # fields of a shape that cells had ids before: not in the id of one that has them at None
 RESULTS_SCHEMA = 2  # part of every cell's id: raise it when a change makes older results incomparable
 
 
@@ -87,6 +88,13 @@ class ModelConfig(Strict):
     rope_scaling: RopeScaling | None = Field(None, description="llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
+    )
+    residual_scale: float | None = Field(
+        None,
+        gt=0.0,
+        le=1000.0,
+        description="lambda: every update of the residual stream is multiplied by lambda / (N sqrt(L)), with L blocks "
+        "and N uses of the block (arXiv 2606.18524; bench.model.schedule.residual_scales); None: by 1",
     )
 
     @model_validator(mode="after")
@@ -289,4 +297,6 @@ class Cell(Strict):
     def id(self) -> str:
         """SHA-256 of the canonical configuration, the data's fingerprint and the results schema."""
         payload = {"schema": RESULTS_SCHEMA, **self.model_dump(mode="json")}
+        shape = payload["model"].items()
+        payload["model"] = {name: value for name, value in shape if name not in ADDED or value is not None}
         return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -17,8 +17,13 @@ def weights(lm: CycleForCausalLM, index: int) -> dict[str, Tensor]:
     return {name: p.detach().T if p.dim() == 2 else p.detach() for name, p in block.named_parameters()}
 
 
-def run_block(lm: CycleForCausalLM, index: int, hidden: Tensor, among: Tensor | None = None) -> Tensor:
-    """The block's output for hidden [B, T, D]; among: [B, T], the tokens that are there at all (the rest stay)."""
+def run_block(
+    lm: CycleForCausalLM, index: int, hidden: Tensor, among: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """The block's output for hidden [B, T, D].
+
+    among: [B, T], the tokens that are there at all (the rest stay); scale: what both updates are multiplied by.
+    """
     w, n_heads = weights(lm, index), lm.model_shape.n_heads
     width = hidden.shape[-1]
     size = width // n_heads
@@ -35,10 +40,10 @@ def run_block(lm: CycleForCausalLM, index: int, hidden: Tensor, among: Tensor | 
                 score = torch.stack([q[t, part] @ k[j, part] / math.sqrt(size) for j in past])
                 for weight, j in zip(score.softmax(0), past, strict=True):
                     mixed[part] += weight * v[j, part]
-            after = hidden[b, t] + mixed @ w["attention.out.weight"] + w["attention.out.bias"]
+            after = hidden[b, t] + scale * (mixed @ w["attention.out.weight"] + w["attention.out.bias"])
             y = layer_norm(after, (width,), w["norm2.weight"], w["norm2.bias"])
             inner = gelu(y @ w["mlp.up.weight"] + w["mlp.up.bias"], approximate="tanh")
-            out[b, t] = after + inner @ w["mlp.out.weight"] + w["mlp.out.bias"]
+            out[b, t] = after + scale * (inner @ w["mlp.out.weight"] + w["mlp.out.bias"])
     return out
 
 

@@ -14,10 +14,13 @@ from bench.model.variant import Variant, get_variant, variants
 
 VOCAB, LENGTH = 19, 12
 FAMILIES = ("gpt2", "llama")
+SCALED = "llama with scaled updates"  # stands for that family with ``residual_scale``
 
 
 def shape(variant: Variant, family: str, **changes: Any) -> ModelConfig:
     """A small shape with grouped-query attention where the family has it."""
+    if family == SCALED:
+        family, changes = "llama", {"residual_scale": 1.5, **changes}
     fields: dict[str, Any] = {"family": family, "d_model": 16, "n_heads": 4, "n_blocks": 4, "n_cycles": 3}
     if family == "llama":
         fields["n_kv_heads"] = 2
@@ -69,12 +72,13 @@ def _name(name: str, options: dict[str, Any]) -> str:
 
 DEFAULTS = [(name, {}) for name in variants.names()]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
-# Both families for every variant; its options on the one that asks more (grouped heads, rotary positions, SwiGLU).
+# Both families for every variant, one with scaled updates too; its options on the one that asks more (grouped heads,
+# rotary positions, SwiGLU).
 EVERY = [
     (name, options, family)
     for name in variants.names()
     for options in option_settings(name)
-    for family in (FAMILIES if not options else FAMILIES[-1:])
+    for family in ((*FAMILIES, SCALED) if not options else FAMILIES[-1:])
 ]
 EVERY_ID = [f"{family}-{_name(name, options)}" for name, options, family in EVERY]
 

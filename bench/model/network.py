@@ -19,8 +19,8 @@ from bench.config import ModelConfig
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.halting import HaltingGate
-from bench.model.parts import Part
-from bench.model.schedule import Schedule, Step
+from bench.model.parts import Branch, Part
+from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
 from bench.model.walk import RunSteps, Walk
 
@@ -69,6 +69,8 @@ class Network(nn.Module):
         """Make the modules. Their order and names are those of every stored model."""
         self.model_shape, self.variant, self.n_positions = model, variant, positions
         self.schedule = schedule = variant.schedule(model)
+        strength = model.residual_scale
+        self.residual_scales = None if strength is None else residual_scales(schedule, strength)
         self.tokens = nn.Embedding(vocab_size, model.d_model)
         learned = model.family == "gpt2"
         self.positions = nn.Embedding(positions, model.d_model) if learned else None
@@ -96,14 +98,16 @@ class Network(nn.Module):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Small init (Nguyen & Salazar 2019: std sqrt(2 / 5D)); what writes into the residual stream is scaled by
-        1 / sqrt(2 depth) as in GPT-2, with the effective depth, since every step adds to the stream.
+        1 / sqrt(2 depth) as in GPT-2, with the effective depth, since every step adds to the stream, unless the updates
+        themselves are scaled (``residual_scales``).
         """
         std = (2 / (5 * self.model_shape.d_model)) ** 0.5
         if isinstance(module, Part):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             writes = any(module in (block.attention.out, block.mlp.out) for block in cast(list[Block], self.blocks))
-            nn.init.normal_(module.weight, std=std / (2 * self.schedule.depth) ** 0.5 if writes else std)
+            smaller = writes and self.residual_scales is None
+            nn.init.normal_(module.weight, std=std / (2 * self.schedule.depth) ** 0.5 if smaller else std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -260,14 +264,16 @@ class Network(nn.Module):
         update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
-        if gate is None:
-            hidden = hidden + self.dropout(update)
-            hidden = hidden + self.dropout(block.mlp(block.norm2(hidden), step, adapter))
-        else:
-            hidden = gate.merge(step, "attention", hidden, self.dropout(update), mass)
-            update = self.dropout(block.mlp(block.norm2(hidden), step, adapter))
-            hidden = gate.merge(step, "mlp", hidden, update, mass)
+        hidden = self._merged(step, "attention", hidden, update, mass)
+        hidden = self._merged(step, "mlp", hidden, block.mlp(block.norm2(hidden), step, adapter), mass)
         state.advance(hidden)
+
+    def _merged(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None) -> Tensor:
+        """The residual stream with a branch's update, all [B, T, D]."""
+        update = self.dropout(update)
+        if self.residual_scales is not None:
+            update = update * self.residual_scales[step.block]
+        return hidden + update if self.gate is None else self.gate.merge(step, branch, hidden, update, mass)
 
     def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
         """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,6 +94,28 @@ class Schedule:
 
     def __str__(self) -> str:
         return " ".join(str(step.block) for step in self.steps)
+
+
+def residual_scales(schedule: Schedule, strength: float) -> tuple[float, ...]:
+    """For every block what its updates of the residual stream are multiplied by: ``strength / (N sqrt(L))``.
+
+    The abstract of On the Residual Scaling of Looped Transformers (arXiv 2606.18524) states it for a stack of L blocks
+    that is looped N times: ``h <- h + lambda / (N sqrt(L)) f(h)``. The updates of one block hang together from use to
+    use and add up N times, those of different blocks do not and add up sqrt(L) times. Then the best learning rate
+    depends on L alone, and runs of different numbers of cycles can be compared at one. (The abstract and summaries of
+    the paper by others are what this rests on; its sections were not at hand.)
+
+    Choices of ours, where the loop is not the whole stack: N is counted for each block, so that it is 1 in prelude and
+    coda; L counts all blocks of the model. Both updates of a block, of attention and of the MLP, are scaled alike, each
+    before a gate merges it (the factor between one and two updates a block is lambda's). N is of the schedule that the
+    model was built with: with fewer or more cycles at test time, or with a number drawn for every step of training, a
+    block does what it has learned to do, and leaving early stays the model with fewer cycles. The weights that write
+    into the stream are not made smaller by depth as well when they are drawn (``Network._init_weights``).
+
+    strength: lambda.
+    """
+    uses = Counter(step.block for step in schedule.steps)
+    return tuple(strength / (uses[block] * math.sqrt(schedule.n_blocks)) for block in range(schedule.n_blocks))
 
 
 def build(blocks: Sequence[int], n_prelude: int = 0, n_coda: int = 0, exits: Sequence[int] = ()) -> Schedule:
