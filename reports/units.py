@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from bench.evaluate.targets import AREA, target_of
+
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,9 +30,13 @@ def plain(value: float, digits: int = 3) -> str:
 METRICS = {
     "accuracy": ("accuracy", "share of scored tokens right"),
     "bits_per_byte": ("bits per byte", "bits per byte of text"),
+    AREA: ("area under the learning curve", "mean validation score over training tokens"),
 }
 
 
 def metric_name(metric: str) -> str:
     """A metric as it is called in a sentence."""
+    target = target_of(metric)
+    if target is not None:
+        return f"training {'FLOPs' if target.cost == 'flops' else 'tokens'} to {target.score:g}"
     return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")

@@ -46,11 +46,17 @@ class CellRow(Stored):
 
 
 class Measure(Stored):
-    """What a hypothesis is judged by on one task (its label)."""
+    """What a hypothesis is judged by on one task (its label).
+
+    metric: on the test split, or one of the history (``bench.evaluate.targets``), of the validation metric ``of``;
+    higher_is_better: of ``metric``; of_higher_is_better: of ``of``.
+    """
 
     task: str
     metric: str
     higher_is_better: bool
+    of: str | None = None
+    of_higher_is_better: bool | None = None
 
 
 class HypothesisRow(Stored):

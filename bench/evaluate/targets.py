@@ -1,0 +1,124 @@
+"""What a cell's history tells beside its score at the end: the cost of reaching a score, and the area under its curve.
+
+``flops_to@X``, ``tokens_to@X``  training FLOPs, or tokens, until the task's metric first reaches X on validation data
+``area``                         mean of the task's validation metric over the training's tokens, in the metric's unit
+
+Costs are those of the first validation at or beyond X: an upper bound, at most one interval between validations
+(``train.eval_every``) above what was needed. Nothing is interpolated: in a phase transition, which is what targets are
+for, the score does not rise along a line between two validations, and a cost that was seen to suffice is a fact. A cell
+that never reaches X costs more than all of its training: it is censored there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:  # a study is checked and planned without them
+    from bench.store.manifest import Measure
+    from bench.store.records import HistoryEntry, Record
+
+Cost = Literal["flops", "tokens"]
+COSTS: dict[str, Cost] = {"flops_to": "flops", "tokens_to": "tokens"}
+AREA = "area"
+
+
+class Reading(NamedTuple):
+    """A metric of one cell.
+
+    Attributes:
+        value: in the metric's unit; where it is censored the cell's whole training.
+        censored: whether the true value is above ``value``, nobody knows how far.
+        budget: the cell's whole training in the same unit, for costs alone.
+    """
+
+    value: float
+    censored: bool = False
+    budget: float | None = None
+
+
+class Target(NamedTuple):
+    """A score to be reached, and the cost that counts until then."""
+
+    cost: Cost
+    score: float
+
+
+def target_of(metric: str) -> Target | None:
+    """The target that a metric's name stands for, None if it is no such metric.
+
+    Raises ValueError, with a message for the user, if what follows the ``@`` is no number.
+    """
+    name, _, score = metric.partition("@")
+    if name not in COSTS:
+        return None
+    try:
+        value = float(score)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"metric {metric!r} needs the score to reach, a number (such as {name}@0.9)")
+    return Target(COSTS[name], value)
+
+
+def flops_to(history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool) -> tuple[float, bool]:
+    """Training FLOPs at the first validation whose metric is at or beyond the score, and whether that is censored.
+
+    Args:
+        history: validations in their order, at least one.
+        metric: such as ``accuracy``; a NaN of it has not reached anything.
+        score: to be reached.
+        higher_is_better: of the metric.
+
+    Returns:
+        The FLOPs, and False; or those of the whole training, and True if no validation reaches the score.
+    """
+    return cost_to("flops", history, metric, score, higher_is_better)
+
+
+def tokens_to(history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool) -> tuple[float, bool]:
+    """As ``flops_to``, in training tokens."""
+    return cost_to("tokens", history, metric, score, higher_is_better)
+
+
+def cost_to(
+    cost: Cost, history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool
+) -> tuple[float, bool]:
+    """As ``flops_to``, in the cost named."""
+    for entry in history:
+        found = entry.valid(metric)
+        if found >= score if higher_is_better else found <= score:
+            return _spent(entry, cost), False
+    return _spent(history[-1], cost), True
+
+
+def learning_area(history: Sequence[HistoryEntry], metric: str) -> float:
+    """Area under the validation metric over training tokens, by trapezoids from the first validation to the last and
+    divided by the tokens between them: in the metric's unit. NaN with a single validation or a NaN among them.
+    """
+    tokens = [entry.tokens for entry in history]
+    if len(history) < 2:
+        return math.nan
+    return float(np.trapezoid([entry.valid(metric) for entry in history], tokens)) / (tokens[-1] - tokens[0])
+
+
+def read_metric(record: Record, measure: Measure) -> Reading:
+    """What a hypothesis is judged by, of a finished cell: from its history, or a score on the test data.
+
+    Raises KeyError if the record does not have the metric.
+    """
+    target = target_of(measure.metric)
+    if target is None and measure.of is None:
+        return Reading(record.test(measure.metric))
+    assert measure.of is not None and measure.of_higher_is_better is not None
+    if target is None:
+        return Reading(learning_area(record.history, measure.of))
+    value, censored = cost_to(target.cost, record.history, measure.of, target.score, measure.of_higher_is_better)
+    return Reading(value, censored, _spent(record.history[-1], target.cost))
+
+
+def _spent(entry: HistoryEntry, cost: Cost) -> float:
+    return entry.flops if cost == "flops" else float(entry.tokens)

@@ -1,0 +1,137 @@
+"""Metrics of a cell's history against histories made by hand, and what a study may claim of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from records import MANIFEST, RESULTS
+from test_hypotheses import CLAIM, DATA, study
+
+from bench.errors import UserError
+from bench.evaluate.targets import Reading, Target, flops_to, learning_area, read_metric, target_of, tokens_to
+from bench.store.manifest import Measure
+from bench.store.records import HistoryEntry, Record
+from bench.study.hypotheses import resolve
+from reports.units import metric_name
+
+NAN = math.nan
+
+
+def history(*accuracies: float, bits: tuple[float, ...] = ()) -> list[HistoryEntry]:
+    """A validation after 100, 200, 400, 800, ... tokens, of seven FLOPs each."""
+    tokens = [100 * 2**place for place in range(len(accuracies))]
+    bits = bits or tuple(8 - accuracy for accuracy in accuracies)
+    common = {"seconds": 0.1, "lr": 1e-3, "train_loss": 1.0, "valid_loss": 2.0}
+    return [
+        HistoryEntry(step=n, tokens=n, flops=7.0 * n, valid_accuracy=accuracy, valid_bits_per_byte=bit, **common)
+        for n, accuracy, bit in zip(tokens, accuracies, bits, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "tokens", "censored"),
+    [
+        ((0.2, 0.5, 0.9, 0.95), 400, False),  # exactly there counts
+        ((0.95, 0.2, 0.3, 0.3), 100, False),  # the first time counts, at the first validation
+        ((0.2, 0.3, 0.8, 0.91), 800, False),
+        ((0.2, 0.3, 0.8, 0.89), 800, True),
+        ((0.2,), 100, True),
+        ((NAN, 0.3, 0.95, NAN), 400, False),
+        ((NAN, NAN), 200, True),
+    ],
+)
+def test_the_cost_is_that_of_the_first_validation_there(
+    accuracies: tuple[float, ...], tokens: int, censored: bool
+) -> None:
+    seen = history(*accuracies)
+    assert tokens_to(seen, "accuracy", 0.9, True) == (tokens, censored)
+    assert flops_to(seen, "accuracy", 0.9, True) == (7 * tokens, censored)
+
+
+def test_lower_may_be_what_is_to_be_reached() -> None:
+    seen = history(0.0, 0.0, 0.0, bits=(4.0, 2.0, 1.0))
+    assert tokens_to(seen, "bits_per_byte", 2.0, False) == (200, False)
+    assert tokens_to(seen, "bits_per_byte", 5.0, False) == (100, False)
+    assert tokens_to(seen, "bits_per_byte", 0.5, False) == (400, True)
+
+
+def test_the_area_is_a_mean_over_tokens() -> None:
+    # 100 tokens between 0.2 and 0.4, then 200 between 0.4 and 1.0
+    assert learning_area(history(0.2, 0.4, 1.0), "accuracy") == pytest.approx((100 * 0.3 + 200 * 0.7) / 300)
+    assert learning_area(history(0.6, 0.6, 0.6, 0.6), "accuracy") == pytest.approx(0.6)
+    assert learning_area(history(0.2, 0.4), "bits_per_byte") == pytest.approx(7.7)
+    assert math.isnan(learning_area(history(0.2, NAN, 1.0), "accuracy"))
+    assert math.isnan(learning_area(history(0.2), "accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "name"),
+    [
+        ("flops_to@0.9", Target("flops", 0.9), "training FLOPs to 0.9"),
+        ("tokens_to@1e-1", Target("tokens", 0.1), "training tokens to 0.1"),
+        ("accuracy", None, "accuracy"),
+        ("accuracy@64", None, "accuracy@64"),
+        ("area", None, "area under the learning curve"),
+    ],
+)
+def test_names(metric: str, target: Target | None, name: str) -> None:
+    assert target_of(metric) == target and metric_name(metric) == name
+
+
+@pytest.mark.parametrize("metric", ["flops_to", "flops_to@", "tokens_to@much", "flops_to@nan", "flops_to@inf"])
+def test_a_target_without_a_number_is_one_clear_line(metric: str) -> None:
+    with pytest.raises(UserError, match=rf"hypothesis 'gated better': metric '{metric}' needs the score to reach"):
+        resolve(study({**CLAIM, "metric": metric}).hypotheses[0], {"p_hop": DATA["p_hop"]})
+
+
+def resolved(metric: str, task: str = "all", margin: float = 0.0, both: bool = True) -> list[Measure]:
+    claim = study({**CLAIM, "metric": metric}).hypotheses[0].model_copy(update={"task": task, "margin": margin})
+    return resolve(claim, DATA if both else {"p_hop": DATA["p_hop"]}).measures
+
+
+def test_what_the_manifest_holds() -> None:
+    common = {"task": "p_hop", "of": "accuracy", "of_higher_is_better": True}
+    (cost,), (area,) = resolved("flops_to@0.9", "p_hop"), resolved("area", "p_hop")
+    assert cost.dump() == {**common, "metric": "flops_to@0.9", "higher_is_better": False}
+    assert area.dump() == {**common, "metric": "area", "higher_is_better": True}
+    assert [measure.higher_is_better for measure in resolved("area")] == [True, False]
+    (score,) = resolved("accuracy", "p_hop")
+    assert score.dump() == {"task": "p_hop", "metric": "accuracy", "higher_is_better": True}
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "message"),
+    [
+        ("flops_to@0.9", {}, r"needs one metric to reach, not accuracy and bits_per_byte"),
+        ("area", {"margin": 0.1}, r"margin = 0\.1 needs one metric, not accuracy and bits_per_byte"),
+        ("flops_to@90", {"task": "p_hop"}, r"an accuracy to reach must be above 0 and at most 1, not 90"),
+        ("flop_to@0.9", {"task": "p_hop"}, r"unknown metric of p_hop: 'flop_to@0\.9'; did you mean 'flops_to@X'"),
+    ],
+)
+def test_claims_that_cannot_be_judged_are_one_clear_line(metric: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        resolved(metric, **fields)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value) and str(error.value).startswith("hypothesis 'gated better': ")
+
+
+def test_costs_over_tasks_of_one_metric_may_have_a_margin() -> None:
+    two = {"p_hop": DATA["p_hop"], "longer": replace(DATA["p_hop"], length=9)}
+    claim = study({**CLAIM, "metric": "tokens_to@0.9", "margin": 100.0}).hypotheses[0]
+    assert [measure.of for measure in resolve(claim, two).measures] == ["accuracy", "accuracy"]
+
+
+def test_a_record_is_read_by_its_measure() -> None:
+    record = RESULTS[MANIFEST.cells[0].id]
+    assert isinstance(record, Record)
+    record = record.but(history=history(0.2, 0.4, 1.0))
+    of = {"task": "p_hop", "higher_is_better": False, "of": "accuracy", "of_higher_is_better": True}
+    assert read_metric(record, Measure(metric="flops_to@0.4", **of)) == Reading(1400.0, False, 2800.0)
+    assert read_metric(record, Measure(metric="tokens_to@0.3", **of)) == Reading(200.0, False, 400.0)
+    assert read_metric(record.but(history=history(0.2, 0.4)), Measure(metric="tokens_to@0.5", **of)) == (200, True, 200)
+    assert read_metric(record, Measure(metric="area", **of)) == Reading(pytest.approx(17 / 30))
+    plain = Measure(task="p_hop", metric="accuracy", higher_is_better=True)
+    assert read_metric(record, plain) == Reading(record.test("accuracy"))
+    with pytest.raises(KeyError):
+        read_metric(record, plain.but(metric="bits_per_byte"))
