@@ -31,6 +31,21 @@ def test_shipped_studies_load() -> None:
         assert load_study(name).name == name
 
 
+@pytest.mark.parametrize("preset", [None, "gpu"])
+def test_rows_of_cycles_stand_beside_rows_of_depth_and_none_has_anothers_learning_rate(preset: str | None) -> None:
+    study = load_study("cycles", preset=preset)
+    depths: dict[str, set[int]] = {}
+    for entry in study.variants:
+        shape = study.cell_model(entry, study.tasks[0])
+        row, scaled = entry.label.rpartition(" ")[0], "scaled" in entry.label
+        depths.setdefault(row, set()).add(study.variant(entry).schedule(shape).depth)
+        assert shape.residual_scale == (1.0 if scaled else None)
+    assert depths.keys() == {"vanilla", "htc", "ztt", "vanilla scaled", "htc scaled"}
+    assert depths["htc"] == depths["ztt"] == depths["htc scaled"] and depths["vanilla"] == depths["vanilla scaled"]
+    assert depths["vanilla"] <= depths["htc"] and len(depths["vanilla"]) >= 3, "a fit of phi needs three depths"
+    assert study.tune is not None and study.tune.lr[0] < study.train.lr < study.tune.lr[1]
+
+
 def test_bare_names_labels_and_seeds(tmp_path: Path) -> None:
     study = load(BASE, tmp_path)
     assert [(entry.name, entry.label) for entry in study.variants] == [("htc", "htc"), ("ztt", "gated")]

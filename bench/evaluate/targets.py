@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
-
-import numpy as np
 
 if TYPE_CHECKING:  # a study is checked and planned without them
     from bench.store.manifest import Measure
@@ -99,10 +98,10 @@ def learning_area(history: Sequence[HistoryEntry], metric: str) -> float:
     """Area under the validation metric over training tokens, by trapezoids from the first validation to the last and
     divided by the tokens between them: in the metric's unit. NaN with a single validation or a NaN among them.
     """
-    tokens = [entry.tokens for entry in history]
     if len(history) < 2:
         return math.nan
-    return float(np.trapezoid([entry.valid(metric) for entry in history], tokens)) / (tokens[-1] - tokens[0])
+    parts = [(b.tokens - a.tokens) * (a.valid(metric) + b.valid(metric)) / 2 for a, b in pairwise(history)]
+    return math.fsum(parts) / (history[-1].tokens - history[0].tokens)
 
 
 def read_metric(record: Record, measure: Measure) -> Reading:
