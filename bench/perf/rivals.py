@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from bench.config import ModelConfig
-from bench.perf.timing import WARMUP, Step, timed, wait
+from bench.perf.timing import WARMUP, Run, timed, wait
 
 NEEDED = {"x-transformers": "x_transformers", "transformers' Trainer": "accelerate"}
 
@@ -106,7 +106,7 @@ class XTransformers(nn.Module):
         return SimpleNamespace(loss=self.lm(input_ids))
 
 
-def beside_trainer(model: Any, windows: Any, batch: int, rounds: int, others: Sequence[Step]) -> NDArray[np.float64]:
+def beside_trainer(model: Any, windows: Any, batch: int, rounds: int, others: Sequence[Run]) -> NDArray[np.float64]:
     """Seconds [rounds, 1 + others] of a step of transformers' ``Trainer`` with all that its loop does in between, and
     of the others, which are called after each of them.
 
@@ -132,7 +132,7 @@ def beside_trainer(model: Any, windows: Any, batch: int, rounds: int, others: Se
 
 
 class _InTurns(TrainerCallback):
-    def __init__(self, others: Sequence[Step], device: torch.device) -> None:
+    def __init__(self, others: Sequence[Run], device: torch.device) -> None:
         self.others, self.device, self.start = others, device, math.nan
         self.seconds: list[list[float]] = []
 

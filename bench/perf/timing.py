@@ -14,7 +14,7 @@ from bench.config import TrainConfig
 from bench.train.graphs import Replayed, cuda_graph
 from bench.train.loop import make_optimizer
 
-Step = Callable[[], None]
+Run = Callable[[], None]
 Row = dict[str, Any]
 """Of a table, JSON-able. What has ``KEY_low`` and ``KEY_high`` beside ``KEY`` is a median with its quartiles."""
 VOCAB = 256  # of the models on random tokens
@@ -34,7 +34,7 @@ def random_tokens(batch: int, length: int, device: torch.device, vocab_size: int
 
 def training_step(
     model: Any, vocab_size: int, batch: int, length: int, run: Callable[..., Any] | None = None, graph: bool = False
-) -> Step:
+) -> Run:
     """One training step (forward, loss, backward, AdamW) of a model on random tokens, done when it returns.
 
     run: what is called instead of the model, such as the compiled model; graph: forward and backward as a CUDA graph.
@@ -63,7 +63,7 @@ def training_step(
     return step
 
 
-def matmul(device: torch.device) -> tuple[Step, int]:
+def matmul(device: torch.device) -> tuple[Run, int]:
     """A product of two large square float32 matrices, and its FLOPs: what the device's arithmetic can do at best."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = torch.rand(2, size, size, device=device).unbind()
@@ -75,14 +75,14 @@ def matmul(device: torch.device) -> tuple[Step, int]:
     return step, 2 * size**3
 
 
-def timed(step: Step) -> float:
+def timed(step: Run) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def in_turns(steps: Sequence[Step], rounds: int, warmup: int = WARMUP) -> NDArray[np.float64]:
+def in_turns(steps: Sequence[Run], rounds: int, warmup: int = WARMUP) -> NDArray[np.float64]:
     """Seconds of every step [rounds, len(steps)], taken in turns; every other round in the opposite order."""
     found = np.zeros((rounds, len(steps)))
     for turn in range(-warmup, rounds):

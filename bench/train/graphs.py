@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Passes = Callable[..., Tensor]
-Record = Callable[[Callable[[], None]], Callable[[], object]]
+Recorder = Callable[[Callable[[], None]], Callable[[], object]]
 WARM_UP = 3  # runs before the recording, in which libraries choose their kernels and take their memory
 
 
@@ -36,7 +36,7 @@ class Replayed:
     be set to zero between steps and never be taken away.
     """
 
-    def __init__(self, parameters: list[Tensor], device: torch.device, record: Record) -> None:
+    def __init__(self, parameters: list[Tensor], device: torch.device, record: Recorder) -> None:
         """parameters: which have no gradients yet; record: ``cuda_graph``."""
         self.parameters, self.device, self.record = parameters, device, record
         self.replay: Callable[[], object] | None = None
