@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quick test torture lint bench clean
+.PHONY: quick test suite torture lint style types bench clean
 
 quick: .venv/installed
 	$(BIN)/cyclebench run quick
 
-test: lint
+# Types are checked beside the tests, which do not keep two cores busy all the time.
+test: style
+	$(MAKE) --no-print-directory --jobs=2 types suite
+
+suite: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input.
@@ -15,9 +19,13 @@ torture: .venv/installed
 	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 HF_HUB_OFFLINE=1 \
 	    $(BIN)/pytest -q tests/test_kill.py tests/test_lease.py tests/test_bad_input.py
 
-lint: .venv/installed
+lint: style types
+
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed

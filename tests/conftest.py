@@ -3,6 +3,7 @@ from pathlib import Path
 
 # Before anything is imported: the tests never reach for a hub, and two workers share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"  # who waits for another thread lets it have the core
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
