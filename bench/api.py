@@ -222,6 +222,7 @@ def run(
     checkpoint_every: str = "60s",
     storage: str | None = None,
     imports: Sequence[str | Path] = (),
+    tracker: str = "mlflow",
     tracking_uri: str = TRACKING,
     out: str | Path | None = None,
     formats: Sequence[str] = ("png",),
@@ -248,7 +249,8 @@ def run(
         checkpoint_every: seconds (``90s``), minutes (``10m``) or optimizer steps (``500``).
         storage: database of the tuning's trials, any SQLAlchemy URL; by default ``optuna.db`` in ``runs``.
         imports: Python files that register variants, tasks, rules, gates or figures.
-        tracking_uri: where MLflow keeps its records.
+        tracker: what shows the results beside the report, ``mlflow`` or a plug-in's.
+        tracking_uri: where it keeps its records.
         out: folder of the report, by default inside ``runs``.
         formats: of the report's figures: ``png``, ``svg``, ``pdf``.
         command: what the report says it was made by.
@@ -263,20 +265,20 @@ def run(
     loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
     from bench.run.runner import Running, run_study  # start-up
     from bench.store.environment import git_revision  # start-up
-    from bench.store.tracking import Tracker  # start-up
+    from bench.store.tracking import trackers  # start-up
     from bench.sweep.storage import default_url  # start-up
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
 
     how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
     store = Store(Path(runs))
-    tracker = Tracker(tracking_uri, store)
+    window = trackers.get(tracker)(tracking_uri, store)
 
     def run_plan(plan: Plan) -> Records:
-        tracker.study(plan.manifest)
-        tracker.catch_up(plan.manifest)
-        records = run_study(plan, store, how, tracker.log)
-        tracker.finish([])
+        window.study(plan.manifest)
+        window.catch_up(plan.manifest)
+        records = run_study(plan, store, how, window.log)
+        window.finish([])
         return records
 
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
@@ -289,7 +291,7 @@ def run(
         ran, results = run_plan(plan), Results(store, plan.manifest)
     results.records.update(ran.held)  # failures that a full disk has refused
     results.report(out, formats)
-    tracker.finish(results.paths)
+    window.finish(results.paths)
     return results
 
 

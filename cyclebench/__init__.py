@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from bench.model.variant import register as register_variant
     from bench.model.variant import variant_class as variant_class
     from bench.model.walk import Walk as Walk
+    from bench.store.tracking import Tracker as Tracker
+    from bench.store.tracking import register as register_tracker
     from bench.study.profile import profile as profile
     from reports.drawing import register as register_figure
 
@@ -84,6 +86,7 @@ _PLACES = {
     "StepTable": ("bench.model.parts", "StepTable"),
     "Task": ("bench.data.task", "Task"),
     "TextOptions": ("bench.data.text", "TextOptions"),
+    "Tracker": ("bench.store.tracking", "Tracker"),
     "UserError": ("bench.errors", "UserError"),
     "Variant": ("bench.model.variant", "Variant"),
     "View": ("bench.evaluate.rules", "View"),
@@ -102,6 +105,7 @@ _PLACES = {
     "register_gate": ("bench.model.gates", "register"),
     "register_rule": ("bench.evaluate.rules", "register"),
     "register_task": ("bench.data.task", "register"),
+    "register_tracker": ("bench.store.tracking", "register"),
     "register_variant": ("bench.model.variant", "register"),
     "run": ("bench.api", "run"),
     "stack": ("bench.model.schedule", "stack"),
@@ -131,6 +135,7 @@ __all__ = [
     "StepTable",
     "Task",
     "TextOptions",
+    "Tracker",
     "UserError",
     "Variant",
     "View",
@@ -149,6 +154,7 @@ __all__ = [
     "register_gate",
     "register_rule",
     "register_task",
+    "register_tracker",
     "register_variant",
     "run",
     "stack",

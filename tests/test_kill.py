@@ -22,7 +22,7 @@ from test_runner import plan
 from bench.run.executors import local
 from bench.run.runner import Running, run_study
 from bench.store.store import Store
-from bench.store.tracking import EXPERIMENT, Tracker
+from bench.store.tracking import EXPERIMENT, MlflowTracker
 from bench.study.plan import Plan
 from bench.train.checkpoints import Every
 
@@ -36,7 +36,7 @@ def study(made: Plan, root: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     local.worker_context = lambda: multiprocessing.get_context("fork")
     store = Store(root / "runs")
-    tracker = Tracker(f"sqlite:///{root}/mlflow.db", store)
+    tracker = MlflowTracker(f"sqlite:///{root}/mlflow.db", store)
     tracker.study(made.manifest)
     tracker.catch_up(made.manifest)
     run_study(made, store, Running(jobs=2, every=Every(None, 4)), tracker.log)

@@ -79,6 +79,15 @@ def counts(manifest, results, task):
     labels = [variant.label for variant in manifest.variants]
     figure.subplots().bar(labels, [len(results)] * len(labels))
     return figure
+
+
+@cyclebench.register_tracker("outside_lines")
+class Lines(cyclebench.Tracker):
+    """A line a cell in a file."""
+
+    def log(self, record, place):
+        with open("lines.txt", "a") as file:
+            print(place.variant, record.status, file=file)
 '''
 STUDY = """
 name: outside
@@ -96,7 +105,8 @@ sweep: {thresholds: {trials: 5, rules: [outside_size]}}
 USE = """
 import sys
 from bench.cli import main
-for words in ("list", "run study.yaml --jobs 1", "sweep study.yaml --jobs 1", "report study.yaml"):
+runs = ("run study.yaml --jobs 1 --tracker outside_lines", "sweep study.yaml --jobs 1")
+for words in ("list", *runs, "report study.yaml"):
     sys.argv = ["cyclebench", *words.split()]
     try:
         main()
@@ -109,7 +119,7 @@ for words in ("list", "run study.yaml --jobs 1", "sweep study.yaml --jobs 1", "r
 def wheel(folder: Path) -> Path:
     """The package as a wheel, made by hand: nothing has to be fetched to build it."""
     info = "outside-1.0.dist-info"
-    kinds = ("variants", "tasks", "exit_rules", "gates", "figures")
+    kinds = ("variants", "tasks", "exit_rules", "gates", "figures", "trackers")
     files = {
         "outside.py": PACKAGE,
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n",
@@ -149,6 +159,7 @@ def test_an_installed_package_with_all_kinds_runs_a_study_a_sweep_and_a_report(t
     assert "How many cells there are" in (report / "report.html").read_text()
     assert "outside_size" in (report / "sweep_thresholds.csv").read_text()
     assert "outside_size" in (report / "report.md").read_text()
+    assert sorted((tmp_path / "lines.txt").read_text().splitlines()) == ["outside_reversed done", "ztt done"]
 
 
 FILE = """

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 from bench.errors import UserError
 from bench.evaluate.trace import Trace
 from bench.store.store import Store
-from bench.store.tracking import Tracker
+from bench.store.tracking import MlflowTracker
 from bench.study.load import study_from
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep import budgets, storage, thresholds
@@ -234,7 +234,7 @@ def test_mistakes_in_a_sweep_are_told(sweep: dict[str, Any], message: str) -> No
 
 
 def test_mistakes_of_a_command_are_told(tmp_path: Path) -> None:
-    store, tracker = Store(tmp_path), Tracker("sqlite:////nowhere/x.db", Store(tmp_path))
+    store, tracker = Store(tmp_path), MlflowTracker("sqlite:////nowhere/x.db", Store(tmp_path))
     study = study_from(dict(RAW), (), "x")
     with pytest.raises(UserError, match="has no sweep"):
         run_sweep(study, store, default_url(tmp_path), 1, tracker, "", None)

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from records import MANIFEST, planned, record
 
 from bench.store.store import Store
-from bench.store.tracking import CELL_TAG, EXPERIMENT, Tracker
+from bench.store.tracking import CELL_TAG, EXPERIMENT, MlflowTracker
 
 
 def children(client: MlflowClient) -> list[Any]:
@@ -29,9 +29,9 @@ def children(client: MlflowClient) -> list[Any]:
     return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
 
 
-def track(uri: str, root: Path) -> Tracker:
+def track(uri: str, root: Path) -> MlflowTracker:
     store = Store(root)
-    tracker = Tracker(uri, store)
+    tracker = MlflowTracker(uri, store)
     tracker.study(MANIFEST)
     for cell in MANIFEST.cells[:3]:
         found = record(cell)

@@ -20,7 +20,7 @@ from bench.run.runner import Running, run_study
 from bench.run.status import status
 from bench.run.verify import check_stored, record_difference, rerun
 from bench.store.store import Store
-from bench.store.tracking import CELL_TAG, Tracker
+from bench.store.tracking import CELL_TAG, MlflowTracker
 from bench.study.plan import Plan
 
 
@@ -147,7 +147,7 @@ def test_mlflow_is_rebuilt_from_the_store(
     for name in ("mlflow.db", "new.db"):
         shutil.copy(no_runs, name)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = Tracker(uri, store)
+    tracker = MlflowTracker(uri, store)
     tracker.study(made.manifest)
     for planned in made.cells:
         record = store.record(planned.cell.id)

@@ -14,6 +14,7 @@ from bench.cli import exits as exits
 from bench.cli import explore, models, performance
 from bench.cli.options import (
     DEFAULT_RUNS,
+    DEFAULT_TRACKER,
     DEFAULT_TRACKING,
     Formats,
     Imports,
@@ -23,6 +24,7 @@ from bench.cli.options import (
     Runs,
     Storage,
     StudyName,
+    TrackerName,
     Tracking,
     command_line,
     new_table,
@@ -105,6 +107,7 @@ def run(
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,
+    tracker: TrackerName = DEFAULT_TRACKER,
     formats: Formats = "png",
     imports: Imports = None,
 ) -> None:
@@ -128,6 +131,7 @@ def run(
         checkpoint_every=checkpoint_every,
         storage=storage,
         tracking_uri=tracking_uri,
+        tracker=tracker,
         out=out,
         formats=formats.split(","),
         command=command_line(),
@@ -156,6 +160,7 @@ def sweep(
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
     tracking_uri: Tracking = DEFAULT_TRACKING,
+    tracker: TrackerName = DEFAULT_TRACKER,
     imports: Imports = None,
 ) -> None:
     """Search exit thresholds (from stored traces) and training budgets with Optuna, as the study's ``sweep`` says.
@@ -168,14 +173,14 @@ def sweep(
     chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
     from bench.store.environment import git_revision  # start-up
     from bench.store.store import Store  # start-up
-    from bench.store.tracking import Tracker  # start-up
+    from bench.store.tracking import trackers  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
     store = Store(runs)
-    url = storage or default_url(runs)
-    result = run_sweep(chosen, store, url, jobs, Tracker(tracking_uri, store), command_line(), git_revision())
+    url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)
+    result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision())
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
         if rows:
             table = new_table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])

@@ -50,6 +50,8 @@ Preset = Annotated[
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
 Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keeps its records.")]
+TrackerName = Annotated[str, typer.Option("--tracker", metavar="NAME", help="What shows results beside the report.")]
+DEFAULT_TRACKER = "mlflow"
 Storage = Annotated[
     str | None, typer.Option(help="Database of the trials, any SQLAlchemy URL. Default: optuna.db in --runs.")
 ]

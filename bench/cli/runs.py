@@ -10,10 +10,12 @@ import typer
 
 from bench.cli.options import (
     DEFAULT_RUNS,
+    DEFAULT_TRACKER,
     DEFAULT_TRACKING,
     Preset,
     Runs,
     StudyName,
+    TrackerName,
     Tracking,
     command_line,
     new_table,
@@ -62,22 +64,26 @@ def _duration(seconds: float | None) -> str:
 
 
 def sync(
-    study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS, tracking_uri: Tracking = DEFAULT_TRACKING
+    study: StudyName,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+    tracking_uri: Tracking = DEFAULT_TRACKING,
+    tracker: TrackerName = DEFAULT_TRACKER,
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
     from bench.api import load_results  # start-up
-    from bench.store.tracking import Tracker  # start-up
+    from bench.store.tracking import trackers  # start-up
 
     results = load_results(study, runs, preset)
     store, manifest = results.store, results.manifest
-    tracker = Tracker(tracking_uri, store)
-    tracker.study(manifest)
-    before = len(getattr(tracker, "known", ()))
-    tracker.catch_up(manifest)
-    tracker.finish(sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
-    if tracker.broken:
+    window = trackers.get(tracker)(tracking_uri, store)
+    window.study(manifest)
+    before = len(window.known)
+    window.catch_up(manifest)
+    window.finish(sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
+    if window.broken:
         raise typer.Exit(1)
-    print(f"{len(tracker.known) - before} cells added, {before} were there already: {tracking_uri}")
+    print(f"{len(window.known) - before} cells added, {before} were there already: {tracking_uri}")
 
 
 def verify(

@@ -22,7 +22,7 @@ from bench.run.progress import Progress
 from bench.run.runner import Running, run_study
 from bench.run.usage import Usage
 from bench.store.store import Store
-from bench.store.tracking import Tracker
+from bench.store.tracking import MlflowTracker
 from bench.study.load import load_study
 from bench.study.plan import Plan, Planned, make_plan
 from bench.train.checkpoints import Checkpoints, Every
@@ -55,7 +55,7 @@ def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDA
         short = quick_cell(10, device)  # a record of the same size, sooner
         record = run_job(Job(short.cell, "perf", store.root, every, 1), lambda *_: None)
         assert record is not None and record.status == "done", record
-        tracker = Tracker(f"sqlite:///{folder}/mlflow.db", store)
+        tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", store)
         tracker.study(quick_plan(10, device).manifest.but(study="perf"))
         for turn in range(rounds):
             for side in (0, 1) if turn % 2 else (1, 0):

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from bench.errors import first_line
 from bench.processes import gone, me
+from bench.registry import Registry
 from bench.store.manifest import BudgetRow, Manifest, ThresholdRow
 from bench.store.records import Outcome, Record
 from bench.store.store import Store
@@ -59,11 +60,49 @@ def _contained(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class Tracker:
-    """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
+    """A window on the store. Subclass it and decorate it with ``@register("name")``.
+
+    broken: whether its server has failed, after which it is silent; known: cells and attempts that it holds.
+    """
+
+    name: ClassVar[str]
 
     def __init__(self, uri: str, store: Store) -> None:
-        """uri: any MLflow tracking URI; nothing is contacted before ``study`` is called."""
+        """uri: what ``--tracking-uri`` says; nothing is contacted before ``study`` is called."""
         self.uri, self.store, self.broken = uri, store, False
+        self.known: set[tuple[str, str]] = set()
+
+    def study(self, manifest: Manifest) -> None:
+        """A study begins or goes on."""
+
+    def log(self, record: Outcome, place: Placed) -> None:
+        """A cell has a record; what is held already is left alone."""
+
+    def search(self, row: ThresholdRow | BudgetRow) -> None:
+        """A search of a sweep has ended."""
+
+    def finish(self, paths: Sequence[Path]) -> None:
+        """The study's command has ended. paths: of its report's files."""
+
+    def catch_up(self, manifest: Manifest) -> None:
+        """Log the records in the store of a study's cells that its run does not hold yet; nothing else is read."""
+        for cell in manifest.cells:
+            if self.broken:
+                return
+            if (cell.id, "") in self.known and self.store.done(cell.id):
+                continue
+            record = self.store.record(cell.id)
+            if record is not None:
+                self.log(record, cell)
+
+
+trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.tracking")
+register = trackers.register
+
+
+@register("mlflow")
+class MlflowTracker(Tracker):
+    """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
 
     @_contained
     def study(self, manifest: Manifest) -> None:
@@ -143,17 +182,6 @@ class Tracker:
                 self.client.log_artifact(run, str(path))
         self.client.set_terminated(run, "FINISHED" if record.status == "done" else "FAILED", ended)
         self.known.add((record.id, attempt))
-
-    def catch_up(self, manifest: Manifest) -> None:
-        """Log the records in the store of a study's cells that its run does not hold yet; nothing else is read."""
-        for cell in manifest.cells:
-            if self.broken:
-                return
-            if (cell.id, "") in self.known and self.store.done(cell.id):
-                continue
-            record = self.store.record(cell.id)
-            if record is not None:
-                self.log(record, cell)
 
     @_contained
     def search(self, row: ThresholdRow | BudgetRow) -> None:
