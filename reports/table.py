@@ -25,7 +25,12 @@ Row = dict[str, str]
 class Summary:
     """A variant on a task: how many cells, and what they say of the metric. Numbers that are not known are NaN.
 
-    low, high: of the 95 % interval; costs: of the first finished cell; reason: why the first failed one failed.
+    Attributes:
+        low: end of the 95 % interval.
+        high: the other end.
+        costs: of the first finished cell.
+        tokens_per_second: in training, mean over the finished cells.
+        reason: why the first failed cell failed.
     """
 
     task: str

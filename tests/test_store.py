@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import FAILED, MANIFEST, RESULTS
+from records import FAILED, MANIFEST, RESULTS, planned
 
 from bench.errors import UserError
+from bench.run.cells import failure
 from bench.run.status import status
 from bench.store.files import atomic_write
 from bench.store.records import ExecutionRow, Stored
@@ -160,3 +161,10 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         writer.join()
         value = json.loads(path.read_bytes())
         assert len(value) == 20000 and len(set(value)) == 1
+
+
+def test_a_reason_with_the_name_of_any_file_is_kept(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), planned(CELL).cell
+    store.write_failure(cell.id, failure(cell, "cannot read 'caf\udce9'", "environment", "line\n\udce9"))
+    found = store.record(cell.id)
+    assert found is not None and found.status == "failed" and found.reason == r"cannot read 'caf\udce9'"

@@ -25,13 +25,13 @@ def measure_exits(
     full depth takes; the latter is the median over the pairs, with its quartiles.
 
     Args:
-        lm: in evaluation mode
-        ids: sequences [N, T]
-        targets: of their positions [N, T]
-        rule: the exit rule's key
-        threshold: of its signal
-        rounds: pairs of passes
-        granularity: what leaves
+        lm: in evaluation mode.
+        ids: sequences [N, T].
+        targets: of their positions [N, T].
+        rule: the exit rule's key.
+        threshold: of its signal.
+        rounds: pairs of passes.
+        granularity: what leaves.
     """
     execute(
         lm, ids[:1], targets[:1], rule, threshold, granularity=granularity

@@ -187,11 +187,12 @@ def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> F
     """The record of a failed cell, as of now.
 
     Args:
-        cell: that has no result
-        reason: in one line
-        kind: whose fault it is, see ``Failure``
-        trace: where in the code, None if nothing was raised
+        cell: that has no result.
+        reason: in one line.
+        kind: whose fault it is, see ``Failure``.
+        trace: where in the code, None if nothing was raised.
     """
+    reason, trace = _sayable(reason), None if trace is None else _sayable(trace)
     return Failure(
         schema=RESULTS_SCHEMA,
         status="failed",
@@ -203,6 +204,11 @@ def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> F
         traceback=trace,
         environment=environment_of(cell.train),
     )
+
+
+def _sayable(text: str) -> str:
+    """The text without halves of characters, as names of files may have them: no JSON could hold those."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @contextmanager

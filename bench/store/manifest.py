@@ -10,7 +10,14 @@ from bench.store.records import Environment, Stored
 
 
 class VariantRow(Stored):
-    """A variant of a study. match: what is held equal to the reference; chosen: what the matching chose, in words."""
+    """A variant of a study.
+
+    Attributes:
+        label: of the study's own.
+        variant: its registered name.
+        match: what is held equal to the reference, None for nothing.
+        chosen: what the matching chose, in words.
+    """
 
     label: str
     variant: str
@@ -72,7 +79,7 @@ class HypothesisRow(Stored):
 
 
 class TrialRow(Stored):
-    """A trial of the tuning: the cell, its validation score (None: it failed), and what was tried, by key."""
+    """A trial of the tuning. id: of its cell; value: its validation score, None if it failed."""
 
     id: str
     value: float | None
@@ -98,8 +105,11 @@ class TuningRow(Stored):
 class Manifest(Stored):
     """What a study's last run consists of.
 
-    lock: every installed distribution as ``name==version``; config: the study as it was given; tuning: empty where
-    nothing was tuned.
+    Attributes:
+        git: the revision it was run at, None outside a checkout.
+        lock: every installed distribution as ``name==version``.
+        config: the study as it was given.
+        tuning: empty where nothing was tuned.
     """
 
     study: str
@@ -120,9 +130,15 @@ class Manifest(Stored):
 class TunedShares(Stored):
     """The best trial of a threshold search within a budget; see ``bench.sweep.thresholds.search``.
 
-    max_flops: the budget, FLOPs per token, and ``share_of_full`` of those at full depth; shares: tried, of the
-    validation signals that say "leave"; thresholds: [cell][exit point], None lets none leave; valid, test, single: mean
-    scores over the cells by name; test_by_seed: the metric of each cell.
+    Attributes:
+        max_flops: the budget, FLOPs per token.
+        share_of_full: the same as a share of those at full depth.
+        shares: of the validation signals that say "leave".
+        thresholds: [cell][exit point], None lets none leave.
+        valid: mean scores over the cells, by name.
+        test: the same on test data.
+        single: on test data, of each cell's own best single threshold; None if some cell cannot keep the budget.
+        test_by_seed: the metric of each cell.
     """
 
     max_flops: float
@@ -137,7 +153,14 @@ class TunedShares(Stored):
 
 
 class ThresholdRow(Stored):
-    """A search of thresholds. study: of Optuna; cells: ids; front: (validation metric, FLOPs per token) of trials."""
+    """A search of thresholds.
+
+    Attributes:
+        study: of Optuna.
+        cells: ids.
+        full_flops_per_token: at full depth.
+        front: (validation metric, FLOPs per token) of trials.
+    """
 
     study: str
     variant: str
@@ -165,8 +188,13 @@ class BudgetTrial(Stored):
 
 
 class BudgetRow(Stored):
-    """A search of training budgets. study: of Optuna; cells: ids; front: of trials that none beats on validation data
-    in both metric and FLOPs; chosen: the best within the limit, None if there is none.
+    """A search of training budgets.
+
+    Attributes:
+        study: of Optuna.
+        cells: ids of those that were trained to their end.
+        front: the trials that no other beats in both metric and FLOPs on validation data.
+        chosen: the best trial within the limit, None if there is none.
     """
 
     study: str
@@ -184,7 +212,7 @@ class BudgetRow(Stored):
 
 
 class SweepResult(Stored):
-    """What a study's sweep has found. max_flops: the user's limit, FLOPs per token; storage: the trials' database."""
+    """What a study's sweep has found. max_flops: the limit, FLOPs per token; storage: the trials' database."""
 
     study: str
     question: str

@@ -76,7 +76,13 @@ class Added(Stored):
 
 
 class SliceScores(Stored):
-    """Scores on a part of the test data. exact_match: share of sequences with every target right; n: sequences."""
+    """Scores on a part of the test data.
+
+    Attributes:
+        accuracy: share of the targets that are right.
+        exact_match: share of the sequences with every target right.
+        n: sequences.
+    """
 
     accuracy: float
     exact_match: float
@@ -84,7 +90,7 @@ class SliceScores(Stored):
 
 
 class HistoryEntry(Stored):
-    """Of the history: a validation. flops: of the training so far; seconds: of training so far."""
+    """A validation during training. flops, seconds: of the training so far."""
 
     step: int
     tokens: int
@@ -118,8 +124,12 @@ class Point(Stored):
 class TunedThreshold(Stored):
     """A threshold chosen on validation data for a budget; see ``bench.evaluate.record.rule_record``.
 
-    threshold: None lets none leave early; valid, test: scores by name, ``flops_per_token`` and ``mean_cycles`` among
-    them; share: of the test sequences that leave after cycle 1, 2, ... C.
+    Attributes:
+        budget: share of the FLOPs at full depth.
+        threshold: None lets none leave early.
+        valid: scores by name, ``flops_per_token`` and ``mean_cycles`` among them.
+        test: the same on test data.
+        share: of the test sequences that leave after cycle 1, 2, ... C.
     """
 
     budget: float
@@ -139,8 +149,8 @@ class Calibration(Stored):
 class RuleRecord(Stored):
     """What is stored of an exit rule; see ``bench.evaluate.record.rule_record``.
 
-    curve: columns of one length by name; they are long, and taken as they are. What a rule does not have (oracles are
-    not tuned, most are not calibrated) is empty.
+    What a rule does not have (oracles are not tuned, most are not calibrated) is empty. The columns of the curve, by
+    name, are long: what is in them is not checked.
     """
 
     leave: Literal["above", "below"]
@@ -217,10 +227,13 @@ class Executions(RootModel[dict[str, list[ExecutionRow]]]):
 class Record(Stored):
     """A finished cell's result.
 
-    metrics: scores on the test split as ``test_NAME``, on a further one as ``test_NAME@SPLIT``; slices: by axis and
-    label; exits: None with a single exit point; cycles: the model run for 1, 2, ... cycles; stacked: whether it was
-    trained in one stack with others; execution: what was measured of executed exits afterwards (it lies in a file of
-    its own).
+    Attributes:
+        metrics: scores on the test split as ``test_NAME``, on a further one as ``test_NAME@SPLIT``.
+        slices: by axis and label.
+        exits: None with a single exit point.
+        cycles: the model run for 1, 2, ... cycles.
+        stacked: whether it was trained in one stack with others.
+        execution: what was measured of executed exits afterwards, from a file of its own.
     """
 
     version: int | None = Field(None, alias="schema")
@@ -249,8 +262,11 @@ class Record(Stored):
 class Failure(Stored):
     """Why a cell has no result.
 
-    kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not (no
-    memory, no room on the disk, a killed process), None where that was not told; at: seconds since 1970.
+    Attributes:
+        kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not
+            (no memory, no room on the disk, a killed process), None where that was not told.
+        at: seconds since 1970.
+        traceback: None where it is of no use.
     """
 
     version: int | None = Field(None, alias="schema")

@@ -91,8 +91,8 @@ class Store:
         """The cell's result, else its failure, else None. A file that cannot be read is set aside, not deleted.
 
         Args:
-            id: of the cell
-            trim: what of the result is wanted, None for all of it; what it takes away is not checked
+            id: of the cell.
+            trim: what of the result is wanted, None for all of it; what it takes away is not checked.
         """
         record = self._load(self.folder(id) / "result.json", Record, trim)
         if record is None:
@@ -141,9 +141,9 @@ class Store:
         """Store what was measured of a finished cell's exits, in place of what was measured of the rule before.
 
         Args:
-            id: of the cell
-            rule: its key, followed by `` by token`` where tokens leave on their own
-            rows: one for each threshold
+            id: of the cell.
+            rule: its key, followed by `` by token`` where tokens leave on their own.
+            rows: one for each threshold.
         """
         path = self.folder(id) / "execution.json"
         before = self._load(path, Executions)
