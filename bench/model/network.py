@@ -123,12 +123,14 @@ class Network(nn.Module):
         a module's name and shape start from the same weights, whatever else they add. Children come before their
         parents, as in transformers, so that a part may refill its own layers. under: only in modules of these paths.
         """
+        # torch.manual_seed keeps a traceback for every other kind of device: milliseconds, and memory for good.
+        reseed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         with torch.random.fork_rng(devices=[]):
             for name, module in reversed(list(self.named_modules())):
                 if under is not None and not any(f"{name}.".startswith(f"{path}.") for path in under):
                     continue
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-                torch.manual_seed(int.from_bytes(digest[:8], "big"))
+                reseed(int.from_bytes(digest[:8], "big"))
                 if not (name == "lm_head" and self.model_shape.tie_embeddings):
                     self._init_weights(module)
 
