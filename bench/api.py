@@ -242,7 +242,7 @@ def run(
         preset: one of the study's.
         runs: folder of the results.
         jobs: cells at a time; None: the cores over a cell's threads and processes.
-        pack: seeds and learning rates trained together at most; 1: each alone; None: as many as pay.
+        pack: seeds and learning rates in one stack at most, where ``train.stacked`` has stacks; None: as many as pay.
         executor: processes on this machine, or tasks of Ray.
         address: of the Ray cluster; None starts one here.
         retry: run failed cells again, whatever they failed of.

@@ -162,6 +162,11 @@ class Execution(Strict):
     sharding: Literal["none", "full"] = Field(
         "none", description="of the model among the processes; none: each has all of it (DDP), full: a part (FSDP)"
     )
+    stacked: bool | Literal["auto"] = Field(
+        "auto",
+        description="compute the steps in a stack of models of this shape, with a copy where there is no other "
+        "(bench.train.packing): other last digits; auto: where it is possible and pays, judged by the cell alone",
+    )
     activation_checkpointing: bool = Field(
         False,
         description="keep the states between cycles alone for the backward pass and compute what is inside each again "

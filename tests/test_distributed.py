@@ -20,7 +20,6 @@ from bench.model.variant import get_variant
 from bench.run.cells import Job, run_job
 from bench.run.executors.local import LocalExecutor
 from bench.run.going import run_cell
-from bench.run.packs import packs
 from bench.run.runner import default_jobs
 from bench.store.store import Store
 from bench.study.plan import Planned
@@ -194,11 +193,6 @@ def test_cells_at_a_time_count_the_processes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     planned = [Planned("ztt", "p_hop", cell(processes=2, threads=4)), Planned("ztt", "p_hop", cell(threads=2))]
     assert default_jobs(planned, 0) == 2 and default_jobs(planned, 8) == 4 and default_jobs(planned[1:], 0) == 8
-
-
-def test_cells_of_several_processes_are_not_packed() -> None:
-    planned = [Planned("ztt", "p_hop", cell(**TEAM).model_copy(update={"seed": seed})) for seed in range(3)]
-    assert [len(pack) for pack in packs(planned, 1, 3)] == [1, 1, 1]
 
 
 def test_a_cell_alone_waits_for_no_other_rank_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

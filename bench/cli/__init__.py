@@ -85,7 +85,9 @@ def run(
     pack: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Seeds and learning rates trained together at most; 1: each alone. Default: as many as pay."
+            min=1,
+            help="Seeds and learning rates in one stack at most (train.stacked says what is stacked). Default: as "
+            "many as pay. No number changes.",
         ),
     ] = None,
     executor: Annotated[Where, typer.Option(help="Processes on this machine, or tasks of Ray.")] = Where.local,

@@ -129,8 +129,9 @@ def _build(name: str, options: str) -> TaskData:
 
 
 def task_data(name: str, options: dict[str, Any]) -> TaskData:
-    """A task's data, built once in a process."""
-    return _build(name, json.dumps(options, sort_keys=True))
+    """A task's data, built once in a process. options: those that are left out are at their defaults."""
+    given = get_task(name, options).options.model_dump(mode="json", exclude_defaults=True)
+    return _build(name, json.dumps(given, sort_keys=True))
 
 
 def make_data(

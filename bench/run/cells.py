@@ -162,7 +162,6 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
                         member.store,
                         report=member.report,
                         every=member.job.every,
-                        stacked=len(members) > 1,
                         team=team,
                     )
                 except Exception as error:

@@ -35,7 +35,7 @@ def run_cell(
     report: Report | None = None,
     every: Every | None = None,
     watch: WatchHistory | None = None,
-    stacked: bool = False,
+    stacked: bool | None = None,
 ) -> Record:
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
     the result.
@@ -44,7 +44,7 @@ def run_cell(
         report: called with the step, the mean loss since the last call and tokens per second.
         every: how often to write a checkpoint.
         watch: called with every entry of the history; what it raises ends the cell without a result.
-        stacked: with the last digits that it has in a pack.
+        stacked: whether in a stack, None as the cell says; another mode gives other last digits.
 
     Raises:
         CellError: with a reason if training cannot go on or the data are not those the cell was planned with.
@@ -73,7 +73,7 @@ class Going:
         report: Report | None = None,
         every: Every | None = None,
         watch: WatchHistory | None = None,
-        stacked: bool = False,
+        stacked: bool | None = None,
         team: Team | None = None,
     ) -> None:
         """team: of the cell's processes, which is started here."""

@@ -36,8 +36,8 @@ OnRecord = Callable[[Outcome, Planned], None]
 class Running:
     """How cells are run.
 
-    Only ``pack`` may change a number, and only in its last digits. A result says whether it was computed in a stack; on
-    a CPU it does not matter with which other cells.
+    None of it changes a number: whether a cell is computed in a stack, its configuration says, and on a CPU it does not
+    matter with which others.
 
     Attributes:
         jobs: cells at a time, None for as many as there is room for.
@@ -45,7 +45,7 @@ class Running:
         every: how often checkpoints are written.
         address: of a Ray cluster, None starts one here.
         beat, expiry: of leases, in seconds.
-        pack: cells trained together at most, None for as many as pay.
+        pack: cells in one stack at most, 1 for each with a copy of itself, None for as many as pay.
     """
 
     jobs: int | None = None

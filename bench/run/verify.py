@@ -21,6 +21,7 @@ from bench.store.store import Store
 from bench.train.device import environment_of
 
 NUMBERS = ("metrics", "slices", "costs", "additions", "exits", "cycles", "zero_attention", "history", "schedule")
+MODES = {True: "in a stack", False: "alone"}
 TIMES = {"seconds"}  # in a history entry: what may differ between two runs
 
 
@@ -59,6 +60,8 @@ def _stored_problem(store: Store, id: str, record: Record) -> str:
     fingerprint = task_data(cell.task, cell.task_options).fingerprint
     if fingerprint != cell.fingerprint:
         return f"the data have the fingerprint {fingerprint[:12]}, then {cell.fingerprint[:12]}"
+    if record.stacked is not cell.train.stacked:
+        return f"it was computed {MODES[record.stacked]}, its configuration says stacked = {cell.train.stacked}"
     trace = Trace.from_bytes((store.folder(id) / "trace.npz").read_bytes())
     for name, value in trace.leaving(trace.n_cycles).items():
         if value != record.test(name):

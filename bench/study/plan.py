@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig
 from bench.data.task import TaskData, get_task, task_data
+from bench.errors import UserError
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
@@ -17,7 +18,8 @@ from bench.study.hypotheses import resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
-from bench.train.device import pick_device
+from bench.train.device import device_kind, pick_device
+from bench.train.modes import resolved
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
     tasks, built = [], {}
     for task in study.tasks:
         maker = get_task(task.name, task.options)
-        task_options = maker.options.model_dump(mode="json")
+        task_options = maker.options.model_dump(mode="json", exclude_defaults=True)
         data = built[task.label] = task_data(task.name, task_options)
         tasks.append(TaskRow(label=task.label, task=task.name, **_metric(data)))
         # What others start from comes first, since its id is part of theirs.
@@ -130,14 +132,15 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
             if init is not None and start is None:
                 check_start(init, entry.sharing, variant, model, data)
             variant.schedule(model)  # an impossible shape or device must be refused before anything runs
-            pick_device(train)
             train.check(model)
+            outside = init is not None and start is None
+            train = resolved(train, device_kind(train), variant, model, data.vocab_size, data.length, outside)
             if text or steps:
                 chosen[entry.label][task.label] = text or steps
             for seed in study.seeds:
                 cell = Cell(
                     variant=entry.name,
-                    options=variant.options.model_dump(mode="json"),
+                    options=variant.options.model_dump(mode="json", exclude_defaults=True),
                     model=model,
                     train=train,
                     task=task.name,
@@ -149,6 +152,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 )
                 made[entry.label, task.label, seed] = cell
                 cells.append(Planned(entry.label, task.label, cell))
+    _check_alike(cells)
     manifest = Manifest(
         study=study.name,
         question=study.question,
@@ -167,6 +171,17 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         config=study.model_dump(mode="json"),
     )
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
+
+
+def _check_alike(cells: Iterable[Planned]) -> None:
+    """Raises UserError if the cells of a study differ in what would be taken for a difference between variants."""
+    for field in ("device", "precision"):
+        places: dict[str, str] = {}
+        for planned in cells:
+            places.setdefault(getattr(planned.cell.train, field), f"{planned.variant} on {planned.task}")
+        if len(places) > 1:
+            told = ", ".join(f"{value!r} for {place}" for value, place in places.items())
+            raise UserError(f"train.{field}: {told} in one study (allowed: one for all of its cells)")
 
 
 def _metric(data: TaskData) -> dict[str, Any]:

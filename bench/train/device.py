@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,11 @@ from bench.store.records import Environment
 def device_of(config: Execution) -> torch.device:
     """The device asked for, where it is there; ``auto`` takes CUDA where there is one."""
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def device_kind(config: Execution) -> Literal["cpu", "cuda"]:
+    """``pick_device`` as an id tells it: of which kind, not which one."""
+    return "cuda" if pick_device(config).type == "cuda" else "cpu"
 
 
 def pick_device(config: Execution) -> torch.device:

@@ -99,10 +99,11 @@ class Training:
         checkpoints: Checkpoints | None = None,
         watch: WatchHistory | None = None,
         team: Team = ALONE,
-        stacked: bool = False,
+        stacked: bool | None = None,
     ) -> None:
         """The arguments of ``train``, which says what is raised here, too; team: started, if it is of several; stacked:
-        whether its steps are computed in a stack (``bench.train.packing``): a checkpoint goes on as it began.
+        whether its steps are computed in a stack (``bench.train.packing``), None as the configuration says; a
+        checkpoint goes on as it began.
         """
         if config.processes != team.size:
             raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
@@ -129,7 +130,7 @@ class Training:
         with team.rank_0_first():  # it sets damaged checkpoints aside
             self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
         if not self.at.step:
-            self.at.stacked = stacked
+            self.at.stacked = config.stacked is True if stacked is None else stacked
         if self.at.stacked:
             keep_freed_memory()
         self.last = self.at.seconds

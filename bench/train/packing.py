@@ -4,7 +4,7 @@ Each model keeps its own parameters, optimizer, evaluation and checkpoints. For 
 models are stacked, [S, ...], and their batches too, [S, B, T]. Forward and backward pass then run once for the whole
 stack (``torch.func.functional_call`` under ``torch.vmap``). Each model gets the gradient that it would get alone,
 except for rounding. S models need as many calls as one model. That saves time where the calls take the time, and not
-the arithmetic (``bench.run.packs``).
+the arithmetic (``bench.train.modes``).
 
 A cell with several CPU threads computes one stack in each thread. Two stacks need not wait for each other. Threads that
 share one operation must.
