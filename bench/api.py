@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.errors import UserError, unknown
 from bench.plugins import import_files
 from bench.store.manifest import CellRow, Manifest
-from bench.store.records import Failure, Outcome, Record
+from bench.store.records import Failure, Outcome, Record, configuration
 from bench.store.store import Store
 from bench.study.load import load_study, study_from
 from bench.study.schema import Study
@@ -86,7 +86,7 @@ class Results:
             record = self.records.get(cell.id)
             row = {**cell.dump(), "status": record.status if record else "missing"}
             if record is not None:
-                row |= dict(_flat(record.cell.dump()))
+                row |= dict(_flat(configuration(record)))
             if record is not None and record.status == "done":
                 row |= record.metrics
                 row |= {f"costs.{key}": value for key, value in record.costs.dump().items()}

@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.errors import UserError, from_validation
 
 IGNORED = -100  # the target of a position that is not scored
-ADDED = ("residual_scale",)  # fields of a shape that cells had ids before: not in the id of one that has them at None
-RESULTS_SCHEMA = 2  # part of every cell's id: raise it when a change makes older results incomparable
+RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes older results incomparable
+
+
+NUMBERLESS = {"activation_checkpointing"}  # fields of a training that change no number
+RESOLVED = ("device", "precision", "stacked")  # fields of a training that are never left out of an id
 
 
 class Strict(BaseModel):
@@ -285,7 +288,12 @@ class EvalConfig(Strict):
 
 
 class Cell(Strict):
-    """The unit that is run, stored and resumed: one variant, shape, training, task and seed on known data."""
+    """The unit that is run, stored and resumed: one variant, shape, training, task and seed on known data.
+
+    Attributes:
+        options, task_options: what differs from the defaults of the variant and of the task, which fill in the rest.
+        train: as resolved when the cell was planned, without any ``auto``.
+    """
 
     variant: str
     options: dict[str, Any]
@@ -300,8 +308,12 @@ class Cell(Strict):
 
     @property
     def id(self) -> str:
-        """SHA-256 of the canonical configuration, the data's fingerprint and the results schema."""
-        payload = {"schema": RESULTS_SCHEMA, **self.model_dump(mode="json")}
-        shape = payload["model"].items()
-        payload["model"] = {name: value for name, value in shape if name not in ADDED or value is not None}
+        """SHA-256 of what can change the cell's numbers: its configuration, the data's fingerprint, the results schema.
+
+        Fields at their default are left out, so that a new one changes no id; so are those that change no number. To
+        change a default is to change what ids mean: it needs another schema.
+        """
+        told = self.model_dump(mode="json", exclude_defaults=True, exclude={"train": NUMBERLESS})
+        told["train"] |= {field: getattr(self.train, field) for field in RESOLVED}
+        payload = {"schema": RESULTS_SCHEMA, **told}
         return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.data.task import get_task, task_data
+from bench.data.task import task_data
 from bench.errors import UserError
 from bench.model.costs import costs
 from bench.model.language_model import build_model
@@ -29,7 +29,7 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
     if study.reference is None:
         raise UserError(f"study {study.name!r} needs a reference: what its variants' costs are held against")
     task = study.tasks[0]
-    data = task_data(task.name, get_task(task.name, task.options).options.model_dump(mode="json"))
+    data = task_data(task.name, task.options)
     reference = next(entry for entry in study.variants if entry.label == study.reference)
     device = pick_device(study.cell_train(reference, task))
 

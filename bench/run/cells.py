@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.errors import Fault, reason_of
-from bench.run.going import Going, run_rank
+from bench.run.going import Going, run_rank, settings_of
 from bench.run.lease import BEAT, Lease, LeaseLostError
 from bench.run.usage import Usage
 from bench.store.records import Configuration, Failure, Outcome
@@ -192,6 +192,9 @@ def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> F
         trace: where in the code, None if nothing was raised.
     """
     reason, trace = _sayable(reason), None if trace is None else _sayable(trace)
+    settings: dict[str, dict[str, Any]] = {}
+    with suppress(Exception):  # the variant may be what is wrong
+        settings = settings_of(cell)
     return Failure(
         schema=RESULTS_SCHEMA,
         status="failed",
@@ -202,6 +205,7 @@ def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> F
         at=time.time(),
         traceback=trace,
         environment=environment_of(cell.train),
+        settings=settings,
     )
 
 

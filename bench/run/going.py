@@ -13,6 +13,7 @@ import torch
 
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.data.prepared import cell_data
+from bench.data.task import get_task
 from bench.evaluate.record import examine
 from bench.evaluate.slices import further_scores
 from bench.model.costs import costs
@@ -135,16 +136,23 @@ class Going:
             ),
             environment=environment_of(cell.train),
             stacked=self.training.at.stacked,
+            settings=settings_of(cell),
         )
         shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
         with whole_folder(folder / "model", folder) as target:
-            save_checkpoint(lm, target, data.tokenizer(), _lineage(cell), data.length, _scores(cell, record))
+            save_checkpoint(lm, target, data.tokenizer(), _lineage(cell, record), data.length, _scores(cell, record))
         atomic_write(folder / "trace.npz", trace.to_bytes())
         atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
         store.write_cell(cell.id, cell)
         store.write_result(cell.id, record)  # last: its presence says that everything else is there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return record
+
+
+def settings_of(cell: Cell) -> dict[str, dict[str, Any]]:
+    """The options of a cell with those at their defaults. Raises UserError if its variant or task is not known."""
+    made = {"options": get_variant(cell.variant, cell.options), "task_options": get_task(cell.task, cell.task_options)}
+    return {key: thing.options.model_dump(mode="json") for key, thing in made.items()}
 
 
 def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:
@@ -154,14 +162,14 @@ def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:
         return error
 
 
-def _lineage(cell: Cell) -> dict[str, Any]:
+def _lineage(cell: Cell, record: Record) -> dict[str, Any]:
     """Where a cell's model comes from, for its card."""
-    init, train = cell.init, cell.train
+    init, train, task_options = cell.init, cell.train, record.settings["task_options"]
     return {
         "starts from": "random weights" if init is None else init.source,
         **({"digest of the source": init.digest} if init is not None and init.digest else {}),
         **({"sharing of its blocks": init.sharing} if init is not None and init.sharing else {}),
-        "trained on": f"{cell.task} {cell.task_options} (fingerprint {cell.fingerprint[:12]})",
+        "trained on": f"{cell.task} {task_options} (fingerprint {cell.fingerprint[:12]})",
         "training": f"{train.steps} steps of {train.batch_size} sequences, {train.trained}, seed {cell.seed}",
         "cell": cell.id,
     }

@@ -232,7 +232,8 @@ class Record(Stored):
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
-        stacked: whether it was trained in one stack with others.
+        stacked: whether it was trained in a stack.
+        settings: ``options`` and ``task_options`` of the cell with those at their defaults.
         execution: what was measured of executed exits afterwards, from a file of its own.
     """
 
@@ -252,6 +253,7 @@ class Record(Stored):
     timing: Timing
     environment: Environment
     stacked: bool = False
+    settings: dict[str, dict[str, Any]] = {}
     execution: dict[str, list[ExecutionRow]] = {}
 
     def test(self, metric: str) -> float:
@@ -267,6 +269,7 @@ class Failure(Stored):
             (no memory, no room on the disk, a killed process), None where that was not told.
         at: seconds since 1970.
         traceback: None where it is of no use.
+        settings: as of a result.
     """
 
     version: int | None = Field(None, alias="schema")
@@ -278,7 +281,13 @@ class Failure(Stored):
     at: float
     traceback: str | None = None
     environment: Environment
+    settings: dict[str, dict[str, Any]] = {}
 
 
 Outcome = Record | Failure
 """What became of a cell; ``status`` tells which."""
+
+
+def configuration(record: Outcome) -> dict[str, Any]:
+    """All that a cell is, with the options at their defaults, which its own configuration leaves out."""
+    return {**record.cell.dump(), **record.settings}

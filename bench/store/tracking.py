@@ -17,7 +17,7 @@ from bench.errors import first_line
 from bench.processes import gone, me
 from bench.registry import Registry
 from bench.store.manifest import BudgetRow, Manifest, ThresholdRow
-from bench.store.records import Outcome, Record
+from bench.store.records import Outcome, Record, configuration
 from bench.store.store import Store
 
 EXPERIMENT = "cyclebench"
@@ -162,7 +162,7 @@ class MlflowTracker(Tracker):
         }
         name = f"{place.variant} {place.task} seed {record.cell.seed}"
         run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
-        for params in _batches([Param(key, str(value)) for key, value in _flat(record.cell.dump())], PARAMS_A_BATCH):
+        for params in _batches([Param(key, str(value)) for key, value in _flat(configuration(record))], PARAMS_A_BATCH):
             self.client.log_batch(run, params=params)
         rows = [
             *_system(self.store.usage(record.id), began),
