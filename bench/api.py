@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.errors import UserError, unknown
 from bench.plugins import import_files
+from bench.run.upgrade import open_store
 from bench.store.manifest import CellRow, Manifest
 from bench.store.records import Failure, Outcome, Record, configuration
 from bench.store.store import Store
@@ -200,7 +201,8 @@ def load_results(study: StudySource, runs: str | Path = "runs", preset: str | No
     Raises:
         UserError: if it has not been run.
     """
-    store, name = Store(Path(runs)), open_study(study, preset=preset).name
+    name = open_study(study, preset=preset).name
+    store = open_store(runs)
     manifest = store.manifest(name)
     if manifest is None:
         again = f"cyclebench run {study}" if isinstance(study, str | Path) else "cyclebench.run"
@@ -271,7 +273,7 @@ def run(
     from bench.train.checkpoints import Every  # start-up
 
     how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
-    store = Store(Path(runs))
+    store = open_store(runs, begin=True)
     window = trackers.get(tracker)(tracking_uri, store)
 
     def run_plan(plan: Plan) -> Records:

@@ -91,6 +91,7 @@ def write_report(
             "exit_findings": findings(manifest, results),
             "executions": executions(manifest, results),
             "environment": [ran_on(place) for place in environments(results.values())],
+            "other_mode": [r.id[:12] for r in results.values() if r.status == "done" and r.other_mode],
             "failures": [r for r in results.values() if r.status == "failed"],
         }
         context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})

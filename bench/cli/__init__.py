@@ -173,14 +173,14 @@ def sweep(
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
     chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
+    from bench.run.upgrade import open_store  # start-up
     from bench.store.environment import git_revision  # start-up
-    from bench.store.store import Store  # start-up
     from bench.store.tracking import trackers  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
-    store = Store(runs)
+    store = open_store(runs, begin=True)
     url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)
     result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision())
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):

@@ -35,6 +35,8 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
     n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
     print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
     print(f"{found.waiting} waiting")
+    if found.other_mode:
+        print(f"{found.other_mode} done by an earlier version in another mode (in a stack, or alone) than would be now")
     if found.running:
         table = new_table("Running", "cell", "where", "since", "step", "tokens/s", "left")
         for held in sorted(found.running, key=lambda held: str(held["name"])):
@@ -101,10 +103,11 @@ def verify(
     store, cells = results.store, results.manifest.cells
     stored = check_stored(store, cells)
     again = rerun(store, cells, sample, seed)
-    for finding in [*(f for f in stored if f.problem), *again]:
-        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or 'the same numbers'}")
+    for finding in [*(f for f in stored if f.problem or f.note), *again]:
+        sound = "the same numbers" if finding in again else "sound"
+        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or sound}")
         if finding.note:
-            print(f"  the environment differs: {finding.note}")
+            print(f"  {finding.note}")
     sound = sum(not finding.problem for finding in stored)
     same = sum(not finding.problem for finding in again)
     print(f"{sound} of {len(stored)} stored results are sound; {same} of {len(again)} cells run again gave", end="")

@@ -119,6 +119,15 @@ def load_prepared(folder: Path) -> TaskData | None:
     return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=found)
 
 
+def prepared_shape(folder: Path) -> tuple[int, int] | None:
+    """Vocabulary and length of the data in a folder, by what is told of them alone; None if that is missing."""
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        return int(about["vocab_size"]), int(about["length"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def _digests(folder: Path) -> dict[str, Any]:
     """SHA-256 by path of all files but the one that tells of the others."""
     found = {}

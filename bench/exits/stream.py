@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from bench.errors import UserError, first_line
 from bench.exits.generation import EarlyExit
 from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.store.versions import located
 
 Write = Callable[[str], object]
 SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -26,7 +27,8 @@ class Checkpoint:
 
     def __init__(self, source: str) -> None:
         """source: the folder of a model, or of a finished cell. Raises UserError if it holds no model."""
-        folder = Path(source) / "model" if (Path(source) / "model").is_dir() else Path(source)
+        folder = located(Path(source))
+        folder = folder / "model" if (folder / "model").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:

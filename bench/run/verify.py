@@ -38,7 +38,8 @@ class Finding:
 
 def check_stored(store: Store, cells: list[CellRow]) -> list[Finding]:
     """Look at every stored result: that its id is that of its configuration, that its data are still the same, and
-    that its trace gives its metrics.
+    that its trace gives its metrics, that it was computed in the mode that its configuration says. An older result of
+    another mode is noted only: it was as good when it was made.
     """
     found = []
     for listed in cells:
@@ -49,8 +50,14 @@ def check_stored(store: Store, cells: list[CellRow]) -> list[Finding]:
             problem = _stored_problem(store, listed.id, record)
         except Exception as error:  # a damaged file may say anything
             problem = typed_line(error)
-        found.append(Finding(listed.id, listed.name, "stored", problem))
+        note = f"of an earlier version: {_other_mode(record)}" if record.other_mode and record.former else ""
+        found.append(Finding(listed.id, listed.name, "stored", problem, note))
     return found
+
+
+def _other_mode(record: Record) -> str:
+    said = record.cell.train.get("stacked")
+    return f"it was computed {MODES[record.stacked]}, its configuration says stacked = {said}"
 
 
 def _stored_problem(store: Store, id: str, record: Record) -> str:
@@ -60,8 +67,8 @@ def _stored_problem(store: Store, id: str, record: Record) -> str:
     fingerprint = task_data(cell.task, cell.task_options).fingerprint
     if fingerprint != cell.fingerprint:
         return f"the data have the fingerprint {fingerprint[:12]}, then {cell.fingerprint[:12]}"
-    if record.stacked is not cell.train.stacked:
-        return f"it was computed {MODES[record.stacked]}, its configuration says stacked = {cell.train.stacked}"
+    if record.other_mode and not record.former:
+        return _other_mode(record)
     trace = Trace.from_bytes((store.folder(id) / "trace.npz").read_bytes())
     for name, value in trace.leaving(trace.n_cycles).items():
         if value != record.test(name):
@@ -94,7 +101,8 @@ def rerun(store: Store, cells: list[CellRow], sample: int, seed: int = 0) -> lis
         then, now = record.environment.dump(), environment_of(cell.train).dump()
         changed = [f"{key}: {then.get(key)} -> {now[key]}" for key in now if key != "git"]
         changed = [text for text in changed if text.split(": ", 1)[1].split(" -> ")[0] != text.split(" -> ")[1]]
-        found.append(Finding(listed.id, listed.name, "run again", problem, "; ".join(changed)))
+        note = f"the environment differs: {'; '.join(changed)}" if changed else ""
+        found.append(Finding(listed.id, listed.name, "run again", problem, note))
     return found
 
 

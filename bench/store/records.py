@@ -234,6 +234,7 @@ class Record(Stored):
         cycles: the model run for 1, 2, ... cycles.
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
+        former: ids that the cell had in earlier versions of the store.
         execution: what was measured of executed exits afterwards, from a file of its own.
     """
 
@@ -254,11 +255,17 @@ class Record(Stored):
     environment: Environment
     stacked: bool = False
     settings: dict[str, dict[str, Any]] = {}
+    former: list[str] = []
     execution: dict[str, list[ExecutionRow]] = {}
 
     def test(self, metric: str) -> float:
         """The score of that name on the test split."""
         return self.metrics[f"test_{metric}"]
+
+    @property
+    def other_mode(self) -> bool:
+        """Whether it was computed in another mode, in a stack or alone, than its configuration says."""
+        return self.stacked is not self.cell.train.get("stacked", self.stacked)
 
 
 class Failure(Stored):
@@ -269,7 +276,7 @@ class Failure(Stored):
             (no memory, no room on the disk, a killed process), None where that was not told.
         at: seconds since 1970.
         traceback: None where it is of no use.
-        settings: as of a result.
+        settings, former: as of a result.
     """
 
     version: int | None = Field(None, alias="schema")
@@ -282,6 +289,7 @@ class Failure(Stored):
     traceback: str | None = None
     environment: Environment
     settings: dict[str, dict[str, Any]] = {}
+    former: list[str] = []
 
 
 Outcome = Record | Failure

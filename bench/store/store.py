@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from bench.errors import UserError
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult
 from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
+from bench.store.versions import Former, former_of
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -54,9 +56,11 @@ class Records(Mapping[str, Outcome]):
 
 
 class Store:
-    """Results under one folder: ``<id>/cell.json``, ``result.json`` (written last: it says that a cell is done),
+    """Results under one folder, which is opened by ``bench.run.upgrade.open_store`` where it may be of an earlier
+    version: ``<id>/cell.json``, ``result.json`` (written last: it says that a cell is done),
     ``failure.json``, and what else a cell leaves; ``studies/<name>.json`` names the cells of a study's last run;
-    ``data/<fingerprint>/`` holds what cells are trained and tested on, which is made again where it is missing.
+    ``data/<fingerprint>/`` holds what cells are trained and tested on, which is made again where it is missing;
+    ``former.json`` tells former ids of cells, which are as good as those of now.
     """
 
     def __init__(self, root: Path) -> None:
@@ -65,9 +69,18 @@ class Store:
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--runs: {str(root)!r} is a file, not a folder")
 
+    @cached_property
+    def former(self) -> Former:
+        """What the store remembers of earlier versions."""
+        return former_of(self.root)
+
+    def current(self, id: str) -> str:
+        """The id that a cell has now, by that or by a former one."""
+        return self.former.ids.get(id, id)
+
     def folder(self, id: str) -> Path:
         """The folder of a cell."""
-        return self.root / id
+        return self.root / self.current(id)
 
     def data(self, fingerprint: str) -> Path:
         """The folder of prepared data."""

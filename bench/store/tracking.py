@@ -133,7 +133,7 @@ class MlflowTracker(Tracker):
             )
             for run in page:
                 if run.info.status in ("FINISHED", "FAILED"):
-                    yield run.data.tags.get(CELL_TAG, ""), run.data.tags.get(ATTEMPT, "")
+                    yield self.store.current(run.data.tags.get(CELL_TAG, "")), run.data.tags.get(ATTEMPT, "")
                 elif OWNER in run.data.tags and gone(json.loads(run.data.tags[OWNER])):
                     self.client.delete_run(run.info.run_id)
             token = page.token

@@ -237,7 +237,7 @@ def row(job: BudgetJob) -> BudgetRow:
         assert record is not None and record.status == "done"
         return BudgetTrial(
             trial=trial.number,
-            id=trial.user_attrs["cell"],
+            id=store.current(trial.user_attrs["cell"]),
             params=trial.params,
             flops_per_token=trial.values[1],
             train_flops=record.costs.train_flops,
@@ -257,7 +257,7 @@ def row(job: BudgetJob) -> BudgetRow:
         pruned=sum(t.state == TrialState.PRUNED and "reason" in t.user_attrs for t in trials),
         failed=sum(t.state == TrialState.FAIL and "reason" in t.user_attrs for t in trials),
         refused=sum("refused" in t.user_attrs for t in trials),
-        cells=[t.user_attrs["cell"] for t in trials if t.state == TrialState.COMPLETE],
+        cells=[store.current(t.user_attrs["cell"]) for t in trials if t.state == TrialState.COMPLETE],
         front=[told(trial) for trial in sorted(study.best_trials, key=lambda t: t.values[1])],
         chosen=told(chosen) if chosen is not None else None,
     )

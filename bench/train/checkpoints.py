@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.errors import UserError, first_line
 from bench.store.files import whole_file
+from bench.store.versions import former_of_cell
 from bench.train.distributed import ALONE, Team, laid_out, whole
 
 TOLD = ("step", "seconds", "history", "losses", "stacked")  # of a position, beside tensors
@@ -73,7 +74,8 @@ class Checkpoints:
     """The checkpoints of one cell in a folder, named by their step."""
 
     def __init__(self, folder: Path, cell: str, every: Every, team: Team | None = None) -> None:
-        """cell: its id, so that a file that strays here from another cell is not taken; team: whose rank 0 writes,
+        """cell: its id, so that a file that strays here from another cell is not taken (its former ids are told by a
+        file in the folder above); team: whose rank 0 writes,
         while all of its ranks must call ``save`` and ``load``.
         """
         self.folder, self.cell, self.every, self.log, self.team = folder, cell, every, cell_logger(cell), team
@@ -138,7 +140,7 @@ class Checkpoints:
         if metadata.get("digest") != _digest(tensors, text):
             raise ValueError("its digest is not that of its contents")
         told = json.loads(text)
-        if told["cell"] != self.cell:
+        if told["cell"] != self.cell and told["cell"] not in former_of_cell(self.folder.parent).ids:
             raise ValueError(f"it belongs to cell {told['cell'][:12]}")
         return tensors, told
 
