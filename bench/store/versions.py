@@ -148,6 +148,9 @@ def move_cell(root: Path, old: str, new: str, files: Mapping[str, dict[str, Any]
 def clear_room(root: Path) -> None:
     """Remove what a killed upgrade has left half done."""
     shutil.rmtree(root / ROOM, ignore_errors=True)
+    for folder in (root, *(root / kind for kind in MANIFESTS)):
+        for path in folder.glob(".*.json.*"):  # of files that were not written to their end
+            path.unlink(missing_ok=True)
 
 
 def write_former(root: Path, ids: Mapping[str, str]) -> None:
@@ -159,7 +162,7 @@ def write_former(root: Path, ids: Mapping[str, str]) -> None:
         told = former_of_cell(folder)
         found |= dict.fromkeys(told.ids, folder.name)
         other |= {folder.name} if told.other_mode else set()
-    merged = {old: found.get(new, new) for old, new in {**known.ids, **found}.items()}
+    merged = {old: found.get(new, new) for old, new in sorted({**known.ids, **found}.items())}
     _write(root / FORMER, Former(ids=merged, other_mode=sorted(other)).model_dump())
 
 
