@@ -16,8 +16,8 @@ suite: .venv/installed
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input.
 torture: .venv/installed
-	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 CYCLEBENCH_UPGRADE_KILLS=50 HF_HUB_OFFLINE=1 \
-	    $(BIN)/pytest -q tests/test_kill.py tests/test_lease.py tests/test_bad_input.py tests/test_upgrade.py
+	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 CYCLEBENCH_UPGRADE_KILLS=50 \
+	    HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_kill.py tests/test_lease.py tests/test_bad_input.py tests/test_upgrade.py
 
 lint: style types
 

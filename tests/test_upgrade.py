@@ -32,7 +32,7 @@ from bench.run.status import status
 from bench.run.upgrade import LOCK, open_store
 from bench.run.verify import check_stored
 from bench.store.store import Store
-from bench.store.tracking import ATTEMPT, CELL_TAG, Tracker
+from bench.store.tracking import ATTEMPT, CELL_TAG, MlflowTracker
 from bench.store.versions import ABOUT, ROOM, VERSION, first_id, located
 from bench.study.load import load_study
 from bench.study.plan import Plan, make_plan
@@ -286,7 +286,7 @@ def test_an_unfinished_cell_goes_on_from_its_checkpoint(
 def test_what_mlflow_holds_by_a_former_id_is_not_logged_again(old: Path) -> None:
     former = [path.parent.name for path in old.glob("*/result.json")]
     store = open_store(old)
-    tracker = Tracker("none", store)
+    tracker = MlflowTracker("none", store)
     runs = [
         SimpleNamespace(info=SimpleNamespace(status="FINISHED"), data=SimpleNamespace(tags={CELL_TAG: id, ATTEMPT: ""}))
         for id in former

@@ -104,8 +104,8 @@ def verify(
     stored = check_stored(store, cells)
     again = rerun(store, cells, sample, seed)
     for finding in [*(f for f in stored if f.problem or f.note), *again]:
-        sound = "the same numbers" if finding in again else "sound"
-        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or sound}")
+        well = "sound" if finding.check == "stored" else "the same numbers"
+        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or well}")
         if finding.note:
             print(f"  {finding.note}")
     sound = sum(not finding.problem for finding in stored)

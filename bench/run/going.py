@@ -138,7 +138,7 @@ class Going:
             environment=environment_of(cell.train),
             stacked=self.training.at.stacked,
             settings=settings_of(cell),
-            **({"former": former} if (former := former_of_cell(folder).ids) else {}),
+            former=former_of_cell(folder).ids,
         )
         shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
         with whole_folder(folder / "model", folder) as target:
@@ -153,8 +153,8 @@ class Going:
 
 def settings_of(cell: Cell) -> dict[str, dict[str, Any]]:
     """The options of a cell with those at their defaults. Raises UserError if its variant or task is not known."""
-    made = {"options": get_variant(cell.variant, cell.options), "task_options": get_task(cell.task, cell.task_options)}
-    return {key: thing.options.model_dump(mode="json") for key, thing in made.items()}
+    variant, task = get_variant(cell.variant, cell.options), get_task(cell.task, cell.task_options)
+    return {"options": variant.options.model_dump(mode="json"), "task_options": task.options.model_dump(mode="json")}
 
 
 def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:

@@ -120,10 +120,10 @@ class Renaming:
         """The cell as this version plans it. Raises UserError if its variant or its task is not known here."""
         told = found.told
         variant, task = get_variant(told["variant"], told["options"]), get_task(told["task"], told["task_options"])
-        model, train = (parse(kind, told[key], key) for kind, key in ((ModelConfig, "model"), (TrainConfig, "train")))
+        model, train = parse(ModelConfig, told["model"], "model"), parse(TrainConfig, told["train"], "train")
         init = told.get("init")
         if source := _source(found):
-            init = {**init, "source": CELL_SOURCE + self.ids.get(source, source)}
+            init = {**told["init"], "source": CELL_SOURCE + self.ids.get(source, source)}
         shape = prepared_shape(self.root / "data" / told["fingerprint"])
         if shape is None:
             data = task_data(told["task"], told["task_options"])

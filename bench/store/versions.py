@@ -26,6 +26,7 @@ ABOUT, FORMER = "store.json", "former.json"
 ROOM = ".upgrade"  # where a cell's new folder is filled and its old one is emptied: nothing in it is needed
 MANIFESTS = ("studies", "sweeps")
 RECORDS = ("result.json", "failure.json")
+LATE = ("residual_scale",)  # fields of a shape that version 2 got when it had ids already
 ID = re.compile("[0-9a-f]{64}")
 
 
@@ -99,8 +100,11 @@ def located(path: Path) -> Path:
 
 
 def first_id(cell: Mapping[str, Any], schema: int) -> str:
-    """The id that versions before 3 gave to a configuration, which told every field."""
-    payload = {"schema": schema, **cell}
+    """The id that versions before 3 gave to a configuration: it told every field but those that came later and were
+    not used.
+    """
+    shape = {name: value for name, value in cell["model"].items() if name not in LATE or value is not None}
+    payload = {"schema": schema, **cell, "model": shape}
     return hashlib.sha256(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

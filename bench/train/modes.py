@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -101,7 +101,7 @@ def _possible(variant: Variant, model: ModelConfig, vocab_size: int, length: int
     """``stackable``, remembered: a study asks for every seed and learning rate."""
     options = json.dumps(variant.options.model_dump(mode="json"), sort_keys=True)
     alike = config.model_copy(update={"lr": 1e-3, "steps": 1})
-    return _remembered(type(variant), options, model, vocab_size, length, alike)
+    return _remembered(cast(Any, type(variant)), options, model, vocab_size, length, alike)
 
 
 @lru_cache(maxsize=1024)
