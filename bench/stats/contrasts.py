@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-from bench.stats.intervals import Interval, bca_interval, has_spread
+from bench.stats.intervals import Array, Interval, has_spread, interval
 
-FLIPS = 2**13  # sign patterns tried: all of them, hence an exact test, up to 13 pairs; a seeded sample beyond
+FLIPS = 2**13  # up to 13 pairs every sign pattern is tried
+GRID = 2**13  # steps into which the sum of the absolute differences is divided beyond that
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Paired:
 
 
 def paired(a: ArrayLike, b: ArrayLike = 0.0, margin: float = 0.0) -> Paired:
-    """Compare a with b, paired by seed [n]: BCa interval of the mean difference, effect size, sign-flip test.
+    """Compare a with b, paired by seed [n]: interval of the mean difference, effect size, sign-flip test.
 
     The test (Fisher 1935) asks whether the differences lie symmetrically about ``margin``: exact for normal or any
     other symmetric noise. p is 1 for fewer than two pairs.
@@ -39,42 +40,68 @@ def paired(a: ArrayLike, b: ArrayLike = 0.0, margin: float = 0.0) -> Paired:
     difference = np.atleast_1d(np.subtract(a, b)).astype(float)
     n = len(difference)
     sd = float(difference.std(ddof=1)) if n > 1 else math.nan
-    return Paired(bca_interval(difference), sign_flip_p(difference - margin), smallest_p(n), hedges_g(difference), sd)
+    return Paired(interval(difference), sign_flip_p(difference - margin), smallest_p(n), hedges_g(difference), sd)
 
 
-def sign_flip_p(differences: NDArray[np.float64]) -> float:
-    """Two-sided p that differences [n] lie symmetrically about zero: twice the share of sign patterns whose mean is at
-    least as far out, on the rarer side. 1 for fewer than two.
+def sign_flip_p(differences: Array) -> float:
+    """Two-sided p that differences [n] lie symmetrically about zero: twice the rarer tail. 1 for fewer than two."""
+    return min(1.0, 2 * min(sign_flip_tails(differences))) if len(differences) > 1 else 1.0
 
-    All patterns where there are at most ``FLIPS`` of them; otherwise a sample, to which what was seen belongs too
-    (Phipson & Smyth 2010). ``scipy.stats.permutation_test`` says the same and takes ten times as long.
+
+def sign_flip_tails(differences: Array) -> tuple[float, float]:
+    """One-sided p-values that the centre of differences [n] is above zero, and that it is below it.
+
+    Each is the share of the 2^n sign patterns whose sum is at least as far out as the one seen; 1 and 1 where n = 0 or
+    a difference is NaN. Up to 13 pairs every pattern is tried (``scipy.stats.permutation_test`` says the same and takes
+    ten times as long). Beyond, the absolute differences are rounded to steps of 1/GRID of their sum and the patterns
+    counted by dynamic programming, as for Wilcoxon's signed ranks (Pagano & Tritchler 1983). The test stays exact,
+    since the rounded differences are as symmetric as the differences, and p has no floor but 2^-n: sampled patterns
+    could not reach the levels of a study with many looks.
     """
     n = len(differences)
-    if n < 2:
-        return 1.0
-    exact = 2**n <= FLIPS
+    if n == 0 or np.isnan(differences).any():
+        return 1.0, 1.0
+    if 2**n > FLIPS:
+        return _counted_tails(differences)
     means = _signs(n) @ differences / n
     seen = differences.mean()
     near = 1e-14 * np.abs(differences).mean()  # sums of the same numbers in another order
-    tails = [np.count_nonzero(side) + (not exact) for side in (means <= seen + near, means >= seen - near)]
-    return float(min(1.0, 2 * min(tails) / (len(means) + (not exact))))
+    return float(np.mean(means >= seen - near)), float(np.mean(means <= seen + near))
+
+
+def equivalence_p(differences: Array, within: float) -> float:
+    """p of two one-sided sign-flip tests that the centre of differences [n] is between -within and within.
+
+    The greater of the two (TOST: Schuirmann 1987), so that it is exact where each of them is. 1 for n = 0.
+    """
+    return max(sign_flip_tails(differences + within)[0], sign_flip_tails(differences - within)[1])
+
+
+def _counted_tails(differences: Array) -> tuple[float, float]:
+    """``sign_flip_tails`` of differences [n] on the grid, by the distribution of the sum of the positive ones."""
+    sizes = np.abs(differences)
+    if not sizes.any():
+        return 1.0, 1.0
+    steps = np.rint(sizes * (GRID / sizes.sum())).astype(int)
+    share = np.zeros(steps.sum() + 1)  # of the patterns, by their sum
+    share[0], top = 1.0, 0
+    for step in steps:
+        share[: top + 1] /= 2
+        share[step : top + step + 1] += share[: top + 1].copy()
+        top += step
+    seen = steps[differences > 0].sum()
+    return min(1.0, float(share[seen:].sum())), min(1.0, float(share[: seen + 1].sum()))
 
 
 @lru_cache(maxsize=8)
-def _signs(n: int) -> NDArray[np.float64]:
-    """Sign patterns [F, n] of 1 and -1; not to be changed."""
-    if 2**n <= FLIPS:
-        bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
-    else:
-        bits = np.random.default_rng(0).integers(2, size=(FLIPS, n))
-    return np.where(bits, -1.0, 1.0)
+def _signs(n: int) -> Array:
+    """All sign patterns [2^n, n] of 1 and -1; not to be changed."""
+    return np.where(np.arange(2**n)[:, None] >> np.arange(n) & 1, -1.0, 1.0)
 
 
 def smallest_p(n: int) -> float:
-    """The least two-sided p of the sign-flip test on n pairs: 2 of 2^n patterns, or 2 of the sampled ones."""
-    if n < 2:
-        return 1.0
-    return max(2.0 ** (1 - n), 2.0 / (FLIPS + 1) if 2**n > FLIPS else 0.0)
+    """The least two-sided p of the sign-flip test on n pairs: 2 of 2^n patterns."""
+    return 2.0 ** (1 - n) if n > 1 else 1.0
 
 
 def hedges_g(differences: ArrayLike) -> float:
@@ -91,17 +118,7 @@ def hedges_g(differences: ArrayLike) -> float:
     return float(correction * data.mean() / data.std(ddof=1))
 
 
-def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """Holm's (1979) step-down correction: the family-wise error is at most alpha where the result is below alpha."""
-    raw = np.asarray(p, dtype=float)
-    order = np.argsort(raw, kind="stable")
-    stepped = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
-    corrected = np.empty_like(raw)
-    corrected[order] = np.minimum(stepped, 1.0)
-    return corrected
-
-
-def over_tasks(differences: ArrayLike, same_unit: bool) -> NDArray[np.float64]:
+def over_tasks(differences: ArrayLike, same_unit: bool) -> Array:
     """One difference a seed [n] from those on several tasks [T, n], so that a seed stays one observation.
 
     It is the plain mean over tasks where all have one unit. Otherwise each task's differences are first divided by

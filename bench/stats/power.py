@@ -1,16 +1,31 @@
-"""How many seeds an effect needs, and which effect some seeds can show."""
+"""How many seeds an effect needs, and which effect some seeds can show, by the sign-flip test that is really used.
+
+For normal differences of mean m and standard deviation s, a one-sided sign-flip test on n pairs is a t test whose
+critical value depends on how the residuals (the differences less m, divided by s) lie: it is the K-th greatest of the
+negative means of all subsets of them (Hartigan 1969, JASA 64), where K patterns beside the one seen may be as extreme.
+Residuals are independent of m and s, so that only they are simulated, and the power for each critical value is computed
+(tests/test_stats_power.py holds it against the test itself at every level in use).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
-from scipy import optimize, stats
+import numpy as np
+from scipy import optimize, special, stats
+
+from bench.stats.contrasts import Array
 
 MOST_SEEDS = 10_000
+ALL_SUBSETS = 14  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
+LIKE_T = 100  # from here on the critical value is the t test's, to 0.01
+NODES = 64  # of the distribution of s
 
 
 def attainable_level(n: int, alpha: float) -> float:
-    """The greatest p below alpha that the sign-flip test on n pairs can give: k / 2^(n-1), 0 if there is none."""
+    """The greatest two-sided p below alpha that the sign-flip test on n pairs can give; 0 if there is none."""
     if n > 40:  # the steps are finer than any alpha
         return alpha
     patterns = 2.0 ** (n - 1)
@@ -20,21 +35,36 @@ def attainable_level(n: int, alpha: float) -> float:
 def power_of(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
     """Probability that n pairs show ``effect`` > 0 (beyond the margin), in its direction, at two-sided level alpha.
 
-    For normal differences of the given sd. Where only "all differences have one sign" is significant it is exactly
-    Phi(effect/sd)^n; otherwise the power of the paired t test (noncentral t) at the level the sign-flip test can
-    attain, which it follows closely from above (tests/test_stats_power.py).
+    For normal differences of the given sd; effect and sd are in the metric's unit.
     """
-    level = attainable_level(n, alpha) if n > 1 else 0.0
-    if level == 0 or effect <= 0:
+    if n < 2 or attainable_level(n, alpha) == 0 or effect <= 0:
         return 0.0
     if sd == 0:
         return 1.0
-    if n <= 40 and level == 2.0 ** (1 - n):
-        return float(stats.norm.cdf(effect / sd) ** n)
-    noncentrality = effect / sd * math.sqrt(n)
-    if noncentrality > 35:  # beyond what scipy's noncentral t is good for, and certain anyway
+    critical = critical_values(n, alpha / 2)[:, :1]
+    return float(special.ndtr(math.sqrt(n) * effect / sd - critical * _scales(n)).mean())
+
+
+def equivalence_power(effect: float, sd: float, n: int, within: float, alpha: float = 0.05) -> float:
+    """Probability that two one-sided sign-flip tests at level alpha show that a true mean ``effect`` is within bounds.
+
+    For normal differences.
+
+    Args:
+        effect: the true mean difference, of any sign.
+        sd: standard deviation of the differences.
+        n: pairs.
+        within: the bounds are -within and within.
+        alpha: level of each of the two tests, which is that of the whole.
+    """
+    if n < 2 or attainable_level(n, 2 * alpha) == 0 or abs(effect) >= within:
+        return 0.0
+    if sd == 0:
         return 1.0
-    return float(stats.nct.sf(stats.t.isf(level / 2, n - 1), n - 1, noncentrality))
+    root, scales = math.sqrt(n) / sd, _scales(n)
+    above, below = (critical_values(n, alpha)[:, side, None] * scales for side in (0, 1))
+    chance = special.ndtr(root * (within - effect) - below) - special.ndtr(above - root * (within + effect))
+    return float(np.maximum(chance, 0.0).mean())
 
 
 def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -52,11 +82,97 @@ def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> fl
 
 
 def seeds_needed(effect: float, sd: float, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """The fewest pairs that show ``effect`` with the given power; None if more than MOST_SEEDS."""
-    if power_of(effect, sd, MOST_SEEDS, alpha) < power:
+    """The fewest pairs that show ``effect`` with the given power; None if more than MOST_SEEDS, or sd is NaN."""
+    return _fewest(lambda n: power_of(effect, sd, n, alpha), power)
+
+
+def seeds_for_equivalence(
+    effect: float, sd: float, within: float, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """The fewest pairs that show a true mean ``effect`` to be within bounds (``equivalence_power``); None as above."""
+    return _fewest(lambda n: equivalence_power(effect, sd, n, within, alpha), power)
+
+
+def critical_shift(noise: Array, level: float) -> Array:
+    """By how much noise [R, n] has to be shifted upwards for the one-sided sign-flip test to give p < level, [R].
+
+    Exact up to ALL_SUBSETS pairs. Beyond, p is taken from Robinson's (1982, JRSS B 44(1)) saddlepoint approximation of
+    the test. Infinite where the test cannot give such a p.
+    """
+    n = noise.shape[1]
+    count = math.ceil(level * 2.0**n) - 1  # patterns that may be as extreme as what is seen, itself included
+    if count < 1:
+        return np.full(len(noise), math.inf)
+    if count == 1:  # all differences have to be above zero
+        return np.asarray(-noise.min(axis=1))
+    if n <= ALL_SUBSETS:
+        return np.asarray(-np.partition(noise @ _subsets(n), count - 1, axis=1)[:, count - 1])
+    low, high = -noise.mean(axis=1), -noise.min(axis=1)  # p is 1/2 there, and the least there is
+    for _ in range(16):
+        middle = (low + high) / 2
+        significant = _saddlepoint(noise + middle[:, None]) < level
+        low, high = np.where(significant, low, middle), np.where(significant, middle, high)
+    return (low + high) / 2
+
+
+@lru_cache(maxsize=256)
+def critical_values(n: int, level: float) -> Array:
+    """Critical t values [R, 2] of simulated residuals for the one-sided test at a level: upwards and downwards."""
+    if n >= LIKE_T:
+        return np.full((1, 2), stats.t.isf(level, n - 1))
+    many = min(4096, max(256, 2**23 >> n))  # critical values differ most where pairs are few
+    noise = np.random.default_rng(n).normal(size=(many, n))
+    residuals = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, ddof=1, keepdims=True)
+    return math.sqrt(n) * np.stack([critical_shift(side * residuals, level) for side in (1, -1)], axis=1)
+
+
+def typical_shift(noise: Array, level: float) -> Array:
+    """``critical_shift``, with the mean critical t value in place of each sample's own beyond 12 pairs: for
+    simulations of many samples.
+    """
+    n = noise.shape[1]
+    if n <= 12 or math.ceil(level * 2.0**n) <= 2:
+        return critical_shift(noise, level)
+    critical = critical_values(n, level).mean() / math.sqrt(n)
+    return np.asarray(critical * noise.std(axis=1, ddof=1) - noise.mean(axis=1))
+
+
+@lru_cache(maxsize=4)
+def _subsets(n: int) -> Array:
+    """Weights [n, 2^n - 1] that make the mean of every subset but the empty one; not to be changed."""
+    members = (np.arange(1, 2**n)[:, None] >> np.arange(n) & 1).astype(float)
+    return np.asarray((members / members.sum(axis=1, keepdims=True)).T)
+
+
+def _saddlepoint(differences: Array) -> Array:
+    """One-sided p [R] of the sign-flip test on differences [R, n] whose mean is above zero and least one below it.
+
+    The sum of the flipped differences has the cumulants' function K(t) = sum log cosh(t d); p is a normal tail at
+    Barndorff-Nielsen's r* (1986).
+    """
+    seen, tilt = differences.sum(axis=1), np.zeros(len(differences))
+    for _ in range(12):  # Newton's steps to K'(tilt) = seen, from below since K' is concave
+        slope = np.tanh(tilt[:, None] * differences)
+        bend = (differences**2 * (1 - slope**2)).sum(axis=1)
+        tilt = np.minimum(tilt + (seen - (differences * slope).sum(axis=1)) / np.maximum(bend, 1e-300), 1e3)
+    scaled = np.abs(tilt[:, None] * differences)
+    cumulant = (scaled + np.log1p(np.exp(-2 * scaled)) - math.log(2)).sum(axis=1)
+    bend = (differences**2 / np.cosh(np.minimum(scaled, 300)) ** 2).sum(axis=1)
+    root = np.sqrt(np.maximum(2 * (tilt * seen - cumulant), 1e-12))
+    return np.asarray(special.ndtr(-(root + np.log(np.maximum(tilt * np.sqrt(bend), 1e-300) / root) / root)))
+
+
+@lru_cache(maxsize=256)
+def _scales(n: int) -> Array:
+    """s over its true value at the middles [NODES] of equally probable parts of its distribution."""
+    return np.sqrt(stats.chi2.ppf((np.arange(NODES) + 0.5) / NODES, n - 1) / (n - 1))
+
+
+def _fewest(power_at: Callable[[int], float], power: float) -> int | None:
+    if not power_at(MOST_SEEDS) >= power:
         return None
     low, high = 1, MOST_SEEDS  # power rises with n but for the steps of the attainable level
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power_of(effect, sd, middle, alpha) >= power else (middle, high)
-    return next(n for n in range(max(2, high - 12), high + 1) if power_of(effect, sd, n, alpha) >= power)
+        low, high = (low, middle) if power_at(middle) >= power else (middle, high)
+    return next(n for n in range(max(2, high - 12), high + 1) if power_at(n) >= power)

@@ -1,92 +1,232 @@
-"""What the seeds say about a claim: supported, refuted or inconclusive."""
+"""What the seeds say about a claim: supported, refuted, equivalent or inconclusive."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.stats.contrasts import Paired, holm, paired
-from bench.stats.power import attainable_level, detectable
+from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails, smallest_p
+from bench.stats.intervals import Array
+from bench.stats.power import (
+    MOST_SEEDS,
+    attainable_level,
+    detectable,
+    equivalence_power,
+    power_of,
+    seeds_for_equivalence,
+    seeds_needed,
+)
 
 SIGNIFICANT = 0.05
+Outcome = Literal["supported", "refuted", "equivalent", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Paired differences [n] of a claim "better by more than margin": positive is as claimed.
+    """Paired differences [n] of a claim, in the order of the seeds; NaN: a pair that is not there (yet).
 
-    planned: pairs of seeds that should be there; failed: those without a difference because a cell failed.
+    kind: "better": the mean difference is above ``margin`` (positive is as claimed); "same": it is within -within and
+    within. within: bounds of what counts as no difference, above the margin; a claim of kind "better" that has them may
+    end as equivalent. planned: pairs that should be there; failed: those without a difference because a cell failed.
+    Raises ValueError for an infinite difference, and for bounds that are missing or not above the margin.
     """
 
-    differences: NDArray[np.float64]
+    differences: Array
     margin: float = 0.0
+    within: float | None = None
+    kind: Literal["better", "same"] = "better"
     planned: int = 0
     failed: int = 0
+
+    def __post_init__(self) -> None:
+        if np.isinf(self.differences).any():
+            raise ValueError("an infinite difference cannot be tested")
+        if self.kind == "same" and (self.within is None or self.margin):
+            raise ValueError("a claim of kind 'same' has bounds (within) and no margin")
+        if self.within is not None and not self.within > self.margin:
+            # else a difference of exactly the margin could be in error twice: see Looks
+            raise ValueError(f"within = {self.within:g} must be above the margin of {self.margin:g}")
+
+
+class PValues(NamedTuple):
+    """p-values of a contrast: that the difference lies above, below (each one-sided), and within its bounds.
+
+    Above and below the margin for the kind "better"; above ``within`` and below -within for "same". equal: NaN without
+    bounds.
+    """
+
+    above: float
+    below: float
+    equal: float
+
+    @property
+    def differs(self) -> float:
+        """Two-sided p of the difference."""
+        return min(1.0, 2 * min(self.above, self.below))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict with the numbers that say so. p_corrected: Holm over the family; detectable: the smallest effect beyond
-    the margin that so many pairs show with power 0.8 at the first step of Holm (alpha / family); note: plain words.
+    """A verdict with the numbers that say so.
+
+    p_corrected, p_equivalent: of the difference (beyond the margin, or beyond the bounds of a claim "same") and of
+    equivalence (NaN without bounds), corrected for the family; detectable: the smallest effect beyond the margin that
+    so many pairs show with power 0.8 at the first step of the correction (alpha / family); seeds: of an inconclusive
+    verdict, the fewest pairs that decide it at that level with power 0.8 if mean and sd stay as they are, None if more
+    than MOST_SEEDS or unknown; note: plain words.
     """
 
-    verdict: Literal["supported", "refuted", "inconclusive"]
+    verdict: Outcome
     found: Paired
     p_corrected: float
+    p_equivalent: float
     detectable: float
+    seeds: int | None
     note: str
 
 
 def judge(family: Sequence[Contrast]) -> list[Verdict]:
     """A verdict for every contrast of a family, corrected for all of them, those without data included.
 
-    Supported: the corrected p of the test against the margin is below 0.05 and the whole 95 % interval, hence the mean,
-    is beyond the margin. Refuted: the same on the other side of the margin. Else inconclusive.
+    For studies whose number of seeds was fixed before; those that add seeds by what they see use ``replay``. The
+    correction is Holm's (1979), for the two tests of a claim in Shaffer's (1986, S2) form: see ``step_down``.
     """
-    found = [paired(contrast.differences, margin=contrast.margin) for contrast in family]
-    corrected = holm([pair.p for pair in found])
+    tests = [p_values(contrast, present(contrast)) for contrast in family]
+    corrected = step_down([(each.differs, each.equal) for each in tests])
     return [
-        _verdict(contrast, pair, float(p), len(family))
-        for contrast, pair, p in zip(family, found, corrected, strict=True)
+        verdict_of(contrast, each, (float(differs), float(equal)), len(family))
+        for contrast, each, (differs, equal) in zip(family, tests, corrected, strict=True)
     ]
 
 
-def _verdict(contrast: Contrast, found: Paired, p: float, family: int) -> Verdict:
-    gap, margin = found.difference, contrast.margin
-    verdict: Literal["supported", "refuted", "inconclusive"] = "inconclusive"
-    if p < SIGNIFICANT and gap.low > margin:
-        verdict = "supported"
-    elif p < SIGNIFICANT and gap.high < margin:
-        verdict = "refuted"
-    notes = []
+def present(contrast: Contrast) -> Array:
+    """The differences that are there."""
+    return contrast.differences[~np.isnan(contrast.differences)]
+
+
+def p_values(contrast: Contrast, differences: Array) -> PValues:
+    """The sign-flip tests of a contrast on differences [n], some or all of its own."""
+    upper, lower = (contrast.margin, contrast.margin)
+    if contrast.kind == "same":
+        assert contrast.within is not None
+        upper, lower = contrast.within, -contrast.within
+    above, below = sign_flip_tails(differences - upper)[0], sign_flip_tails(differences - lower)[1]
+    return PValues(above, below, math.nan if contrast.within is None else equivalence_p(differences, contrast.within))
+
+
+def step_down(p: Sequence[tuple[float, float]]) -> Array:
+    """p-values [m, 2] of m claims, of their difference and of their equivalence (NaN: not tested), corrected.
+
+    A claim's two null hypotheses (the difference is the margin; it lies outside of the bounds) are never both true. So
+    at each step p is multiplied by the number of claims that still have a hypothesis which is not rejected (Shaffer
+    1986, S2): the family-wise error is at most alpha where the result is below alpha, whatever the dependence. With one
+    test a claim it is Holm's correction.
+    """
+    raw = np.asarray(p, dtype=float).reshape(-1, 2)
+    corrected, least = np.full(raw.shape, math.nan), 0.0
+    left = ~np.isnan(raw)
+    for index in np.argsort(raw, axis=None, kind="stable")[: int(left.sum())]:  # NaN are last
+        claim, which = np.unravel_index(index, raw.shape)
+        least = max(least, min(1.0, float(raw[claim, which]) * int(left.any(axis=1).sum())))
+        corrected[claim, which] = least
+        left[claim, which] = False
+    return corrected
+
+
+def verdict_of(contrast: Contrast, tests: PValues, p: tuple[float, float], family: int) -> Verdict:
+    """The verdict on a contrast of a fixed design.
+
+    Args:
+        contrast: with its differences; NaN are left out.
+        tests: of these differences.
+        p: corrected, of the difference and of equivalence.
+        family: number of contrasts corrected for.
+    """
+    found = paired(present(contrast), margin=contrast.margin)
+    outcome = outcome_of(contrast, tests, found, (p[0] < SIGNIFICANT, p[1] < SIGNIFICANT))
+    level = SIGNIFICANT / family
+    smallest = detectable(found.sd, found.difference.n, level) if found.difference.n else math.nan
+    seeds = _seeds(contrast, found, level) if outcome == "inconclusive" else None
+    return Verdict(outcome, found, *p, smallest, seeds, _note(contrast, found, p, outcome, seeds, family))
+
+
+def outcome_of(contrast: Contrast, tests: PValues, found: Paired, significant: tuple[bool, bool]) -> Outcome:
+    """The outcome, given whether the difference and the equivalence are significant after correction.
+
+    A difference also needs a 95 % interval that lies, as a whole, beyond the margin (or beyond the bounds): a mean that
+    is one seed's doing is none. It is looked for first: a claim of kind "better" whose difference is shown ends as
+    supported or refuted even where it is within the bounds too.
+    """
+    gap, (differs, equal) = found.difference, significant
+    if gap.kind != "interval":
+        return "inconclusive"
+    if differs and contrast.kind == "same" and contrast.within is not None:
+        if gap.low > contrast.within or gap.high < -contrast.within:
+            return "refuted"
+    elif differs and tests.above < tests.below and gap.low > contrast.margin:
+        return "supported"
+    elif differs and tests.below < tests.above and gap.high < contrast.margin:
+        return "refuted"
+    if equal:
+        return "supported" if contrast.kind == "same" else "equivalent"
+    return "inconclusive"
+
+
+def _note(
+    contrast: Contrast, found: Paired, p: tuple[float, float], outcome: Outcome, seeds: int | None, family: int
+) -> str:
+    gap, notes = found.difference, []
     if gap.n < contrast.planned:
         failed = f", {contrast.failed} by a failed cell" if contrast.failed else ""
         notes.append(f"{contrast.planned - gap.n} of {contrast.planned} pairs missing{failed}")
-    least = found.smallest_p * family
-    if gap.n and verdict == "inconclusive" and least >= SIGNIFICANT:
-        notes.append(_too_few(gap.n, found.smallest_p, family))
-    elif verdict == "inconclusive" and p < SIGNIFICANT:
-        notes.append("significant, but the interval reaches across the margin")
-    if verdict == "refuted" and gap.low > 0:
+    if contrast.kind == "better" and outcome == "refuted" and gap.low > 0:
         notes.append("better, but by less than the margin")
-    if gap.n > 1 and not gap.method.startswith("BCa"):
-        notes.append(f"interval by {gap.method}")
-    smallest = detectable(found.sd, gap.n, SIGNIFICANT / family)
-    return Verdict(verdict, found, p, smallest if gap.n else math.nan, "; ".join(notes))
+    if contrast.kind == "better" and outcome != "equivalent" and p[1] < SIGNIFICANT:
+        notes.append(f"yet the difference is within {contrast.within:g}")
+    if outcome != "inconclusive" or not gap.n:
+        return "; ".join(notes)
+    if found.smallest_p * family >= SIGNIFICANT:
+        notes.append(_too_few(gap.n, found.smallest_p, family))
+    elif p[0] < SIGNIFICANT:
+        edge = "margin" if contrast.kind == "better" else "bounds"
+        notes.append(f"significant, but the interval reaches across the {edge}")
+    if gap.n > 1 and found.sd == 0:
+        notes.append("all differences are equal")
+    elif gap.n > 1:
+        many = f"more than {MOST_SEEDS:,}" if seeds is None else f"about {seeds:,}"
+        notes.append(f"{many} pairs would decide, if mean and sd stay as they are (power 0.8)")
+    return "; ".join(notes)
+
+
+def _seeds(contrast: Contrast, found: Paired, level: float) -> int | None:
+    """The fewest pairs that decide the contrast, one way or the other, if the truth is what is seen."""
+    mean, sd, n = found.difference.mean, found.sd, found.difference.n
+    if n < 2:
+        return _least(2, level)
+    edge = contrast.margin if contrast.kind == "better" else contrast.within or 0.0
+    beyond = abs(mean - edge) if contrast.kind == "better" else abs(mean) - edge
+    ways = [seeds_needed(beyond, sd, level)]
+    if contrast.within is not None:
+        ways.append(seeds_for_equivalence(mean, sd, contrast.within, level))
+    return min((way for way in ways if way is not None), default=None)
 
 
 def _too_few(n: int, least: float, family: int) -> str:
     """Why no difference, however large, can be significant here."""
     if n < 2:
         return "too few seeds: one pair cannot be tested"
-    need = next(m for m in range(n, 200) if attainable_level(m, SIGNIFICANT / family) > 0)
     times = f" x {family} comparisons" if family > 1 else ""
     return (
         f"too few seeds: p cannot go below {least:.3g}{times}"
-        f"{f' = {min(1.0, least * family):.3g}' if family > 1 else ''} with {n} pairs; {need} are the least that can"
+        f"{f' = {min(1.0, least * family):.3g}' if family > 1 else ''} with {n} pairs; "
+        f"{_least(n, SIGNIFICANT / family)} are the least that can"
     )
+
+
+def _least(n: int, level: float) -> int:
+    """The fewest pairs, from n on, that can be significant at a two-sided level."""
+    return next(m for m in range(n, 200) if attainable_level(m, level) > 0)
