@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.stats import dominance, hypervolume, median_front, pareto_front
-from bench.stats.fronts import _medians, _resamples
+from bench.stats.fronts import _medians, _resamples, median_ends
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=15)
 
@@ -42,20 +44,39 @@ def test_median_front_by_hand() -> None:
     assert band.cost.tolist() == [1, 2, 3] and band.n == 3
     # attained: 0.2 0.2 0.9 / 0.4 0.4 0.8 / none 0.5 0.5
     assert band.median.tolist() == [0.2, 0.4, 0.8]
-    assert np.isnan(band.low[0]) and band.high[0] == 0.4  # a third of the seeds has nothing at cost 1
-    assert (band.low[1:] <= band.median[1:]).all() and (band.median <= band.high).all()
-    lower = median_front([[(c, -s) for c, s in seed] for seed in seeds], False)
-    np.testing.assert_array_equal(lower.median, -band.median)
-    np.testing.assert_array_equal(lower.low, -band.high)
+    assert np.isnan(band.low).all() and np.isnan(band.high).all()  # too few seeds for a band
+    more = median_front(seeds * 2, True)
+    assert np.isnan(more.low[0]) and more.high[0] == 0.4  # a third of the seeds has nothing at cost 1
+    assert (more.low[1:] <= more.median[1:]).all() and (more.median <= more.high).all()
+    lower = median_front([[(c, -s) for c, s in seed] for seed in seeds * 2], False)
+    np.testing.assert_array_equal(lower.median, -more.median)
+    np.testing.assert_array_equal(lower.low, -more.high)
+
+
+def test_ends_of_a_median_are_order_statistics() -> None:
+    low, high = median_ends(np.arange(5.0))
+    assert (low, high) == (0.0, 4.0)  # the range covers 93.75 %: there is nothing wider
+    low, high = median_ends(np.arange(10.0))  # 2nd to 9th value: 97.9 %; 3rd to 8th: 89.1 %
+    assert 1 < low < 2 and high == pytest.approx(9 - low)
+
+
+@pytest.mark.parametrize("n", [5, 6, 7, 8, 10, 16, 20])
+def test_ends_of_a_median_cover_it(n: int) -> None:
+    rng, times = np.random.default_rng(n), 20_000
+    kinds = ((rng.normal(0, 1, (n, times)), 0.0), (rng.exponential(1, (n, times)), math.log(2)))
+    for values, truth in (*kinds, (rng.beta(20, 1, (n, times)), 0.5 ** (1 / 20))):
+        low, high = median_ends(values)
+        rate, error = np.mean((low <= truth) & (truth <= high)), 4 * math.sqrt(0.95 * 0.05 / times)
+        assert (0.9375 if n == 5 else 0.94) - error < rate < 0.953 + error
 
 
 def test_band_covers_the_true_median_front() -> None:
-    rng, hits, times = np.random.default_rng(0), 0, 100
+    rng, hits, times = np.random.default_rng(0), 0, 400
     for _ in range(times):
         shift = rng.normal(0, 0.1, 15)
         band = median_front([[(1, 0.4 + s), (2, 0.6 + s)] for s in shift], True)
         hits += bool((band.low <= [0.4, 0.6]).all() and (band.high >= [0.4, 0.6]).all())
-    assert hits / times > 0.95 - 0.03 - 3 * (0.95 * 0.05 / times) ** 0.5
+    assert abs(hits / times - 0.95) < 4 * (0.95 * 0.05 / times) ** 0.5
 
 
 def test_dominance() -> None:
@@ -70,6 +91,7 @@ def test_dominance() -> None:
     mixed = better[:5] + [[(c, y - 0.3) for c, y in seed] for seed in base[5:]]
     assert 0.05 < dominance(mixed, base, True).probability < 0.95
     assert dominance(mixed, base, True).n == 9
+    assert math.isnan(dominance(better[:4], base[:4], True).probability)  # too few seeds to say
     with pytest.raises(ValueError, match="9 and 8 seeds"):
         dominance(base, base[:8], True)
 

@@ -111,7 +111,7 @@ def test_equal_values_have_an_interval_without_width() -> None:
 
 
 def mean_of_rows(scores: np.ndarray) -> np.ndarray:
-    return np.nanmean(scores, axis=(-1, -2))
+    return np.nansum(scores, axis=(-1, -2)) / np.isfinite(scores).sum(axis=(-1, -2))
 
 
 def test_pseudo_values_of_a_mean_are_the_values() -> None:

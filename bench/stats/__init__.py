@@ -17,6 +17,8 @@ from bench.stats.intervals import (
     sd_interval,
 )
 from bench.stats.power import detectable, equivalence_power, power_of, seeds_for_equivalence, seeds_needed
+from bench.stats.recurrence import Recurrence, fit_phi
+from bench.stats.targets import CostContrast, area_under_curve, cost_to, paired_costs, restricted
 from bench.stats.verdicts import SIGNIFICANT, Contrast, Outcome, Verdict, judge, step_down
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "SIZES",
     "Band",
     "Contrast",
+    "CostContrast",
     "Decision",
     "Dominance",
     "Interval",
@@ -34,13 +37,17 @@ __all__ = [
     "Outlook",
     "Paired",
     "Profile",
+    "Recurrence",
     "Verdict",
+    "area_under_curve",
+    "cost_to",
     "coverage",
     "detectable",
     "dominance",
     "equivalence_p",
     "equivalence_power",
     "expected",
+    "fit_phi",
     "hedges_g",
     "hypervolume",
     "interquartile_mean",
@@ -50,11 +57,13 @@ __all__ = [
     "over_seeds",
     "over_tasks",
     "paired",
+    "paired_costs",
     "pareto_front",
     "performance_profile",
     "power_of",
     "probability_of_improvement",
     "replay",
+    "restricted",
     "sd_interval",
     "seeds_for_equivalence",
     "seeds_needed",

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bench.stats.intervals import FEWEST_FOR_INTERVAL, Array, Bounds, Interval, fewest, jackknife, over_seeds, share_ends
+from bench.stats.intervals import (
+    FEWEST_FOR_INTERVAL,
+    Array,
+    Bounds,
+    Interval,
+    fewest,
+    jackknife,
+    over_seeds,
+    share_ends,
+)
 
 
 @dataclass(frozen=True)

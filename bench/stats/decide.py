@@ -108,7 +108,7 @@ def replay(family: Sequence[Contrast], looks: Looks) -> list[Decision]:
     A look needs all of its first n pairs and sees no others: it waits where one of them is NaN, so that it gives the
     same verdict whenever and in whatever order seeds are run. The first look that decides is final.
     """
-    levels = looks.levels(len(family))
+    levels = looks.levels(max(1, len(family)))
     return [decide(contrast, looks, levels) for contrast in family]
 
 
@@ -146,8 +146,8 @@ def expected(contrast: Contrast, looks: Looks, family: int, effect: float, sd: f
     """
     noise = np.random.default_rng(0).normal(size=(STUDIES, looks.pairs[-1]))
     ended, outcomes = _simulate(contrast, looks, looks.levels(family), effect + sd * noise, 0)
-    names: tuple[Outcome, ...] = ("supported", "refuted", "equivalent", "inconclusive")
-    return Outlook(*(float((outcomes == index).mean()) for index in range(len(names))), float(ended.mean()))
+    supported, refuted, equivalent, inconclusive = (float((outcomes == index).mean()) for index in range(4))
+    return Outlook(supported, refuted, equivalent, inconclusive, float(ended.mean()))
 
 
 def _reached(looks: Looks, levels: Sequence[float], have: int) -> list[tuple[int, float]]:
@@ -181,9 +181,7 @@ def _further(contrast: Contrast, have: int, looks: Looks, levels: Sequence[float
     return float(_simulate(contrast, looks, levels, data, have)[0].mean() - have)
 
 
-def _simulate(
-    contrast: Contrast, looks: Looks, levels: Sequence[float], data: Array, have: int
-) -> tuple[Array, Array]:
+def _simulate(contrast: Contrast, looks: Looks, levels: Sequence[float], data: Array, have: int) -> tuple[Array, Array]:
     """Pairs [R] at which simulated studies [R, last look] end, and their outcomes [R]: 0 supported, 1 refuted, 2
     equivalent, 3 inconclusive. Looks up to ``have`` are past. The interval, which hardly matters at such levels, is not
     asked.

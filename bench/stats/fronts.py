@@ -5,14 +5,17 @@ A seed's points are an array [P, 2] of (cost, score); its front is the best scor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-Array = NDArray[np.float64]
+from bench.stats.intervals import CONFIDENCE, FEWEST_FOR_INTERVAL, Array
+
 RESAMPLES = 2000
 COSTS = 256  # more than a figure can show
 
@@ -20,7 +23,8 @@ COSTS = 256  # more than a figure can show
 @dataclass(frozen=True)
 class Band:
     """The median front of n seeds: at each cost the median, low and high [C] of the score; NaN where at least half of
-    the seeds (of a resample, for the ends) have no point that cheap.
+    the seeds (for the ends: those that the interval of the median reaches) have no point that cheap. low and high are
+    NaN at every cost for n < FEWEST_FOR_INTERVAL.
     """
 
     cost: Array
@@ -32,7 +36,9 @@ class Band:
 
 @dataclass(frozen=True)
 class Dominance:
-    """Share of bootstrap resamples of n seeds in which one median front dominates the other."""
+    """Share of bootstrap resamples of n seeds in which one median front dominates the other; NaN for
+    n < FEWEST_FOR_INTERVAL.
+    """
 
     probability: float
     n: int
@@ -50,21 +56,37 @@ def pareto_front(cost: ArrayLike, score: ArrayLike, higher_is_better: bool) -> N
     return np.asarray(front, dtype=np.int64)
 
 
-def median_front(seeds: Sequence[ArrayLike], higher_is_better: bool, confidence: float = 0.95) -> Band:
-    """Median front of the seeds' points, at every cost where one rises, with a pointwise bootstrap band over seeds.
+def median_front(seeds: Sequence[ArrayLike], higher_is_better: bool) -> Band:
+    """Median front of the seeds' points, at every cost where one rises, with a pointwise 95 % band over seeds.
 
-    Where they rise at more costs than ``COSTS``, at so many of them, evenly chosen: what is told there is exact.
+    The band is the interval of the median between two order statistics, interpolated (Hettmansperger & Sheather 1986,
+    Statistics & Probability Letters 4): it needs no resamples, holds for every kind of data, and covers 94 to 96 % at
+    every n but 5, whose widest interval, the range, covers 93.75 %. Where the fronts rise at more costs than ``COSTS``,
+    at so many of them, evenly chosen: what is told there is exact.
     """
     sign = 1.0 if higher_is_better else -1.0
     grid = _grid(seeds, sign)
     grid = grid[np.unique(np.linspace(0, len(grid) - 1, COSTS).round().astype(int))]
     gains = _attained(seeds, grid, sign)
-    resampled = _medians(gains, _resamples(len(gains)))
-    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
-    low, high = np.quantile(resampled, tails, axis=0, method="inverted_cdf")  # no arithmetic on "not attained"
+    n = len(gains)
+    low, high = median_ends(gains) if n >= FEWEST_FOR_INTERVAL else np.full((2, len(grid)), -np.inf)
     ends = (low, high) if higher_is_better else (high, low)
     median, low, high = (np.where(np.isfinite(gain), sign * gain, np.nan) for gain in (np.median(gains, axis=0), *ends))
-    return Band(grid, median, low, high, len(gains))
+    return Band(grid, median, low, high, n)
+
+
+def median_ends(values: Array) -> tuple[Array, Array]:
+    """The ends [...] of the 95 % interval of the median of values [n, ...], n >= FEWEST_FOR_INTERVAL."""
+    ordered, n = np.sort(values, axis=0), len(values)
+    # coverage from the k-th lowest to the k-th highest value (Thompson 1936)
+    covers = 1 - 2 * stats.binom.cdf(np.arange(n // 2), n, 0.5)
+    k = max(1, int((covers >= CONFIDENCE).sum()))
+    weight = 0.0
+    if k < len(covers) and covers[k - 1] > CONFIDENCE:
+        step = (covers[k - 1] - CONFIDENCE) / (covers[k - 1] - covers[k])
+        weight = (n - k) * step / (k + (n - 2 * k) * step)
+    low, high = (_between(ordered[outer], ordered[inner], weight) for outer, inner in ((k - 1, k), (n - k, n - k - 1)))
+    return low, high
 
 
 def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: bool) -> Dominance:
@@ -75,6 +97,8 @@ def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: 
     """
     if len(a) != len(b):
         raise ValueError(f"fronts of {len(a)} and {len(b)} seeds cannot be paired")
+    if len(a) < FEWEST_FOR_INTERVAL:
+        return Dominance(math.nan, len(a))
     sign = 1.0 if higher_is_better else -1.0
     grid, drawn = _grid([*a, *b], sign), _resamples(len(a))
     mine, theirs = _attained(a, grid, sign), _attained(b, grid, sign)
@@ -117,6 +141,12 @@ def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
         below = np.searchsorted(front[:, 0], grid, side="right")  # how many of its points each cost affords
         row[below > 0] = sign * front[below[below > 0] - 1, 1]
     return gains
+
+
+def _between(outer: Array, inner: Array, weight: float) -> Array:
+    """(1 - weight) x outer + weight x inner; outer where it is not attained (-inf), which has no arithmetic."""
+    attained = np.isfinite(outer) & np.isfinite(inner)
+    return np.where(attained, (1 - weight) * outer + weight * np.where(attained, inner, 0.0), outer)
 
 
 @lru_cache(maxsize=8)

@@ -41,8 +41,7 @@ def power_of(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
         return 0.0
     if sd == 0:
         return 1.0
-    critical = critical_values(n, alpha / 2)[:, :1]
-    return float(special.ndtr(math.sqrt(n) * effect / sd - critical * _scales(n)).mean())
+    return float(special.ndtr(math.sqrt(n) * effect / sd - _cuts(n, alpha / 2)).mean())
 
 
 def equivalence_power(effect: float, sd: float, n: int, within: float, alpha: float = 0.05) -> float:
@@ -135,6 +134,13 @@ def typical_shift(noise: Array, level: float) -> Array:
         return critical_shift(noise, level)
     critical = critical_values(n, level).mean() / math.sqrt(n)
     return np.asarray(critical * noise.std(axis=1, ddof=1) - noise.mean(axis=1))
+
+
+@lru_cache(maxsize=256)
+def _cuts(n: int, level: float) -> Array:
+    """Critical values times s over its true value, [NODES, NODES]: at the middles of equally probable parts of both."""
+    critical = np.quantile(critical_values(n, level), (np.arange(NODES) + 0.5) / NODES)
+    return np.asarray(critical[:, None] * _scales(n))
 
 
 @lru_cache(maxsize=4)

@@ -9,14 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails, smallest_p
+from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails
 from bench.stats.intervals import Array
 from bench.stats.power import (
     MOST_SEEDS,
     attainable_level,
     detectable,
-    equivalence_power,
-    power_of,
     seeds_for_equivalence,
     seeds_needed,
 )
