@@ -83,7 +83,7 @@ def mean_ends(data: Array) -> tuple[Array, Array]:
     """The ends [...] of the interval of the mean of data [..., n], whose values are not all equal."""
     n = data.shape[-1]
     mean, sd = data.mean(axis=-1), data.std(axis=-1, ddof=1)
-    standard = (data - mean[..., None]) / sd[..., None]
+    standard = (data - mean[..., None]) / np.where(sd > 0, sd, 1.0)[..., None]  # 0 where squares underflow
     skewness = n / ((n - 1) * (n - 2)) * (standard**3).sum(axis=-1)  # scipy.stats.skew(bias=False), many times faster
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)  # the transformation's limit at 0 is t itself
     t = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) / math.sqrt(n)

@@ -21,7 +21,7 @@ from bench.stats.contrasts import Array
 MOST_SEEDS = 10_000
 ALL_SUBSETS = 14  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
 LIKE_T = 100  # from here on the critical value is the t test's, to 0.01
-NODES = 64  # of the distribution of s
+NODES = 32  # of the distribution of s
 
 
 def attainable_level(n: int, alpha: float) -> float:
@@ -61,7 +61,7 @@ def equivalence_power(effect: float, sd: float, n: int, within: float, alpha: fl
     if sd == 0:
         return 1.0
     root, scales = math.sqrt(n) / sd, _scales(n)
-    above, below = (critical_values(n, alpha)[:, side, None] * scales for side in (0, 1))
+    above, below = (critical_values(n, alpha)[:1024, side, None] * scales for side in (0, 1))
     chance = special.ndtr(root * (within - effect) - below) - special.ndtr(above - root * (within + effect))
     return float(np.maximum(chance, 0.0).mean())
 
@@ -114,12 +114,12 @@ def critical_shift(noise: Array, level: float) -> Array:
     return (low + high) / 2
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def critical_values(n: int, level: float) -> Array:
     """Critical t values [R, 2] of simulated residuals for the one-sided test at a level: upwards and downwards."""
     if n >= LIKE_T:
         return np.full((1, 2), stats.t.isf(level, n - 1))
-    many = min(4096, max(256, 2**23 >> n))  # critical values differ most where pairs are few
+    many = min(4096, max(128, 2**23 >> n))  # critical values differ most where pairs are few
     noise = np.random.default_rng(n).normal(size=(many, n))
     residuals = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, ddof=1, keepdims=True)
     return math.sqrt(n) * np.stack([critical_shift(side * residuals, level) for side in (1, -1)], axis=1)
@@ -181,4 +181,5 @@ def _fewest(power_at: Callable[[int], float], power: float) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_at(middle) >= power else (middle, high)
-    return next(n for n in range(max(2, high - 12), high + 1) if power_at(n) >= power)
+    first = max(2, high - 12) if high <= 40 else high
+    return next(n for n in range(first, high + 1) if power_at(n) >= power)
