@@ -25,9 +25,11 @@ class Drawing:
 
     name: str  # set when it is registered
 
-    def __init__(self, draw: Callable[..., Figure | None], title: str, over_tasks: bool, needs: Needs) -> None:
+    def __init__(
+        self, draw: Callable[..., Figure | None], title: str, over_tasks: bool, needs: Needs, bars: bool
+    ) -> None:
         """See ``register``."""
-        self.draw, self.title, self.over_tasks, self.needs = draw, title, over_tasks, needs
+        self.draw, self.title, self.over_tasks, self.needs, self.bars = draw, title, over_tasks, needs, bars
         self.__doc__, self.__module__, self.__qualname__ = draw.__doc__, draw.__module__, draw.__qualname__
 
     def __call__(self, manifest: Manifest, results: dict[str, Outcome], task: TaskRow | None = None) -> Figure | None:
@@ -40,7 +42,7 @@ figures: Registry[Drawing] = Registry("figure", "cyclebench.figures", "reports.b
 
 
 def register(
-    name: str, title: str, over_tasks: bool = False, needs: Needs = lambda record: True
+    name: str, title: str, over_tasks: bool = False, needs: Needs = lambda record: True, bars: bool = False
 ) -> Callable[[Draw], Draw]:
     """Decorator: make a function a figure of every report.
 
@@ -56,7 +58,7 @@ def register(
     """
 
     def add(draw: Draw) -> Draw:
-        figures.register(name)(Drawing(draw, title, over_tasks, needs))
+        figures.register(name)(Drawing(draw, title, over_tasks, needs, bars))
         return draw
 
     return add

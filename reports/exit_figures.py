@@ -13,12 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from bench.stats import Interval, mean_interval
+from bench.stats import Interval, interval
 from bench.store.manifest import Manifest, TaskRow
-from bench.store.records import Outcome, Record, RuleRecord, TunedThreshold
+from bench.store.records import Outcome, Record, RuleRecord
 from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
-from reports.table import Row, done, exits_of
-from reports.units import metric_name
+from reports.policy import ENDS, can_rank, heading
+from reports.table import done, exits_of
+from reports.units import gap_bounds, metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
 ZERO_ATTENTION = "zero_attention"
@@ -48,7 +49,7 @@ BOUND_LOOKS: dict[str, dict[str, Any]] = {
 
 def exit_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """The metric against executed FLOPs as the threshold moves: every rule, and the bounds. Means over seeds."""
-    panels = _with_exits(manifest, results, task)
+    panels = with_exits(manifest, results, task)
     if not panels:
         return None
     columns = min(2, len(panels))
@@ -83,20 +84,20 @@ def exit_area(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) ->
     """What each rule is worth: the area between its curve and that of leaving at random, over the FLOPs."""
     unit = metric_name(task.metric)
     better = "" if task.higher_is_better else " saved"
-    label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs, 95 % interval)"
-    return _dots(manifest, results, task, lambda rule: rule.area, label)
+    label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs"
+    return _dots(manifest, results, task, lambda rule: rule.area, label, gap_bounds(task.metric))
 
 
 def exit_signal(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Whether a signal knows that more cycles will help: its rank correlation with what they bring."""
-    label = "rank correlation of the signal to stay\nwith the loss saved (95 % interval)"
-    return _dots(manifest, results, task, _rank, label)
+    label = "rank correlation of the signal to stay\nwith the loss saved (mean"
+    return _dots(manifest, results, task, mean_rank, label, (-1.0, 1.0))
 
 
 def exit_depth(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Share of test sequences that leave after each cycle, at thresholds tuned on validation data for a budget."""
     panels = []
-    for label, records in _with_exits(manifest, results, task):
+    for label, records in with_exits(manifest, results, task):
         shares = {}
         for key in _plain_rules(records):
             tuned = [t.share for r in records for t in exits_of(r).rules[key].tuned if t.budget == BUDGET]
@@ -129,7 +130,7 @@ def exit_depth(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -
 def exit_calibration(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
     figure, [[axes]] = new(3.2)
-    measured = dict(_with_exits(manifest, results, task))
+    measured = dict(with_exits(manifest, results, task))
     most = 0.0
     for index, variant in enumerate(manifest.variants):
         records = measured.get(variant.label, [])
@@ -182,127 +183,85 @@ def cycles_at_test(manifest: Manifest, results: dict[str, Outcome], task: TaskRo
     return figure
 
 
-def rule_rows(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
-    """A row for each rule, variant and task: its figure of merit, and what it gives when tuned, with intervals."""
-    rows = []
-    for task in manifest.tasks:
-        name = task.metric
-        for label, records in _with_exits(manifest, results, task):
-            for key in _common_rules(records):
-                rules = [exits_of(record).rules[key] for record in records]
-                tuned = [point for rule in rules for point in rule.tuned if point.budget == BUDGET]
-                whole = len(tuned) == len(rules)
-                ranks = [_rank(rule) for rule in rules]
-                rows.append(
-                    {
-                        "task": task.label,
-                        "variant": label,
-                        "rule": key,
-                        "area against random": _told(mean_interval([rule.area for rule in rules])),
-                        "rank correlation": _told(mean_interval([r for r in ranks if r is not None]))
-                        if None not in ranks
-                        else "-",
-                        f"tuned for {BUDGET:.0%} of the FLOPs": _told(mean_interval([t.test[name] for t in tuned]))
-                        if whole
-                        else "-",
-                        "FLOPs used": f"{np.mean([_used(r, t) for r, t in zip(records, tuned, strict=True)]):.1%}"
-                        if whole
-                        else "-",
-                        "seeds": str(len(rules)),
-                    }
-                )
-    return rows
-
-
-def findings(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
-    """One plain sentence for each task and variant with exits: which rule is worth most, and whether the attention to
-    the zero tokens, where there is any, is worth as much as the best of the others.
-    """
-    found = []
-    for task in manifest.tasks:
-        for label, records in _with_exits(manifest, results, task):
-            areas = {key: [exits_of(r).rules[key].area for r in records] for key in _common_rules(records)}
-            order = sorted((key for key in areas if key not in BOUNDS), key=lambda key: -np.mean(areas[key]))
-            if not order:
-                continue
-            text = f"{task.label}, {label}: of {len(order)} rules the one worth most against leaving at random is "
-            text += f"{order[0]} with {_told(mean_interval(areas[order[0]]))}"
-            if "fixed" in areas:
-                text += f"; leaving all after the same number of cycles is worth {_told(mean_interval(areas['fixed']))}"
-            others = [key for key in order if not key.startswith(ZERO_ATTENTION)]
-            if ZERO_ATTENTION in areas and others:
-                mine, best = np.array(areas[ZERO_ATTENTION]), np.array(areas[others[0]])
-                apart = mean_interval(mine - best)
-                reading = "worse" if apart.high < 0 else "better" if apart.low > 0 else "no difference shown"
-                text += (
-                    f"; zero attention is number {order.index(ZERO_ATTENTION) + 1} with {_told(mean_interval(mine))}, "
-                )
-                text += f"a difference of {_told(apart)} to {others[0]}, paired by seed ({reading})"
-            found.append(f"{text} ({len(records)} seed{'s' if len(records) > 1 else ''}).")
-    return found
-
-
 def _dots(
     manifest: Manifest,
     results: dict[str, Outcome],
     task: TaskRow,
     value: Callable[[RuleRecord], float | None],
     label: str,
+    limits: tuple[float, float] | None,
 ) -> Figure | None:
-    """A number of every rule, with its interval over seeds, the variants side by side; the best rule on top."""
-    found: dict[str, dict[int, Interval]] = {}
-    measured = dict(_with_exits(manifest, results, task))
+    """A number of every rule, the variants side by side: from FEWEST_FOR_INTERVAL seeds on with its interval and the
+    rule with the highest mean on top, below that the seeds as dots and the rules in a fixed order.
+
+    label: of the axis, up to what the bars are; limits: the least and the greatest value there can be.
+    """
+    found: dict[str, dict[int, tuple[Interval, list[float]]]] = {}
+    measured = dict(with_exits(manifest, results, task))
     for index, variant in enumerate(manifest.variants):
         records = measured.get(variant.label, [])
-        for key in _common_rules(records) if records else []:
+        for key in common_rules(records) if records else []:
             values = [value(exits_of(record).rules[key]) for record in records]
             known = [v for v in values if v is not None]
             if key not in BOUNDS and len(known) == len(values):
-                found.setdefault(key, {})[index] = mean_interval(known)
+                found.setdefault(key, {})[index] = interval(known, limits), known
     if not found:
         return None
-    order = sorted(found, key=lambda key: max(interval.mean for interval in found[key].values()))
+    shown = [over for row in found.values() for over, _ in row.values()]
+    order = sorted(found, key=_place, reverse=True)
+    if can_rank(*(over.n for over in shown)):
+        order = sorted(found, key=lambda key: max(over.mean for over, _ in found[key].values()))
     used = sorted({index for row in found.values() for index in row})
     figure, [[axes]] = new(0.9 + 0.16 * len(order))
     for place, index in enumerate(used):
         rows = [number for number, key in enumerate(order) if index in found[key]]
-        intervals = [found[order[number]][index] for number in rows]
+        mine = [found[order[number]][index] for number in rows]
         shift = 0.5 * ((place + 0.5) / len(used) - 0.5)
-        wide = [0 if math.isnan(i.low) else i.high - i.mean for i in intervals]
-        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
+        sure = [over.kind == "interval" for over, _ in mine]
+        wide = [[over.mean - over.low if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
+        wide += [[over.high - over.mean if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
         at = [number - shift for number in rows]
-        name = manifest.variants[index].label
-        axes.errorbar([i.mean for i in intervals], at, xerr=wide, color=colour(manifest, index), label=name, **look)
-    means = [interval.mean for row in found.values() for interval in row.values()]
-    low, high = min(0.0, *means), max(0.0, *means)
+        for height, (over, seeds) in zip(at, mine, strict=True):
+            if not can_rank(over.n):
+                axes.scatter(seeds, [height] * len(seeds), s=5, color=colour(manifest, index), alpha=0.6, lw=0)
+        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
+        look |= {"color": colour(manifest, index), "label": manifest.variants[index].label}
+        axes.errorbar([over.mean for over, _ in mine], at, xerr=wide if any(sure) else None, **look)
+    marks = [x for row in found.values() for over, seeds in row.values() for x in (over.mean, *seeds)]
+    marks += [end for over in shown if over.kind == "interval" for end in (over.low, over.high)]
+    low, high = min(0.0, *marks), max(0.0, *marks)
     span = high - low or 1.0
-    axes.set_xlim(low - 0.25 * span, high + 0.25 * span)  # an interval at two seeds may be enormous
+    axes.set_xlim(low - 0.05 * span, high + 0.05 * span)
     axes.axvline(0, color="#444444", lw=0.9, zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)")
     axes.set_title(title(manifest, results, task))
     legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def _with_exits(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[tuple[str, list[Record]]]:
+def with_exits(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[tuple[str, list[Record]]]:
     """The variants with exit points and their records."""
     found = [(v.label, done(manifest, results, v.label, task.label)) for v in manifest.variants]
     with_exits = [(label, [record for record in records if record.exits]) for label, records in found]
     return [(label, records) for label, records in with_exits if records]
 
 
-def _common_rules(records: list[Record]) -> list[str]:
+def common_rules(records: list[Record]) -> list[str]:
     """Rules that all the records have."""
     return [key for key in exits_of(records[0]).rules if all(key in exits_of(r).rules for r in records)]
 
 
 def _plain_rules(records: list[Record]) -> list[str]:
     """Rules with their usual aggregate, in the order of their looks, without the bounds."""
-    keys = [key for key in _common_rules(records) if key not in BOUNDS and "." not in key]
-    return sorted(keys, key=lambda key: (list(LOOKS).index(key) if key in LOOKS else len(LOOKS), key))
+    return sorted((key for key in common_rules(records) if key not in BOUNDS and "." not in key), key=_place)
+
+
+def _place(key: str) -> tuple[int, str]:
+    """A rule's place in an order that no result changes."""
+    return list(LOOKS).index(key) if key in LOOKS else len(LOOKS), key
 
 
 def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -314,17 +273,7 @@ def _mean_curve(records: list[Record], key: str, metric: str) -> tuple[NDArray[n
     return flops, np.mean([np.interp(flops, curve["flops_per_token"], curve[metric]) for curve in curves], 0)
 
 
-def _rank(rule: RuleRecord) -> float | None:
+def mean_rank(rule: RuleRecord) -> float | None:
     """The mean rank correlation over the exit points that have one."""
     known = [value for value in rule.rank if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _used(record: Record, point: TunedThreshold) -> float:
-    return point.test["flops_per_token"] / exits_of(record).points[-1].flops_per_token
-
-
-def _told(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return f"{interval.mean:.4f}"
-    return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]"

@@ -14,21 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from bench.stats import mean_interval, median_front
+from bench.stats import FEWEST_FOR_INTERVAL, interval, median_front
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
-from reports.aggregates import comparable, points_by_seed, profiles, zero_attention_curve
+from reports.aggregates import comparable, profiles
+from reports.fronts import points_by_seed, shared_rule
 from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
 from reports.table import done, exits_of, score
+from reports.units import bounds
 
 STEP = 0.035  # variants of equal cost stand this share of the axis apart, or they would hide each other
 GREY = "#444444"
 
 
 def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Means at full depth with 95 % t intervals, cut at the frame; dots are seeds; hollow: all leave after cycle 1, 2,
-    ...; lines: the zero-attention threshold moves; dashes: the median over seeds of the best score at each cost, with
-    a 95 % band. Variants of equal cost stand side by side.
+    """Means at full depth; dots are seeds; hollow: all leave after cycle 1, 2, ...; lines: the study's exit rule, if it
+    declares one for all variants; dashes: the median over seeds of what the point that validation data choose at each
+    cost gives, over all variants. Variants of equal cost stand side by side.
     """
     measured = [
         (index, [r for r in done(manifest, results, v.label, task.label) if r.exits])
@@ -39,12 +41,12 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: Tas
         for index, records in measured
         if records
     }
-    curves = {
-        index: [zero_attention_curve(record, task.metric) for record in records]
+    rule = shared_rule(manifest, results, task)
+    moved = {
+        index: _mean_over_seeds([_curve(record, rule, task) for record in records])
         for index, records in measured
-        if records
+        if records and rule
     }
-    moved = {index: _mean_over_seeds(found) for index, found in curves.items() if all(found)}
     figure, [[axes]] = new(2.7)
     extra = np.concatenate([np.empty((0, 2)), *early.values(), *moved.values()])
     values = _scatter(axes, manifest, results, task, "forward_flops_per_token", extra[:, 0])
@@ -60,7 +62,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: Tas
         hollow: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
         handles.append(Line2D([], [], label="leave after cycle 1, 2, ...", **hollow))
     if moved:
-        handles.append(Line2D([], [], color=GREY, lw=1, label="zero-attention threshold"))
+        handles.append(Line2D([], [], color=GREY, lw=1, label=f"{rule} threshold"))
     handles += _front(axes, manifest, results, task)
     xlabel = "executed forward FLOPs per token"
     _finish(figure, axes, manifest, results, task, xlabel, [*values, *extra[:, 1]], handles)
@@ -68,7 +70,7 @@ def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: Tas
 
 
 def accuracy_vs_params(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Means with 95 % t intervals, cut at the frame; dots are seeds. Variants of equal size stand side by side."""
+    """Means; dots are seeds. Variants of equal size stand side by side."""
     figure, [[axes]] = new(2.4)
     values = _scatter(axes, manifest, results, task, "params_non_embedding", np.empty(0))
     if not values:
@@ -144,9 +146,8 @@ def zero_attention(manifest: Manifest, results: dict[str, Outcome], task: TaskRo
 
 
 def performance_profile(manifest: Manifest, results: dict[str, Outcome]) -> Figure | None:
-    """Share of the runs whose normalised score is above tau, tasks weighing alike, with pointwise 95 % bands of the
-    bootstrap over seeds, stratified by task: higher is better. n: runs. A variant that has no run on one of the tasks
-    is left out.
+    """Share of the runs whose normalised score is above tau, tasks weighing alike. n: seeds. A variant that has no run
+    on one of the tasks is left out.
     """
     found = profiles(manifest, results)
     if not found:
@@ -172,7 +173,9 @@ def _scatter(
     cost: str,
     others: NDArray[np.float64],
 ) -> list[float]:
-    """Seeds as dots and means with 95 % intervals, on a logarithmic axis that holds the other costs too; the values."""
+    """Seeds as dots and means, with bars where seeds are enough, on a logarithmic axis that holds the other costs too;
+    the values, ends of bars among them.
+    """
     found = [
         (index, records)
         for index, variant in enumerate(manifest.variants)
@@ -190,12 +193,14 @@ def _scatter(
         alike = np.abs(at - centre) < 0.02
         place = np.flatnonzero(alike & (np.arange(len(at)) < found.index((index, records)))).size
         x = math.exp(centre + span * min(STEP, 0.6 / alike.sum()) * (place - (alike.sum() - 1) / 2))
-        interval, shade = mean_interval(scores), colour(manifest, index)
+        over, shade = interval(scores, bounds(task.metric)), colour(manifest, index)
         axes.scatter([x] * len(scores), scores, s=6, color=shade, alpha=0.7, lw=0, zorder=3)
-        bars = None if math.isnan(interval.low) else [[interval.mean - interval.low], [interval.high - interval.mean]]
+        low, high = over.mean - over.low, over.high - over.mean
+        bars = [[low], [high]] if over.kind == "interval" else None
+        values += [over.low, over.high] if bars else []
         look: dict[str, Any] = {"color": shade, "ms": 6, "mec": "white", "mew": 0.7, "capsize": 1.8, "lw": 0.9}
         label = manifest.variants[index].label
-        axes.errorbar(x, interval.mean, yerr=bars, fmt=MARKERS[index], label=label, zorder=4, **look)
+        axes.errorbar(x, over.mean, yerr=bars, fmt=MARKERS[index], label=label, zorder=4, **look)
     middle = (everything.min() + everything.max()) / 2
     axes.set_xscale("log")
     axes.set_xlim(*np.exp([middle - 0.62 * span, middle + 0.62 * span]))
@@ -204,11 +209,11 @@ def _scatter(
 
 
 def _front(axes: Axes, manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[Line2D]:
-    """Draw the median front over all variants, of the seeds that every variant shown has finished."""
+    """Draw the median front over all variants, of the seeds that all of those shown have finished."""
     found = [points_by_seed(manifest, results, variant.label, task) for variant in manifest.variants]
     shown = [seeds for seeds in found if seeds]
-    common = sorted(set.intersection(*map(set, shown)))
-    if not common:
+    common = sorted(set.intersection(*map(set, shown))) if shown else []
+    if len(common) < FEWEST_FOR_INTERVAL:
         return []
     band = median_front([np.concatenate([seeds[s] for seeds in shown]) for s in common], task.higher_is_better)
     axes.step(band.cost, band.median, where="post", ls="--", color=GREY, lw=1, zorder=1)
@@ -237,6 +242,12 @@ def _finish(
 def _exit_points(record: Record, task: TaskRow) -> list[tuple[float, float]]:
     """(FLOPs, metric) at the exit points."""
     return [(point.flops_per_token, point.score(task.metric)) for point in exits_of(record).points]
+
+
+def _curve(record: Record, rule: str, task: TaskRow) -> list[tuple[float, float]]:
+    """(FLOPs, metric) of a rule's stored curve."""
+    curve = exits_of(record).rules[rule].curve
+    return list(zip(curve["flops_per_token"], curve[task.metric], strict=True))
 
 
 def _mean_over_seeds(curves: list[list[tuple[float, float]]]) -> NDArray[np.float64]:

@@ -6,16 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-RESULTS = ("task", "variant", "metric", "mean", "95 % interval", "seeds", "non-embedding", "FLOPs/token", "note")
-VERDICTS = ("hypothesis", "task", "verdict", "gain", "95 % interval", "Holm p", "pairs")
+from reports.policy import ENDS, Rows, is_ends
+
+RESULTS = ("task", "variant", "metric", "mean", ENDS, "seeds", "non-embedding", "FLOPs/token", "note")
+VERDICTS = ("hypothesis", "task", "verdict", "gain", ENDS, "corrected p", "pairs")
 COSTS = ("task", "variant", "FLOPs/token", "KV bytes/token", "activation bytes/sequence")
 
 
 def latex(context: dict[str, Any]) -> str:
     """Verdicts, results and costs as ``tabular`` environments; what is given is the page's context."""
-    summary = [{**row, "note": row["note"].split(":")[0]} for row in context["summary"]]
-    if not any(row["note"] for row in summary):
-        summary = [{key: value for key, value in row.items() if key != "note"} for row in summary]
+    shown = [{**row, "note": row["note"].split(":")[0]} for row in context["summary"]]
+    if not any(row["note"] for row in shown):
+        shown = [{key: value for key, value in row.items() if key != "note"} for row in shown]
+    summary = Rows(shown, context["summary"].ends)
     parts = ["% Needs \\usepackage{booktabs}. Every table is a tabular of its own, for a table of yours."]
     for title, rows, chosen in (
         ("verdicts", context["verdicts"], VERDICTS),
@@ -24,8 +27,11 @@ def latex(context: dict[str, Any]) -> str:
     ):
         if rows:
             added = [key for key in rows[0] if key.endswith(" adds")]
-            frame = pd.DataFrame(rows)[[k for k in (*chosen, *added) if k in rows[0]]]
-            parts.append(f"\n% {title}; from {context['cells']['all']}\n{_tabular(frame)}")
+            named = {ENDS if is_ends(key) else key: key for key in rows[0]}
+            frame = pd.DataFrame(rows)[[named[k] for k in (*chosen, *added) if k in named]]
+            ends = getattr(rows, "ends", "").rstrip(".")
+            about = f"{title}. {ends}" if ends else title
+            parts.append(f"\n% {about}; from {context['cells']['all']}\n{_tabular(frame)}")
     return "\n".join(parts)
 
 

@@ -92,8 +92,8 @@ def colour(manifest: Manifest, index: int) -> Any:
 
 def levels(axes: Axes, task: TaskRow, values: Sequence[float]) -> None:
     """Draw the task's trivial levels and set the limits to hold them and ``values``; a level so far off that it would
-    squash what is to be compared is told in words. An interval at n = 2 may be enormous: it does not count as a value.
-    Levels of solvers that do a part of the task are drawn where they lie within these limits.
+    squash what is to be compared is told in words. Levels of solvers that do a part of the task are drawn where they
+    lie within these limits.
     """
     low, high = min(values), max(values)
     span = high - low or 1.0

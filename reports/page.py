@@ -16,16 +16,17 @@ from bench.store.environment import environments
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
-from reports.aggregates import aggregates, comparable, fronts
+from reports.aggregates import aggregates, comparable
 from reports.drawing import Drawing, figures
 from reports.execution import executions
-from reports.exit_figures import findings, rule_rows
+from reports.exit_rules import findings, rule_rows
+from reports.fronts import fronts, shared_rule
 from reports.latex import latex
 from reports.look import STYLE
+from reports.policy import bars, can_rank, counted, told
 from reports.render import check_formats, file_name, rendering
 from reports.table import (
     Row,
-    columns,
     costs,
     csv_of_cells,
     csv_of_slices,
@@ -35,20 +36,22 @@ from reports.table import (
     named,
     ran_on,
     summary,
+    summary_rows,
 )
 from reports.tuning import tuning
 from reports.units import metric_name
-from reports.verdicts import differences, verdicts
+from reports.verdicts import differences, sentences, verdicts
 
 MANY = 16  # cells: from here on, figures are rendered in processes of their own, while the tables are made
 
 
 class Drawn(NamedTuple):
-    """A figure of a task, or of all (None). cells: those that it shows, in words."""
+    """A figure of a task, or of all (None). cells: those that it shows, bars: what its bars are, in words."""
 
     task: str | None
     drawing: Drawing
     cells: str
+    bars: str
     figure: Figure
 
 
@@ -79,11 +82,13 @@ def write_report(
     with rendering(sourced, kinds, STYLE, apart=len(manifest.cells) >= MANY) as files:
         context: dict[str, Any] = {
             "manifest": manifest,
-            "summary": [columns(row) for row in summary(manifest, results)],
+            "summary": summary_rows(manifest, results),
             "further_tests": further_tests(manifest, results),
             "verdicts": verdicts(manifest, results),
+            "sentences": sentences(manifest, results),
             "differences": differences(manifest, results),
             "fronts": fronts(manifest, results),
+            "rule_of_fronts": {task.label: shared_rule(manifest, results, task) for task in manifest.tasks},
             "aggregates": aggregates(manifest, results),
             "tuning": tuning(manifest),
             "costs": costs(manifest, results),
@@ -123,24 +128,33 @@ def write_report(
 
 
 def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
-    """One plain sentence: which mean is best, over how many seeds."""
+    """One plain sentence: which mean is best, over how many seeds. Where no two variants have enough seeds to rank
+    them, the means in the study's order.
+    """
     rows = [row for row in summary(manifest.but(tasks=[task]), results) if row.done]
     if not rows:
         return "No cell of this task is done."
-    top = (max if task.higher_is_better else min)(rows, key=lambda row: row.mean)
-    word = "highest" if task.higher_is_better else "lowest"
+    name = metric_name(task.metric)
     levels = "".join(f"; {name} is {level:.3f}" for name, level in task.levels.items())
-    n = f"{top.done} seed{'s' if top.done > 1 else ''}"
-    mean = f"The {word} mean test {metric_name(task.metric)} is {top.mean:.3f} ({top.variant}, {n})"
-    return f"{mean}{levels}{_between(task, top.mean)}."
+    ranked = [row for row in rows if can_rank(row.done)]
+    if len(ranked) < 2:
+        means = ", ".join(f"{row.variant} {told(row.score)} ({counted([row.done])})" for row in rows)
+        return f"Mean test {name}: {means}{levels}{_between(task, [row.score.mean for row in rows])}."
+    top = (max if task.higher_is_better else min)(ranked, key=lambda row: row.score.mean)
+    word = "highest" if task.higher_is_better else "lowest"
+    others = [row.variant for row in rows if row not in ranked]
+    few = f"; too few seeds to compare: {', '.join(others)}" if others else ""
+    mean = f"{told(top.score)} ({top.variant}, {counted([top.done])})"
+    return f"The {word} mean test {name} is {mean}{levels}{_between(task, [top.score.mean])}{few}."
 
 
-def _between(task: TaskRow, mean: float) -> str:
-    """What the solvers reach, of those that do a part of the task, that are next to the mean on either side."""
+def _between(task: TaskRow, means: list[float]) -> str:
+    """What the solvers reach, of those that do a part of the task, that are next to the means on either side."""
     sign = 1 if task.higher_is_better else -1
     rising = sorted((sign * level, name) for name, level in task.solvers.items())
-    below = [entry for entry in rising if entry[0] <= sign * mean][-1:]
-    above = [entry for entry in rising if entry[0] > sign * mean][:1]
+    least, most = (end(sign * mean for mean in means) for end in (min, max))
+    below = [entry for entry in rising if entry[0] <= least][-1:]
+    above = [entry for entry in rising if entry[0] > most][:1]
     reached = [f"of {name} reaches {sign * level:.3f}" for level, name in [*below, *above]]
     return f"; a solver {', one '.join(reached)}" if reached else ""
 
@@ -156,9 +170,10 @@ def _files(rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path) -> tuple[l
             paths.append(out / f"{stem}.{kind}")
             atomic_write(paths[-1], data)
         about = " ".join((inspect.getdoc(one.drawing.draw) or "").split())
-        told = {"title": one.drawing.title, "about": about, "cells": one.cells}
-        told |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
-        pictures.setdefault(one.task, []).append(told)
+        about = f"{about} {one.bars}".strip()
+        said = {"title": one.drawing.title, "about": about, "cells": one.cells}
+        said |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
+        pictures.setdefault(one.task, []).append(said)
     return paths, pictures
 
 
@@ -175,32 +190,40 @@ def _drawn(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[Drawn]:
         mine = manifest.but(cells=[cell for cell in manifest.cells if cell.task == task.label])
         for drawing in drawings:
             if not drawing.over_tasks and (figure := drawing(mine, results, task)) is not None:
-                yield Drawn(task.label, drawing, _cells(mine, results, [task], drawing.needs), figure)
+                shown = _shown(mine, results, [task], drawing.needs)
+                yield Drawn(task.label, drawing, _cells(mine, shown, [task]), _bars(drawing, shown, [task]), figure)
     for drawing in drawings:
         if drawing.over_tasks and (figure := drawing(manifest, results)) is not None:
-            yield Drawn(None, drawing, _cells(manifest, results, comparable(manifest), drawing.needs), figure)
+            tasks = comparable(manifest)
+            shown = _shown(manifest, results, tasks, drawing.needs)
+            yield Drawn(None, drawing, _cells(manifest, shown, tasks), _bars(drawing, shown, tasks), figure)
 
 
-def _cells(
-    manifest: Manifest,
-    results: dict[str, Outcome],
-    tasks: list[TaskRow],
-    needed: Callable[[Record], bool],
-) -> str:
-    """Which cells a figure shows, in words, and the name of the set: those of the variants that have some on each of
-    the tasks.
-    """
+def _shown(
+    manifest: Manifest, results: dict[str, Outcome], tasks: list[TaskRow], needed: Callable[[Record], bool]
+) -> dict[str, list[list[str]]]:
+    """By variant and task, the ids of the cells that a figure shows; none of a variant that lacks one of the tasks."""
     found = {}
     for variant in manifest.variants:
         by_task = [done(manifest, results, variant.label, task.label) for task in tasks]
-        shown = [[record for record in records if needed(record)] for records in by_task]
-        found[variant.label] = [record.id for records in shown for record in records] if all(shown) else []
+        shown = [[record.id for record in records if needed(record)] for records in by_task]
+        found[variant.label] = shown if all(shown) else []
+    return found
+
+
+def _cells(manifest: Manifest, shown: dict[str, list[list[str]]], tasks: list[TaskRow]) -> str:
+    """Which cells a figure shows, in words, and the name of the set."""
     labels = {task.label for task in tasks}
-    planned = sum(cell.task in labels and bool(found[cell.variant]) for cell in manifest.cells)
-    names = [label for label, ids in found.items() if ids]
-    whose = "" if len(names) == len(found) else f" of {', '.join(names)}"
-    ids = [id for some in found.values() for id in some]
+    planned = sum(cell.task in labels and bool(shown[cell.variant]) for cell in manifest.cells)
+    names = [label for label, ids in shown.items() if ids]
+    whose = "" if len(names) == len(shown) else f" of {', '.join(names)}"
+    ids = [id for by_task in shown.values() for some in by_task for id in some]
     return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
+
+
+def _bars(drawing: Drawing, shown: dict[str, list[list[str]]], tasks: list[TaskRow]) -> str:
+    """What the caption says of a figure's bars."""
+    return bars(min(map(len, by_task)) for by_task in shown.values() if by_task) if drawing.bars and tasks else ""
 
 
 def _sources(manifest: Manifest, results: dict[str, Outcome], further: set[str]) -> dict[str, str]:

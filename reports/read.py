@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import gc
+import math
 from array import array
+from functools import partial
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Stored
 from bench.store.store import Store
 from reports.exit_figures import BOUNDS, BUDGET
+from reports.fronts import RANDOM
 
 SCORES = ("flops_per_token", "loss", "accuracy", "bits_per_byte")  # the columns of a curve that are shown
 
 
 def read(store: Store, manifest: Manifest) -> dict[str, Outcome]:
     """The records of a study's cells by id, those without one left out."""
-    records = ((cell.id, store.record(cell.id, _shown)) for cell in manifest.cells)
+    trim = partial(_shown, declared=manifest.exit_rule)
+    records = ((cell.id, _validated(store, store.record(cell.id, trim))) for cell in manifest.cells)
     given: dict[frozenset[str], set[str]] = {}
     collecting = gc.isenabled()
     gc.disable()  # a record has no cycles, and to look for some in all that were read before takes half of the time
@@ -29,19 +37,49 @@ def read(store: Store, manifest: Manifest) -> dict[str, Outcome]:
             gc.enable()
 
 
-def _shown(value: dict[str, Any]) -> dict[str, Any]:
+def _shown(value: dict[str, Any], declared: str | None = None) -> dict[str, Any]:
     """What a result's file holds without what its exits tell beyond tables and figures: nine tenths of it, which would
-    cost more to check than all the rest.
+    cost more to check than all the rest. declared: the study's exit rule, which fronts need.
     """
     if value["exits"]:
         for key, rule in value["exits"]["rules"].items():
-            if "tuned" in rule:
+            if "tuned" in rule and key != declared:
                 rule["tuned"] = [{**point, "valid": {}} for point in rule["tuned"] if point["budget"] == BUDGET]
             curve = rule["curve"]
             # other aggregates than a rule's usual one have no curve in any figure
-            shown = [name for name in curve if name in SCORES] if "." not in key or key in BOUNDS else []
+            shown = [name for name in curve if name in SCORES] if "." not in key or key in (*BOUNDS, declared) else []
+            shown += ["threshold"] if key == RANDOM else []
             rule["curve"] = {name: array("d", curve[name]) for name in shown}
     return value
+
+
+def _validated(store: Store, record: Outcome | None) -> Outcome | None:
+    """The record with its validation scores, which older ones lack: made from the trace that was stored beside them."""
+    if record is None or record.status != "done" or record.valid_metrics:
+        return record
+    try:
+        scores = _valid_scores(store.folder(record.id) / "trace_valid.npz")
+    except (OSError, KeyError, ValueError, BadZipFile):
+        return record  # fronts leave out, and count as left out, what has no validation scores
+    record.valid_metrics = {f"valid_{name}": value for name, value in scores[-1].items()}
+    if record.exits is not None and len(scores) == len(record.exits.points):
+        points = zip(record.exits.points, scores, strict=True)
+        record.exits = record.exits.but(points=[point.but(valid=found) for point, found in points])
+    return record
+
+
+def _valid_scores(path: Path) -> list[dict[str, float]]:
+    """Scores by name when all sequences of a stored trace leave after cycle 1, 2, ... C: ``Trace.leaving``, which would
+    load torch.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        scored = arrays["scored"].sum(dtype=float)
+        loss, correct = (arrays[name].sum(axis=0, dtype=float) / scored for name in ("loss", "correct"))
+        per_byte = float(arrays["bytes_per_token"]) if "bytes_per_token" in arrays.files else None
+    found = [{"loss": float(one), "accuracy": float(right)} for one, right in zip(loss, correct, strict=True)]
+    if per_byte is not None:
+        found = [{**one, "bits_per_byte": one["loss"] / math.log(2) / per_byte} for one in found]
+    return found
 
 
 def _shared(record: Outcome, given: dict[frozenset[str], set[str]]) -> Outcome:

@@ -8,17 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.stats import mean_interval
+from bench.stats import Interval, interval
 from bench.store.manifest import Manifest
 from bench.store.records import CostRecord, Environment, ExitsRecord, Outcome, Record
 from bench.tables import csv_text
-from reports.units import human, metric_name, plain
+from reports.policy import ENDS, Row, Rows, ends, titled, told
+from reports.units import bounds, human, metric_name, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Row = dict[str, str]
-"""Of a table, as people read it: text by column."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,7 @@ class Summary:
     """A variant on a task: how many cells, and what they say of the metric. Numbers that are not known are NaN.
 
     Attributes:
-        low: end of the 95 % interval.
-        high: the other end.
+        score: its mean over seeds.
         costs: of the first finished cell.
         tokens_per_second: in training, mean over the finished cells.
         reason: why the first failed cell failed.
@@ -40,9 +37,7 @@ class Summary:
     done: int
     failed: int
     missing: int
-    mean: float
-    low: float
-    high: float
+    score: Interval
     costs: CostRecord | None
     tokens_per_second: float
     reason: str
@@ -99,7 +94,6 @@ def summary(manifest: Manifest, results: dict[str, Outcome]) -> list[Summary]:
             found = cells(manifest, results, variant.label, task.label)
             finished = [record for _, record in found if record and record.status == "done"]
             failed = [record for _, record in found if record and record.status == "failed"]
-            interval = mean_interval([score(record, task.metric) for record in finished]) if finished else None
             rows.append(
                 Summary(
                     task=task.label,
@@ -109,9 +103,7 @@ def summary(manifest: Manifest, results: dict[str, Outcome]) -> list[Summary]:
                     done=len(finished),
                     failed=len(failed),
                     missing=len(found) - len(finished) - len(failed),
-                    mean=interval.mean if interval else math.nan,
-                    low=interval.low if interval else math.nan,
-                    high=interval.high if interval else math.nan,
+                    score=interval([score(record, task.metric) for record in finished], bounds(task.metric)),
                     costs=finished[0].costs if finished else None,
                     tokens_per_second=_mean([record.timing.tokens_per_second for record in finished]),
                     reason=failed[0].reason if failed else "",
@@ -120,18 +112,22 @@ def summary(manifest: Manifest, results: dict[str, Outcome]) -> list[Summary]:
     return rows
 
 
-def columns(row: Summary) -> Row:
-    """A summary row as people read it."""
+def summary_rows(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
+    """The summary table as people read it."""
+    found = summary(manifest, results)
+    return titled(map(_columns, found), {ENDS: [row.score for row in found]})
+
+
+def _columns(row: Summary) -> Row:
     gone = [f"{count} {kind}" for kind, count in (("failed", row.failed), ("missing", row.missing)) if count]
     note = ", ".join(gone) + (f": {row.reason}" if row.reason else "")
-    interval = "-" if math.isnan(row.low) else f"[{plain(row.low)}, {plain(row.high)}]"
     costs = row.costs
     return {
         "task": row.task,
         "variant": row.variant,
         "metric": metric_name(row.metric),
-        "mean": plain(row.mean),
-        "95 % interval": interval,
+        "mean": plain(row.score.mean),
+        ENDS: ends(row.score),
         "seeds": f"{row.done}/{row.planned}",
         "depth": str(costs.depth) if costs else "-",
         "parameters": human(costs.params) if costs else "-",
@@ -147,7 +143,7 @@ def summary_table(manifest: Manifest, results: dict[str, Outcome]) -> Table:
     """The summary for a terminal."""
     from rich.table import Table  # start-up
 
-    rows = [columns(row) for row in summary(manifest, results)]
+    rows = summary_rows(manifest, results)
     left_out = {"parameters", "training FLOPs"} | ({"note"} if not any(row["note"] for row in rows) else set())
     shown = [key for key in rows[0] if key not in left_out]
     table = Table(title=f"{manifest.study}: {manifest.question}", title_justify="left")
@@ -157,14 +153,15 @@ def summary_table(manifest: Manifest, results: dict[str, Outcome]) -> Table:
         table.add_row(
             *(row[key] for key in shown), end_section=number + 1 < len(rows) and rows[number + 1]["task"] != row["task"]
         )
+    table.caption, table.caption_justify = rows.ends or None, "left"
     return table
 
 
-def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
+def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     """The metric on the test split and on every further one (such as longer sequences) by variant, for the tasks that
-    have any: the mean, its 95 % t interval and of how many seeds. A dash: the task has no such split.
+    have any: the mean, its ends and of how many seeds. A dash: the task has no such split.
     """
-    rows = []
+    rows, shown = [], []
     for task in manifest.tasks:
         plain_test = f"test_{task.metric}"
         by_variant = {v.label: cells(manifest, results, v.label, task.label) for v in manifest.variants}
@@ -176,21 +173,13 @@ def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
             metrics = [r.metrics if r and r.status == "done" else {} for _, r in found]
             row = {"task": task.label, "variant": label, "metric": metric_name(task.metric)}
             for key in (plain_test, *splits):
-                row[f"test{key.removeprefix(plain_test)}"] = _over_seeds(
-                    [m[key] for m in metrics if key in m], len(found)
-                )
+                over = interval([m[key] for m in metrics if key in m], bounds(task.metric))
+                shown.append(over)
+                text = f"{told(over)} ({over.n}/{len(found)})" if over.n else f"missing (0/{len(found)})"
+                row[f"test{key.removeprefix(plain_test)}"] = text
             rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key, "-") for key in keys} for row in rows]
-
-
-def _over_seeds(values: list[float], planned: int) -> str:
-    """A mean with its interval and of how many seeds."""
-    if not values:
-        return f"missing (0/{planned})"
-    found = mean_interval(values)
-    ends = "" if math.isnan(found.low) else f" [{plain(found.low)}, {plain(found.high)}]"
-    return f"{plain(found.mean)}{ends} ({found.n}/{planned})"
+    return titled([{key: row.get(key, "-") for key in keys} for row in rows], {"": shown})
 
 
 def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:

@@ -40,3 +40,13 @@ def metric_name(metric: str) -> str:
     if target is not None:
         return f"training {'FLOPs' if target.cost == 'flops' else 'tokens'} to {target.score:g}"
     return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
+
+
+def bounds(metric: str) -> tuple[float, float] | None:
+    """The least and the greatest value of a metric, also on a further test split; None: not known."""
+    return {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "bits_per_byte": (0.0, math.inf)}.get(metric.split("@")[0])
+
+
+def gap_bounds(metric: str) -> tuple[float, float] | None:
+    """Those of a difference of two values of a metric; None: not known, or none."""
+    return (-1.0, 1.0) if metric.split("@")[0] == "accuracy" else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 from bench.config import Cell, ModelConfig, TrainConfig
 from bench.evaluate.trace import ORACLES
@@ -82,7 +84,7 @@ def record(cell: CellRow) -> Outcome:
         found = {"loss": 2.0 - 0.2 * cycles + shift, "accuracy": 0.5 + 0.1 * cycles - shift}
         return {**found, "bits_per_byte": found["loss"] / 0.69} if text else found
 
-    points = [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c)} for c in (1, 2)]
+    points = [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c), "valid": scores(c)} for c in (1, 2)]
     spread: list[float | None] = [0.1, 0.25, 0.5, None]  # thresholds, the last: none leaves early
     later = [0.0, 0.25, 0.5, 1.0]  # shares of the sequences that run both cycles
     curve = {
@@ -115,6 +117,7 @@ def record(cell: CellRow) -> Outcome:
         "status": "done",
         "schedule": "0 1 1 2",
         "metrics": {f"test_{name}": value for name, value in scores(2).items()} | {"test_accuracy@64": 0.5},
+        "valid_metrics": {f"valid_{name}": value for name, value in scores(2).items()},
         "slices": {} if text else {"hops": {"1": {"accuracy": 0.9, "exact_match": 0.25, "n": 100}}},
         "costs": costs,
         "additions": {
@@ -134,3 +137,31 @@ def record(cell: CellRow) -> Outcome:
 
 RESULTS = {cell.id: record(cell) for cell in MANIFEST.cells[:-1]}  # the last one is missing
 ONE_TASK = MANIFEST.but(tasks=TASKS[:1], cells=[cell for cell in MANIFEST.cells if cell.task == "p_hop"])
+
+
+def of_seeds(n: int, noise: Callable[[str, str, int], float] = lambda variant, task, seed: 0.0) -> tuple[Manifest, Any]:
+    """The sample study with n seeds, all finished. noise: added to the accuracy at every exit point, and taken from
+    the bits per byte, by variant, task and seed.
+    """
+    rows = [
+        CellRow(variant=variant, task=task.label, seed=seed, id=_id(n, variant, task.label, seed))
+        for task in TASKS
+        for seed in range(n)
+        for variant in VARIANTS
+    ]
+    manifest = MANIFEST.but(seeds=list(range(n)), cells=rows)
+    return manifest, {cell.id: shifted(record(cell), noise(cell.variant, cell.task, cell.seed)) for cell in rows}
+
+
+def shifted(made: Any, by: float) -> Any:
+    """A record whose accuracy is higher by so much at every exit point, and its bits per byte lower."""
+
+    def moved(scores: dict[str, float]) -> dict[str, float]:
+        signs = {"accuracy": 1.0, "bits_per_byte": -1.0}
+        return {key: value + by * signs.get(key.removeprefix("test_"), 0.0) for key, value in scores.items()}
+
+    points = []
+    for point in made.exits.points:
+        scores = {key: value for key, value in point.dump().items() if key in ("accuracy", "bits_per_byte")}
+        points.append(point.but(**moved(scores), valid=moved(point.valid)))
+    return made.but(metrics=moved(made.metrics), exits=made.exits.but(points=points))

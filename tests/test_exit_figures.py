@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from records import MANIFEST, RESULTS
+from records import MANIFEST, RESULTS, of_seeds
 from scipy.stats import spearmanr
 
 from bench.data.task import Metric
@@ -26,9 +26,8 @@ from reports.exit_figures import (
     exit_calibration,
     exit_curves,
     exit_depth,
-    findings,
-    rule_rows,
 )
+from reports.exit_rules import findings, rule_rows
 from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
@@ -96,15 +95,20 @@ def test_depths_are_those_of_the_tuned_thresholds() -> None:
     assert widths == pytest.approx([0.75, 0.25]) and labels(figure) == ["1", "2"]
 
 
-def test_the_best_rule_is_on_top_and_bounds_are_not_judged() -> None:
-    results = copy.deepcopy(RESULTS)
-    for record in results.values():
-        if record.status == "done" and "zero_attention" in record.exits.rules:
-            record.exits.rules["zero_attention"].area += 1
-    figure = exit_area(MANIFEST, results, P_HOP)
-    assert figure is not None
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["confidence", "zero_attention"]
+def test_the_best_rule_is_on_top_where_seeds_are_enough_and_bounds_are_not_judged() -> None:
+    for seeds, order in ((5, ["zero_attention", "confidence"]), (2, ["confidence", "zero_attention"])):
+        manifest, results = of_seeds(seeds)
+        for record in results.values():
+            record.exits.rules["confidence"].area += 0.1
+        figure = exit_area(manifest, results, P_HOP)
+        assert figure is not None
+        axes = figure.axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == order  # of 2 seeds: in their usual order
+        assert (
+            ("95 % interval" in axes.get_xlabel()) == (seeds == 5) == (not axes.get_xlabel().endswith("dots: seeds)"))
+        )
+        bars = [len(path.vertices) for found in axes.collections for path in found.get_paths()]
+        assert seeds == 2 or bars == [2, 2, 2]
 
 
 def test_cycles_mark_those_trained_with() -> None:
@@ -115,35 +119,66 @@ def test_cycles_mark_those_trained_with() -> None:
     assert "cycles it was trained with" in labels(figure)
 
 
-def test_the_table_has_intervals_and_every_rule() -> None:
+def test_the_table_has_every_rule_with_its_range_or_its_interval() -> None:
     rows = rule_rows(MANIFEST, RESULTS)
     found = {(row["task"], row["variant"], row["rule"]): row for row in rows}
-    areas = [0.02 - 0.01 * seed for seed in (0, 1)]
     row = found["p_hop", "htc", "confidence"]
-    assert row["area against random"].startswith(f"{np.mean(areas):.4f} [") and row["seeds"] == "2"
-    assert row["FLOPs used"] == "60.0%" and row["rank correlation"].startswith("0.3000 [")
+    assert row["area against random"] == "0.0150 (0.0100 to 0.0200)" and row["seeds"] == "2"
+    assert row["FLOPs used"] == "60.0%" and row["rank correlation"] == "0.3000 (0.3000 to 0.3000)"
     assert found["p_hop", "htc", "oracle"]["rank correlation"] == "-"
     assert ("p_hop", "htc", "zero_attention") not in found
-    assert found["p_hop", "ztt", "zero_attention"]["area against random"] == "0.0100", "one seed has no interval"
+    assert found["p_hop", "ztt", "zero_attention"]["area against random"] == "0.0100", "one seed has no range"
+    assert rows.ends == "a to b: the range of 2 seeds, too few to tell more."
+    five = rule_rows(*of_seeds(5))
+    assert five[0]["area against random"].startswith("0.0000 [-0.0") and "cover 90.4%" in five.ends
+    for row in five:
+        low, high = (
+            (float(end) for end in row["rank correlation"][8:-1].split(", "))
+            if "[" in row["rank correlation"]
+            else (0, 0)
+        )
+        assert -1 <= low <= high <= 1
 
 
-def test_what_was_found_is_said_plainly() -> None:
-    results: dict[str, Any] = copy.deepcopy(RESULTS)
-    ids = [c.id for c in MANIFEST.cells if (c.variant, c.task) == ("htc", "p_hop")]
-    for seed, id in enumerate(ids):
-        rules = results[id].exits.rules
+def with_zero_attention(seeds: int, gap: float) -> tuple[Any, Any]:
+    """Records whose zero attention is worth less than the confidence by gap and a little noise, on both variants."""
+    manifest, results = of_seeds(seeds)
+    for cell in manifest.cells:
+        rules = results[cell.id].exits.rules
         for key in set(rules) - {"confidence", *BOUNDS}:
             del rules[key]
-        rules["zero_attention"] = rules["confidence"].but(area=0.1 + 0.0099 * seed)
-        rules["confidence"].area = 0.3 + 0.01 * seed
-    (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
-    assert "of 2 rules the one worth most against leaving at random is confidence with 0.3050 [" in text
-    assert "zero attention is number 2 with 0.1050 [" in text and "(worse) (2 seeds)." in text
-    for id in ids:
-        results[id].exits.rules["zero_attention"].area = 0.9
-    (text,) = [line for line in findings(MANIFEST, results) if line.startswith("p_hop, htc")]
-    assert (
-        "most against leaving at random is zero_attention" in text and "to confidence, paired by seed (better)" in text
+        rules["confidence"].area = 0.3 + 0.01 * cell.seed
+        rules["zero_attention"] = rules["confidence"].but(area=0.3 - gap + 0.0099 * cell.seed)
+    return manifest, results
+
+
+@pytest.mark.parametrize(("gap", "word"), [(0.2, "worse"), (-0.2, "better"), (0.0, None)])
+def test_what_was_found_is_said_plainly(gap: float, word: str | None) -> None:
+    manifest, results = with_zero_attention(8, gap)
+    if word is None:
+        for cell in manifest.cells:
+            results[cell.id].exits.rules["zero_attention"].area = 0.335 + 0.01 * (-1) ** cell.seed
+    texts = [line for line in findings(manifest, results) if line.startswith("p_hop, htc")]
+    (text,) = texts
+    first = "zero_attention" if gap < 0 else "confidence"
+    assert f"of 2 rules the one worth most against leaving at random is {first} with 0." in text or word is None
+    assert "to confidence, paired by seed; after correction over 2 comparisons it is " in text
+    said = f"{word} than 1 of 1 other rules (8 seeds)." if word else "not shown to differ from any of 1 other rules (8"
+    assert said in text
+
+
+def test_rules_are_corrected_over_all_variants_of_a_task() -> None:
+    manifest, results = with_zero_attention(6, 0.2)  # the least p of 6 pairs is 1/32: enough alone, not for two
+    assert all("not shown to differ from any of 1 other" in line for line in findings(manifest, results))
+    alone = manifest.but(variants=manifest.variants[:1])
+    assert all("worse than 1 of 1 other rules (6 seeds)" in line for line in findings(alone, results))
+
+
+def test_few_seeds_rank_no_rules() -> None:
+    (text,) = [line for line in findings(*with_zero_attention(2, 0.2)) if line.startswith("p_hop, htc")]
+    assert text == (
+        "p_hop, htc: 2 rules against leaving at random, over 2 seeds, too few to rank them; "
+        "zero attention is worth 0.1049 (0.1000 to 0.1099)."
     )
 
 

@@ -147,7 +147,9 @@ def test_verdicts_from_stored_results() -> None:
     accuracy = results["p_hopztt0"].metrics["test_accuracy"]
     assert accuracy > 0 and float(rows[0]["gain"]) == pytest.approx(0.1, abs=0.01)
     assert float(rows[1]["gain"]) > 0  # bits per byte fall, and that is a gain
-    assert {row["pairs"] for row in rows} == {"8/8"} and float(rows[0]["Holm p"]) == pytest.approx(4 / 128, rel=0.01)
+    assert {row["pairs"] for row in rows} == {"8/8"} and float(rows[0]["corrected p"]) == pytest.approx(
+        4 / 128, rel=0.01
+    )
     assert rows[2]["metric"] == "accuracy and bits per byte (scaled)"
 
     def gaps(task: str, metric: str, sign: float) -> list[float]:
@@ -206,8 +208,8 @@ def test_power_counts_the_seeds_from_the_variance_seen(effect: float | None) -> 
 def test_power_without_hypotheses_takes_the_contrasts() -> None:
     rows = power_rows(*sample(3, 0.1), 0.01, 0.9)
     assert [(row["comparison"], row["task"]) for row in rows] == [
-        ("ztt better than htc", "p_hop"),
-        ("ztt better than htc", "kjv"),
+        ("ztt against htc", "p_hop"),
+        ("ztt against htc", "kjv"),
     ]
     assert rows[0]["detectable now"] == "none" and rows[0]["level"] == "0.05"
 
@@ -238,4 +240,4 @@ def test_power_command_prints_the_table(tmp_path: Path) -> None:
     for id, record in results.items():
         store.write_result(id, record)
     found = CliRunner().invoke(app, ["power", "quick", "--runs", str(tmp_path), "--effect", "0.01"])
-    assert found.exit_code == 0 and "ztt better than htc" in found.output and "4/4" in found.output
+    assert found.exit_code == 0 and "ztt against htc" in found.output and "4/4" in found.output

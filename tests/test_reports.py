@@ -28,7 +28,6 @@ from reports.verdicts import differences
 
 DONE = MANIFEST.cells[0].id
 OF_A_TASK = [name for name, drawing in figures.items().items() if not drawing.over_tasks]
-TABLES = ("P(dominates reference)", "interquartile mean")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,8 @@ def test_rows_count_what_failed_and_what_is_missing() -> None:
     assert len(rows) == 4
     complete, failed, missing = rows["p_hop", "htc"], rows["p_hop", "ztt"], rows["kjv", "ztt"]
     assert (complete.done, complete.failed, complete.missing) == (2, 0, 0)
-    assert complete.mean == pytest.approx(0.695) and complete.low < 0.69 < 0.70 < complete.high
+    shown = complete.score
+    assert shown.mean == pytest.approx(0.695) and (shown.low, shown.high, shown.kind) == (0.69, 0.7, "range")
     assert (failed.done, failed.failed, failed.reason) == (1, 1, "loss is nan within steps 11-20")
     assert (missing.done, missing.missing) == (1, 1)
 
@@ -78,15 +78,19 @@ def test_further_test_splits_have_a_table(written: Path) -> None:
     rows = {(row["task"], row["variant"]): row for row in further_tests(MANIFEST, results)}
     assert list(rows["p_hop", "htc"]) == ["task", "variant", "metric", "test", "test@64", "test@128", "test@far"]
     found = rows["p_hop", "htc"]
-    half = 12.7062 * 0.05  # of the t interval of 0.5 and 0.6
-    assert found["test@64"] == f"0.550 [{0.55 - half:.3f}, {0.55 + half:.3f}] (2/2)"
-    assert found["test"].startswith("0.695 [") and found["test@128"] == "0.250 (1/2)" and found["test@far"] == "-"
+    assert found["test@64"] == "0.550 (0.500 to 0.600) (2/2)"
+    assert (
+        found["test"].startswith("0.695 (0.690 to 0.700)")
+        and found["test@128"] == "0.250 (1/2)"
+        and found["test@far"] == "-"
+    )
     assert rows["p_hop", "ztt"]["test@64"] == "0.500 (1/2)" and rows["p_hop", "ztt"]["test@128"] == "missing (0/2)"
     assert rows["kjv", "htc"]["test@far"] == "2.500 (1/2)" and rows["kjv", "ztt"]["test@far"] == "missing (0/2)"
     markdown, page = ((written / f"report.{kind}").read_text() for kind in ("md", "html"))
     table = markdown.split("Further test splits")[1].split("\n## ")[0]
     assert "| p_hop | ztt | accuracy | 0.690 (1/2) | 0.500 (1/2) |\n" in table and "kjv" not in table
     assert "\n\nFrom 3 cells (sha256 " in table, "those of p_hop alone"
+    assert "took no part in training. a to b: the range of 2 seeds, too few" in table
     assert "<th>test@64</th>" in page
 
 

@@ -3,7 +3,8 @@
 ``exits`` of a record (None with a single exit point), scores being ``flops_per_token`` (executed, forward),
 ``mean_cycles``, ``loss``, ``accuracy`` and, for text, ``bits_per_byte``:
 
-``points``  test scores when all sequences leave after cycle 1, 2, ... C (with ``cycles`` for ``mean_cycles``)
+``points``  test scores when all sequences leave after cycle 1, 2, ... C (with ``cycles`` for ``mean_cycles``), with the
+            validation scores there as ``valid``
 ``rules``   by ``Rule.key`` (and ``oracle``, ``oracle.loss``), what ``rule_record`` says
 
 ``cycles`` of a record: test scores of the model run for 1, 2, ... cycles (``cycles``, ``flops_per_token``, ``loss``,
@@ -62,7 +63,7 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
 def exits_record(valid: Trace, test: Trace, metric: Metric) -> ExitsRecord:
     """``exits`` of a record, from the traces."""
     points = [
-        Point(cycles=number, flops_per_token=float(flops), **test.leaving(number))
+        Point(cycles=number, flops_per_token=float(flops), **test.leaving(number), valid=valid.leaving(number))
         for number, flops in enumerate(test.flops["fixed"], 1)
     ]
     return ExitsRecord(points=points, rules={key: rule_record(key, valid, test, metric) for key in test.rules})

@@ -104,8 +104,8 @@ class Going:
         with autocast(cell.train, lm.device):
             found = examine(lm, data, cell.evaluation)
             further, slices = further_scores(lm, data, found.test)
-        trace = found.test
-        scores = trace.leaving(trace.n_cycles)
+        trace, valid = found.test, found.valid
+        scores, known = trace.leaving(trace.n_cycles), valid.leaving(valid.n_cycles)
         tokens = cell.train.steps * cell.train.batch_size * data.length
         train_seconds = history[-1]["seconds"]
         told = {key: value for key, value in asdict(cost).items() if key not in ("additions", "exit_flops_per_token")}
@@ -117,6 +117,7 @@ class Going:
             cell=Configuration.of(cell),
             schedule=str(lm.schedule),
             metrics={**{f"test_{name}": value for name, value in scores.items()}, **further},
+            valid_metrics={f"valid_{name}": value for name, value in known.items()},
             slices=slices,
             costs=CostRecord(**told, train_flops=history[-1]["flops"]),  # executed
             additions={label: Added(**asdict(addition)) for label, addition in cost.additions.items()},
@@ -144,7 +145,7 @@ class Going:
         with whole_folder(folder / "model", folder) as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell, record), data.length, _scores(cell, record))
         atomic_write(folder / "trace.npz", trace.to_bytes())
-        atomic_write(folder / "trace_valid.npz", found.valid.to_bytes())
+        atomic_write(folder / "trace_valid.npz", valid.to_bytes())
         store.write_cell(cell.id, cell)
         store.write_result(cell.id, record)  # last: its presence says that everything else is there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

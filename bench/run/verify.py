@@ -108,7 +108,11 @@ def rerun(store: Store, cells: list[CellRow], sample: int, seed: int = 0) -> lis
 
 def record_difference(first: Record, second: Record) -> str:
     """The largest relative difference between two records of a cell and where it is; '' if there is none."""
-    stored = (json.loads(json.dumps(record.dump())) for record in (first, second))
+    stored = [json.loads(json.dumps(record.dump())) for record in (first, second)]
+    if not (first.valid_metrics and second.valid_metrics):  # one was stored before 0.2, without validation scores
+        for record in stored:
+            for point in (record["exits"] or {}).get("points", []):
+                point.pop("valid", None)
     one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in stored)
     if set(one) != set(two):
         return f"{sorted(set(one) ^ set(two))[0]} is in one of them only"

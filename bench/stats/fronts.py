@@ -1,6 +1,9 @@
 """Pareto fronts of cost (lower is better) and score, over seeds.
 
-A seed's points are an array [P, 2] of (cost, score); its front is the best score to be had at every cost.
+A seed's points are an array [P, 2] of (cost, score); its front is the best score to be had at every cost. Or they are
+[P, 3], of (cost, score, chosen by): at every cost the front has the score of the affordable point that is the best by
+the third column. With a validation score there and a test score before, nothing is chosen on test data; such a front
+may fall.
 """
 
 from __future__ import annotations
@@ -111,35 +114,39 @@ def dominance(a: Sequence[ArrayLike], b: Sequence[ArrayLike], higher_is_better: 
 
 
 def hypervolume(points: ArrayLike, reference: tuple[float, float], higher_is_better: bool) -> float:
-    """The area that points [P, 2] dominate up to the reference (highest cost, worst score), exactly.
+    """The area between the front of a seed's points and the reference (highest cost, worst score), exactly.
 
-    In units of cost x score. Points beyond the reference count nothing.
+    In units of cost x score. What lies beyond the reference counts nothing.
     """
     limit, worst = reference
     sign = 1.0 if higher_is_better else -1.0
-    data = np.asarray(points, dtype=float).reshape(-1, 2)
-    costs, gains = data[:, 0], sign * (data[:, 1] - worst)
-    inside = (costs < limit) & (gains > 0)
-    costs, gains = costs[inside], gains[inside]
-    front = pareto_front(costs, gains, True)
-    widths = np.diff(np.append(costs[front], limit))
-    return float(widths @ gains[front])
+    front = _front(points, sign)
+    front = front[front[:, 0] < limit]
+    widths = np.diff(np.append(front[:, 0], limit))
+    return float(widths @ np.maximum(front[:, 1] - sign * worst, 0.0)) if len(front) else 0.0
 
 
 def _grid(seeds: Sequence[ArrayLike], sign: float) -> Array:
-    """Every cost at which a seed's front rises, rising."""
-    arrays = [np.asarray(points, dtype=float) for points in seeds]
-    return np.unique(np.concatenate([data[pareto_front(data[:, 0], sign * data[:, 1], True), 0] for data in arrays]))
+    """Every cost at which a seed's front changes, rising."""
+    return np.unique(np.concatenate([_front(points, sign)[:, 0] for points in seeds]))
+
+
+def _front(points: ArrayLike, sign: float) -> Array:
+    """(cost, gain) [F, 2] at every cost at which the front of a seed's points changes, rising in cost."""
+    data = np.asarray(points, dtype=float)
+    if not data.size:
+        return np.empty((0, 2))
+    front = data[pareto_front(data[:, 0], sign * data[:, -1], True)]
+    return np.asarray(np.stack([front[:, 0], sign * front[:, 1]], axis=1))
 
 
 def _attained(seeds: Sequence[ArrayLike], grid: Array, sign: float) -> Array:
-    """Best gain [n, C] of each seed among its points of at most each cost; -inf where it has none."""
+    """Gain [n, C] of each seed's front at each cost; -inf where it has no point that cheap."""
     gains = np.full((len(seeds), len(grid)), -np.inf)
     for row, points in zip(gains, seeds, strict=True):
-        data = np.asarray(points, dtype=float)
-        front = data[pareto_front(data[:, 0], sign * data[:, 1], True)]
+        front = _front(points, sign)
         below = np.searchsorted(front[:, 0], grid, side="right")  # how many of its points each cost affords
-        row[below > 0] = sign * front[below[below > 0] - 1, 1]
+        row[below > 0] = front[below[below > 0] - 1, 1]
     return gains
 
 

@@ -106,6 +106,7 @@ class Manifest(Stored):
     """What a study's last run consists of.
 
     Attributes:
+        exit_rule: the one rule, by its key, whose points fronts may use beside exit points.
         git: the revision it was run at, None outside a checkout.
         lock: every installed distribution as ``name==version``.
         config: the study as it was given.
@@ -115,6 +116,7 @@ class Manifest(Stored):
     study: str
     question: str
     reference: str | None
+    exit_rule: str | None = None
     seeds: list[int]
     variants: list[VariantRow]
     tasks: list[TaskRow]

@@ -108,13 +108,17 @@ class HistoryEntry(Stored):
 
 
 class Point(Stored):
-    """Test scores when all sequences leave after a cycle, or of the model run for so many cycles."""
+    """Test scores when all sequences leave after a cycle, or of the model run for so many cycles.
+
+    valid: validation scores by name, of an exit point; results stored before 0.2 have none.
+    """
 
     cycles: int
     flops_per_token: float
     loss: float
     accuracy: float
     bits_per_byte: float | None = None
+    valid: dict[str, float] = {}
 
     def score(self, metric: str) -> float:
         """The score of that name."""
@@ -163,7 +167,7 @@ class RuleRecord(Stored):
 
 
 class ExitsRecord(Stored):
-    """Test scores at the exit points, the last at full depth, and what every exit rule gives, by its key."""
+    """Scores at the exit points, the last at full depth, and what every exit rule gives, by its key."""
 
     points: list[Point]
     rules: dict[str, RuleRecord]
@@ -229,6 +233,7 @@ class Record(Stored):
 
     Attributes:
         metrics: scores on the test split as ``test_NAME``, on a further one as ``test_NAME@SPLIT``.
+        valid_metrics: at full depth on the validation split, as ``valid_NAME``; results stored before 0.2 have none.
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
@@ -244,6 +249,7 @@ class Record(Stored):
     cell: Configuration
     schedule: str = ""
     metrics: dict[str, float]
+    valid_metrics: dict[str, float] = {}
     slices: dict[str, dict[str, SliceScores]]
     costs: CostRecord
     additions: dict[str, Added]
