@@ -21,7 +21,7 @@ def _cycles(record: Record) -> bool:
 
 register("accuracy_vs_flops", "Quality against executed compute", bars=True)(figures.accuracy_vs_flops)
 register("accuracy_vs_params", "Quality against parameters", bars=True)(figures.accuracy_vs_params)
-register("learning_curves", "Learning curves")(figures.learning_curves)
+register("learning_curves", "Learning curves", bars=True)(figures.learning_curves)
 register("zero_attention", "Attention to the zero tokens", needs=_zero_attention)(figures.zero_attention)
 register("exit_curves", "Exit rules: quality against executed compute", needs=_exits)(exit_figures.exit_curves)
 register("exit_area", "What each exit rule is worth", needs=_exits, bars=True)(exit_figures.exit_area)
@@ -32,5 +32,7 @@ register("exit_depth", "Where sequences leave", needs=_exits)(exit_figures.exit_
 register("exit_calibration", "Is the confidence at an exit point to be trusted?", needs=_exits)(
     exit_figures.exit_calibration
 )
-register("cycles", "Quality against the number of cycles at test time", needs=_cycles)(exit_figures.cycles_at_test)
+register("cycles", "Quality against the number of cycles at test time", needs=_cycles, bars=True)(
+    exit_figures.cycles_at_test
+)
 register("performance_profile", "Performance profile", over_tasks=True, bars=True)(figures.performance_profile)

@@ -17,9 +17,9 @@ from bench.stats import Interval, interval
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record, RuleRecord
 from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
-from reports.policy import ENDS, can_rank, heading
+from reports.policy import ENDS, band, can_rank, heading
 from reports.table import done, exits_of
-from reports.units import gap_bounds, metric_name
+from reports.units import bounds, gap_bounds, metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
 ZERO_ATTENTION = "zero_attention"
@@ -154,7 +154,9 @@ def exit_calibration(manifest: Manifest, results: dict[str, Outcome], task: Task
 
 
 def cycles_at_test(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with."""
+    """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with. Means
+    over seeds with bands.
+    """
     figure, [[axes]] = new(2.6)
     values: list[float] = []
     for index, variant in enumerate(manifest.variants):
@@ -167,7 +169,7 @@ def cycles_at_test(manifest: Manifest, results: dict[str, Outcome], task: TaskRo
         shade, mean = colour(manifest, index), table.mean(0)
         marker = MARKERS[index % len(MARKERS)]
         axes.plot(numbers, mean, color=shade, marker=marker, ms=4, lw=1.2, label=variant.label)
-        axes.fill_between(numbers, table.min(0), table.max(0), color=shade, alpha=0.15, lw=0)
+        axes.fill_between(numbers, *band(table, bounds(task.metric)), color=shade, alpha=0.15, lw=0)
         trained = records[0].cell.model["n_cycles"]
         at = numbers == trained
         axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)

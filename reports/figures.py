@@ -20,6 +20,7 @@ from bench.store.records import Outcome, Record
 from reports.aggregates import comparable, profiles
 from reports.fronts import points_by_seed, shared_rule
 from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
+from reports.policy import band
 from reports.table import done, exits_of, score
 from reports.units import bounds
 
@@ -80,9 +81,7 @@ def accuracy_vs_params(manifest: Manifest, results: dict[str, Outcome], task: Ta
 
 
 def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Validation score by training tokens and by training FLOPs: means over seeds, bands from the lowest to the highest
-    seed.
-    """
+    """Validation score by training tokens and by training FLOPs: means over seeds with bands."""
     figure, panels = new(3.9, rows=2)
     upper, lower = panels[:, 0]
     seen: list[float] = []
@@ -97,7 +96,7 @@ def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskR
             at = [getattr(entry, x) for entry in records[0].history]
             look: dict[str, Any] = {"ls": DASHES[index % len(DASHES)], "lw": 1.1, "marker": MARKERS[index], "ms": 3}
             axes.plot(at, values.mean(0), color=shade, label=variant.label, **look)
-            axes.fill_between(at, values.min(0), values.max(0), color=shade, alpha=0.13, lw=0)
+            axes.fill_between(at, *band(values, bounds(task.metric)), color=shade, alpha=0.13, lw=0)
     if not seen:
         return None
     for axes, label in ((upper, "training tokens"), (lower, "training FLOPs")):

@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from bench.stats import COVERAGE, FEWEST_FOR_INTERVAL, Interval, coverage
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.stats import COVERAGE, FEWEST_FOR_INTERVAL, Interval, coverage, interval
 from reports.units import plain
 
 LEAST_COVERAGE = 0.93
@@ -77,8 +80,17 @@ def bars(seeds: Iterable[int]) -> str:
     parts = [f"Bars and bands: 95 % intervals over {counted(sure)}{_covers(sure)}."] if sure else []
     few = [n for n in counts if not can_rank(n)]
     if few:
-        parts.append(f"{counted(few)[0].upper()}{counted(few)[1:]} alone: too few for bars.")
+        verb = "is" if few == [1] else "are"
+        parts.append(
+            f"{counted(few)} {verb} too few for an interval: no bars, and a band, if there is one, is their range."
+        )
     return " ".join(parts)
+
+
+def band(values: NDArray[np.float64], bounds: tuple[float, float] | None = None) -> tuple[list[float], list[float]]:
+    """The lower and the upper ends [P] of ``interval`` at every point of curves [n, P], a row a seed."""
+    found = [interval(column, bounds) for column in values.T]
+    return [one.low for one in found], [one.high for one in found]
 
 
 def ends(found: Interval, digits: int = 3, sign: int = 1, plus: bool = False) -> str:

@@ -18,8 +18,9 @@ from bench.stats import (
 from bench.stats.verdicts import present
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome
+from reports.claims import Claim, contrasts, hypotheses
 from reports.table import Row
-from reports.verdicts import Claim, contrasts, detectable_text, hypotheses
+from reports.verdicts import detectable_text
 
 EQUIVALENT, EQUIVALENT_SEEDS = "power of equivalence now", "seeds for equivalence"
 

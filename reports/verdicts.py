@@ -4,81 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from bench.stats import Contrast, Verdict, judge, over_tasks
-from bench.store.manifest import HypothesisRow, Manifest, Measure
+from bench.stats import Verdict, judge
+from bench.store.manifest import Manifest
 from bench.store.records import Outcome
+from reports.claims import Claim, contrasts, hypotheses
 from reports.policy import ENDS, Rows, counted, ends, titled, told, within
-from reports.table import Row, cells, score
-from reports.units import gap_bounds, metric_name
-
-SCALED = " (scaled)"  # marks the unit of a difference over tasks that have none in common
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A hypothesis, or a contrast to the reference, with its paired differences (positive is as claimed).
-
-    bounds: the least and the greatest difference there can be, None if there are none or they are not known.
-    """
-
-    text: str
-    better: str
-    than: str
-    task: str
-    unit: str
-    contrast: Contrast
-    bounds: tuple[float, float] | None = None
-
-    @property
-    def compared(self) -> str:
-        """The two variants and what is claimed of them, in words."""
-        if self.contrast.kind == "same":
-            return f"{self.better} as {self.than}, within {self.contrast.within:g}"
-        margin = f" by more than {self.contrast.margin:g}" if self.contrast.margin else ""
-        return f"{self.better} over {self.than}{margin}"
-
-
-def hypotheses(manifest: Manifest, results: dict[str, Outcome], apart: bool = False) -> list[Claim]:
-    """The study's hypotheses, in their order; none if it declares none.
-
-    apart: one over tasks whose metrics have different units is told of each of them alone.
-    """
-    entries = [part for entry in manifest.hypotheses for part in (_by_task(entry) if apart else [entry])]
-    return [_claim(manifest, results, entry) for entry in entries]
-
-
-def _by_task(entry: HypothesisRow) -> list[HypothesisRow]:
-    if len({measure.metric for measure in entry.measures}) == 1:
-        return [entry]
-    return [entry.but(claim=f"{entry.claim} (alone)", task=one.task, measures=[one]) for one in entry.measures]
-
-
-def contrasts(manifest: Manifest, results: dict[str, Outcome]) -> dict[str, list[Claim]]:
-    """Every variant against the reference by task; no task if the study has no reference."""
-    reference = manifest.reference
-    if not reference:
-        return {}
-    found = {}
-    for task in manifest.tasks:
-        others = [variant.label for variant in manifest.variants if variant.label != reference]
-        measures = [Measure(task=task.label, metric=task.metric, higher_is_better=task.higher_is_better)]
-        entries = [
-            HypothesisRow(
-                claim=f"{other} against {reference}",
-                better=other,
-                than=reference,
-                task=task.label,
-                margin=0.0,
-                measures=measures,
-            )
-            for other in others
-        ]
-        found[task.label] = [_claim(manifest, results, entry) for entry in entries]
-    return {task: claims for task, claims in found.items() if claims}
+from reports.table import Row
 
 
 def judged(claims: Sequence[Claim]) -> list[Verdict]:
@@ -94,7 +28,7 @@ def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     for claim, one in zip(claims, found, strict=True):
         row = {"hypothesis": claim.text, "verdict": one.verdict, "compared": claim.compared}
         row |= {"task": claim.task, "metric": claim.unit, **_numbers(claim, one, "gain", 1)}
-        rows.append({**row, "note": one.note})
+        rows.append({**row, "note": "; ".join(part for part in (one.note, claim.censored) if part)})
     if all(math.isnan(one.p_equivalent) for one in found):
         rows = [{key: value for key, value in row.items() if key != "p of equivalence"} for row in rows]
     return titled(rows, {ENDS: [one.found.difference for one in found]})
@@ -125,42 +59,6 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     return titled(rows, {ENDS: shown})
 
 
-def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow) -> Claim:
-    """Differences of a manifest's hypothesis, in the order of the seeds: NaN where a cell that it needs is not done."""
-    gaps: list[dict[int, float]] = []
-    planned: set[int] = set()
-    failed: set[int] = set()
-    for measure in entry.measures:
-        a, b = (dict(cells(manifest, results, label, measure.task)) for label in (entry.better, entry.than))
-        gap = {}
-        for seed in a.keys() & b.keys():
-            records = [a[seed], b[seed]]
-            scores = [score(record, measure.metric) for record in records if record and record.status == "done"]
-            if len(scores) == 2:
-                gap[seed] = scores[0] - scores[1] if measure.higher_is_better else scores[1] - scores[0]
-            elif any(record and record.status == "failed" for record in records):
-                failed.add(seed)
-        planned |= a.keys() & b.keys()
-        gaps.append(gap)
-    units = sorted({metric_name(measure.metric) for measure in entry.measures})
-    contrast = Contrast(
-        differences=_in_order(gaps, sorted(planned), len(units) == 1),
-        margin=float(entry.margin),
-        planned=len(planned),
-        failed=len(failed),
-    )
-    unit = units[0] if len(units) == 1 else f"{' and '.join(units)}{SCALED}"
-    bounds = gap_bounds(entry.measures[0].metric) if len(units) == 1 else None
-    return Claim(entry.claim, entry.better, entry.than, entry.task, unit, contrast, bounds)
-
-
-def _in_order(gaps: Sequence[dict[int, float]], seeds: Sequence[int], same_unit: bool) -> np.ndarray:
-    """One difference a seed, over all tasks; NaN where one of them lacks it."""
-    there = [seed for seed in seeds if all(seed in gap for gap in gaps)]
-    found = dict(zip(there, over_tasks([[gap[seed] for seed in there] for gap in gaps], same_unit), strict=True))
-    return np.array([found.get(seed, math.nan) for seed in seeds], dtype=float)
-
-
 def _numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, str]:
     """The numbers of a row. sign: -1 shows the metric's own direction where lower is better."""
     gap = found.found.difference
@@ -186,7 +84,7 @@ def _sentence(claim: Claim, found: Verdict, family: int) -> str:
     if gap.n > 1:
         numbers += f", {_p_values(claim, found)}"
         numbers += f" after correction over {family} hypotheses" if family > 1 else ""
-    return f"{start}: {numbers}{f'; {found.note}' if found.note else ''}."
+    return f"{start}: {'; '.join(part for part in (numbers, found.note, claim.censored) if part)}."
 
 
 def _p_values(claim: Claim, found: Verdict) -> str:

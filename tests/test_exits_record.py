@@ -48,6 +48,8 @@ def test_the_record_can_be_made_again_from_the_stored_traces(stored: Any) -> Non
     assert len(valid.loss) == 60 and len(test.loss) == 80
     assert record.metrics["test_loss"] == test.leaving(3)["loss"]
     assert [point.cycles for point in record.exits.points] == [1, 2, 3]
+    assert [point.valid for point in record.exits.points] == [valid.leaving(cycle) for cycle in (1, 2, 3)]
+    assert record.valid_metrics == {f"valid_{name}": value for name, value in valid.leaving(3).items()}
 
 
 def test_stored_curves_are_points_of_the_exact_ones(stored: Any) -> None:

@@ -18,13 +18,13 @@ from bench.errors import UserError
 from bench.stats import over_tasks, paired
 from bench.store.manifest import CellRow, Manifest, Measure
 from bench.store.store import Store
-from bench.study.hypotheses import resolve
+from bench.study.hypotheses import Hypothesis, resolve
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.study.schema import Study
 from reports.page import write_report
 from reports.power import power_rows
-from reports.verdicts import differences, verdicts
+from reports.verdicts import differences, sentences, verdicts
 
 CLAIM = {"claim": "gated better", "better": "gated", "than": "htc"}
 TINY = {"hops": [1], "length": 16, "n_train": 64, "n_valid": 16, "n_test": 16}
@@ -86,6 +86,8 @@ def declare(manifest: Manifest, **fields: Any) -> Manifest:
         ({"margin": float("nan")}, r"hypotheses\.0\.margin"),
         ({"beter": "htc"}, r"'beter'; did you mean 'better'"),
         ({"claim": ""}, r"hypotheses\.0\.claim"),
+        ({"same": ["gated", "htc"]}, r"same and better do not go together"),
+        ({"within": 0}, r"hypotheses\.0\.within"),
     ],
 )
 def test_wrong_hypotheses_are_one_clear_line(change: dict[str, Any], message: str) -> None:
@@ -95,7 +97,7 @@ def test_wrong_hypotheses_are_one_clear_line(change: dict[str, Any], message: st
 
 
 def test_missing_fields_and_repeated_claims_are_refused() -> None:
-    with pytest.raises(UserError, match=r"hypotheses\.0\.than is required"):
+    with pytest.raises(UserError, match=r"hypotheses\.0: .*than is required"):
         study({"claim": "c", "better": "gated"})
     with pytest.raises(UserError, match="'gated better' stands twice"):
         study(CLAIM, CLAIM)
@@ -158,6 +160,118 @@ def test_verdicts_from_stored_results() -> None:
 
     both = over_tasks([gaps("p_hop", "test_accuracy", 1), gaps("kjv", "test_bits_per_byte", -1)], False)
     assert float(rows[2]["gain"]) == pytest.approx(paired(both).difference.mean, abs=5e-4)
+
+
+def test_a_verdict_is_one_plain_sentence() -> None:
+    manifest, results = sample(8, 0.1)
+    manifest = declare(declare(manifest, task="p_hop", claim="ztt beats htc on p_hop"), task="kjv", claim="and on kjv")
+    first, second = sentences(manifest, results)
+    row = verdicts(manifest, results)[0]
+    assert first == (
+        f"ztt beats htc on p_hop: supported: {row['gain']} {row['95 % interval']} accuracy over 8 seeds, "
+        "p = 0.016 after correction over 2 hypotheses."
+    )
+    assert second.startswith("and on kjv: supported: +0.") and "bits per byte over 8 seeds" in second
+    manifest, results = sample(2, 0.1)
+    (few,) = sentences(declare(manifest, task="p_hop"), results)
+    assert "inconclusive: +0." in few and " to +0." in few and "over 2 seeds, p = 0.5; too few seeds" in few
+    manifest, results = sample(8, 0.002)
+    (text,) = sentences(declare(manifest, task="p_hop"), results)
+    assert "inconclusive" in text and "pairs would decide, if mean and sd stay as they are" in text
+    (nothing,) = sentences(declare(manifest, task="p_hop"), {})
+    assert nothing == "ztt better: inconclusive: 8 of 8 pairs missing."
+
+
+def test_verdicts_by_the_cost_of_reaching_a_score_tell_what_did_not_reach_it() -> None:
+    manifest, results = sample(8, 0.1)
+    for seed in range(8):
+        for variant, late in (("htc", 2), ("ztt", 1)):
+            record = results[f"p_hop{variant}{seed}"]
+            reached = [i >= late and (variant, seed) != ("htc", 0) for i in range(3)]  # one run never reaches it
+            history = [e.but(valid_accuracy=0.9 if ok else 0.1) for e, ok in zip(record.history, reached, strict=True)]
+            results[f"p_hop{variant}{seed}"] = record.but(history=history)
+    manifest = declare(manifest, task="p_hop", metric="tokens_to@0.5", claim="sooner")
+    (row,), (text,) = verdicts(manifest, results), sentences(manifest, results)
+    # 10 against 20 steps, and against a whole training of 20 for the run that did not reach it: log 2
+    assert (row["gain"], row["verdict"], row["metric"]) == (
+        "+0.693",
+        "supported",
+        "log ratio of training tokens to 0.5",
+    )
+    assert row["note"].endswith("not reached by 0 of 8 runs of ztt and 1 of htc") and row["note"] in text
+    manifest = manifest.but(hypotheses=[])
+    (area,) = verdicts(declare(manifest, task="p_hop", metric="area"), results)
+    assert area["metric"] == "area under the learning curve (accuracy)" and float(area["gain"]) > 0
+
+
+def test_claims_of_the_same_and_bounds() -> None:
+    manifest, results = sample(12, 0.0)
+    same = {"better": None, "than": None, "same": ["ztt", "htc"], "task": "p_hop"}
+    for fields in ({**same, "claim": "same", "within": 0.05}, {"claim": "better", "task": "p_hop", "within": 0.05}):
+        manifest = declare(manifest, **fields)
+    rows = verdicts(manifest, results)
+    assert [row["verdict"] for row in rows] == ["supported", "equivalent"]
+    assert rows[0]["compared"] == "ztt as htc, within 0.05" and float(rows[1]["p of equivalence"]) < 0.01
+    assert "that it is within 0.05 after correction over 2 hypotheses" in sentences(manifest, results)[0]
+    assert (manifest.hypotheses[0].kind, manifest.hypotheses[0].better) == ("same", "ztt")
+    far = declare(sample(12, 0.2)[0], **{**same, "within": 0.05})
+    assert verdicts(far, sample(12, 0.2)[1])[0]["verdict"] == "refuted"
+    power = power_rows(manifest, results, None, 0.8)
+    assert power[0]["seeds"] == "-" and int(power[0]["seeds for equivalence"]) < 12
+    assert power[1]["power of equivalence now"] == "1.00 (within 0.05)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "within", "message"),
+    [
+        ({"same": ["ztt", "htc"], "task": "p_hop"}, None, "same needs within, the difference in accuracy that counts"),
+        (
+            {"same": ["ztt", "htc"], "within": 0.1},
+            None,
+            "within = 0.1 needs one metric, not accuracy and bits",
+        ),
+        ({"better": "ztt", "than": "htc", "task": "p_hop", "margin": 0.1}, 0.05, "must be below within = 0.05"),
+    ],
+)
+def test_bounds_that_do_not_fit_are_refused(fields: dict[str, Any], within: float | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(Hypothesis(claim="c", **fields), DATA, {"accuracy": within} if within else None)
+
+
+def test_bounds_of_the_study_hold_where_a_hypothesis_has_none() -> None:
+    by_metric = {"accuracy": 0.02, "bits_per_byte": 0.01}
+    claim = {"claim": "c", "better": "ztt", "than": "htc"}
+    assert resolve(Hypothesis(**claim, task="p_hop"), DATA, by_metric).within == 0.02
+    assert resolve(Hypothesis(**claim, task="p_hop", within=0.1), DATA, by_metric).within == 0.1
+    assert resolve(Hypothesis(**claim), DATA, by_metric).within is None, "two units have no bounds in common"
+
+
+def test_power_over_different_units_is_told_of_each_task() -> None:
+    manifest, results = sample(8, 0.1)
+    manifest = declare(manifest)
+    (whole,) = power_rows(manifest, results, None, 0.8)
+    assert whole["metric"] == "accuracy and bits per byte (scaled)" and "seen" in whole["effect"]
+    apart = power_rows(manifest, results, 0.01, 0.8)
+    assert [(row["task"], row["metric"]) for row in apart] == [("p_hop", "accuracy"), ("kjv", "bits per byte")]
+    assert {row["level"] for row in apart} == {"0.05"} and {row["comparison"] for row in apart} == {
+        "ztt better (alone)"
+    }
+
+
+def test_power_of_few_pairs_says_no_more_than_they_do() -> None:
+    rows = power_rows(*sample(4, 0.1), 0.01, 0.8)
+    assert rows[0]["sd"] != "-" and rows[0]["sd 95 % interval"] == "-" == rows[0]["seeds, sd high"]
+    assert power_rows(*sample(5, 0.1), 0.01, 0.8)[0]["sd 95 % interval"].startswith("[0.")
+
+
+def test_the_terminal_prints_the_verdicts(tmp_path: Path) -> None:
+    manifest, results = sample(8, 0.1)
+    store, manifest = Store(tmp_path), declare(manifest.but(study="quick"), task="p_hop")
+    store.write_manifest("quick", manifest)
+    for id, record in results.items():
+        store.write_result(id, record)
+    found = CliRunner().invoke(app, ["report", "quick", "--runs", str(tmp_path)])
+    assert found.exit_code == 0 and sentences(manifest, results)[0] in found.output
 
 
 def test_failed_and_missing_cells_are_counted_not_dropped() -> None:

@@ -222,7 +222,10 @@ def power(
     study: StudyName,
     effect: Annotated[
         float | None,
-        typer.Option(help="Effect to show, in the metric's unit, beyond a hypothesis's margin. Default: the one seen."),
+        typer.Option(
+            help="Effect to show, in the metric's unit, beyond a hypothesis's margin; a hypothesis over tasks of "
+            "different units is answered for each task. Default: the one seen."
+        ),
     ] = None,
     power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
     preset: Preset = None,
@@ -235,7 +238,7 @@ def power(
     results = load_results(study, runs, preset)
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
-    table = new_table(f"{manifest.study}: seeds needed for power {power:g}, two-sided, Holm's first step", *rows[0])
+    table = new_table(f"{manifest.study}: seeds needed for power {power:g}, level 0.05 over the hypotheses", *rows[0])
     for row in rows:
         table.add_row(*row.values())
     screen().print(table)
@@ -244,10 +247,13 @@ def power(
 
 
 def _tell(results: Results) -> None:
-    """Print the summary table and where plots and report are."""
+    """Print the summary table, the verdict on each hypothesis in a sentence, and where plots and report are."""
     from reports.table import summary_table  # start-up
+    from reports.verdicts import sentences  # start-up
 
     screen().print(summary_table(results.manifest, results.records))
+    for sentence in sentences(results.manifest, results.records):
+        print(sentence)
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in results.paths:
             if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html"):

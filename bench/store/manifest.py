@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -67,14 +67,20 @@ class Measure(Stored):
 
 
 class HypothesisRow(Stored):
-    """A claim of a study, with the metric on every task that it is about; see ``bench.study.hypotheses.Hypothesis``."""
+    """A claim of a study, with the metric on every task that it is about; see ``bench.study.hypotheses.Hypothesis``.
+
+    kind: "same" claims that better and than differ by no more than within; within: a mean difference up to this, in the
+    metric's unit, counts as none; None: that is not declared.
+    """
 
     claim: str
     better: str
     than: str
+    kind: Literal["better", "same"] = "better"
     task: str
     metric: str | None = None
     margin: float
+    within: float | None = None
     measures: list[Measure]
 
 

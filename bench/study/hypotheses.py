@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.config import Strict
 from bench.errors import UserError, unknown
@@ -21,24 +21,52 @@ BITS = "bits_per_byte"  # only where the data are text
 
 
 class Hypothesis(Strict):
-    """A claim: the variant ``better`` beats ``than`` on a task, or over ``all`` tasks, by more than ``margin``.
+    """A claim on a task, or over ``all`` tasks: ``better`` beats ``than`` by more than ``margin``, or the two of
+    ``same`` differ by no more than ``within``.
 
     Over all tasks, a seed counts by its mean over them (``bench.stats.over_tasks``).
 
     Attributes:
-        better, than, task: labels of the study.
+        better, than: labels of the study, of a claim that one is better.
+        same: two labels of the study, of a claim that they are the same.
+        task: a label of the study.
         metric: on the test split, by default the task's own, or ``accuracy@NAME`` on a further one; or from the
             history, on validation data and of the task's own metric: ``flops_to@X`` and ``tokens_to@X``, the training
-            cost of first reaching X (less is better), and ``area``, the mean over the training's tokens.
+            cost of first reaching X (less is better; differences are of its natural logarithm), and ``area``, the mean
+            over the training's tokens.
         margin: in the metric's unit, at least 0.
+        within: a mean difference up to this counts as none, in the metric's unit; by default that of the study for the
+            metric, if it declares one. A claim of the same needs it; with it, one that a variant is better may end as
+            equivalent.
     """
 
     claim: str = Field(min_length=1)
-    better: str
-    than: str
+    better: str | None = None
+    than: str | None = None
+    same: tuple[str, str] | None = None
     task: str = ALL
     metric: str | None = None
     margin: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    within: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Hypothesis:
+        given = [name for name in ("better", "than") if getattr(self, name) is not None]
+        if self.same is not None and (given or self.margin):
+            other = given[0] if given else "margin"
+            raise ValueError(f"same and {other} do not go together: a claim is better/than or same")
+        if self.same is None and len(given) < 2:
+            missing = "than" if given == ["better"] else "better"
+            raise ValueError(f"{missing} is required (a claim is better: A, than: B; or same: [A, B])")
+        return self
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The labels of the two variants; a positive difference favours the first."""
+        if self.same is not None:
+            return self.same
+        assert self.better is not None and self.than is not None
+        return self.better, self.than
 
 
 def check_labels(hypotheses: Sequence[Hypothesis], variants: Sequence[str], tasks: Sequence[str]) -> None:
@@ -48,18 +76,32 @@ def check_labels(hypotheses: Sequence[Hypothesis], variants: Sequence[str], task
         where = f"hypotheses.{number}"
         if claims.count(hypothesis.claim) > 1:
             raise UserError(f"hypotheses: claim {hypothesis.claim!r} stands twice; say what differs")
-        for field, allowed in (("better", variants), ("than", variants), ("task", [*tasks, ALL])):
-            if getattr(hypothesis, field) not in allowed:
-                raise UserError(f"{where}: {unknown(f'label in {field}:', getattr(hypothesis, field), allowed)}")
-        if hypothesis.better == hypothesis.than:
-            raise UserError(f"{where}: better and than are both {hypothesis.better!r}; they must be different variants")
+        fields = ("better", "than") if hypothesis.same is None else ("same", "same")
+        first, second = hypothesis.pair
+        named = [(fields[0], first, variants), (fields[1], second, variants), ("task", hypothesis.task, [*tasks, ALL])]
+        for field, label, allowed in named:
+            if label not in allowed:
+                raise UserError(f"{where}: {unknown(f'label in {field}:', label, allowed)}")
+        if first == second:
+            both = " and ".join(dict.fromkeys(fields))
+            raise UserError(f"{where}: {both} are both {first!r}; they must be different variants")
 
 
-def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> HypothesisRow:
+def resolve(
+    hypothesis: Hypothesis, data: Mapping[str, TaskData], within: Mapping[str, float] | None = None
+) -> HypothesisRow:
     """The hypothesis as the manifest holds it, with the metric and its direction on each task it is about.
 
-    data: of the study's tasks by label. Raises UserError for a metric that a task does not have, for a score to reach
-    that is none, and for a margin or a score over tasks whose metrics have different units.
+    Args:
+        hypothesis: of the study.
+        data: of the study's tasks by label.
+        within: differences that count as none, by metric, where the hypothesis has none of its own; what holds for
+            ``accuracy`` holds for ``accuracy@NAME``.
+
+    Raises:
+        UserError: for a metric that a task does not have; a score to reach that is none; a margin, bounds or a score
+            over tasks whose metrics have different units; a margin that is not below the bounds; a claim of the same
+            without bounds.
     """
     where = f"hypothesis {hypothesis.claim!r}"
     tasks = data if hypothesis.task == ALL else [hypothesis.task]
@@ -69,11 +111,30 @@ def resolve(hypothesis: Hypothesis, data: Mapping[str, TaskData]) -> HypothesisR
         raise UserError(f"{where}: {error}") from None
     units = sorted({measure.of if measure.of and measure.metric == AREA else measure.metric for measure in measures})
     scores = sorted({measure.of for measure in measures if measure.of and measure.metric != AREA})
-    if hypothesis.margin and len(units) > 1:
-        raise UserError(f"{where}: margin = {hypothesis.margin:g} needs one metric, not {' and '.join(units)}")
+    for name in ("margin", "within"):
+        if (value := getattr(hypothesis, name)) and len(units) > 1:
+            raise UserError(f"{where}: {name} = {value:g} needs one metric, not {' and '.join(units)}")
     if len(scores) > 1:
         raise UserError(f"{where}: metric {hypothesis.metric!r} needs one metric to reach, not {' and '.join(scores)}")
-    return HypothesisRow(**hypothesis.model_dump(), measures=measures)
+    bound = hypothesis.within
+    if bound is None and within and len(units) == 1:
+        bound = within.get(units[0], within.get(units[0].partition("@")[0]))
+    if bound is not None and bound <= hypothesis.margin:
+        raise UserError(f"{where}: margin = {hypothesis.margin:g} must be below within = {bound:g}")
+    if hypothesis.same is not None and bound is None:
+        raise UserError(f"{where}: same needs within, the difference in {' and '.join(units)} that counts as none")
+    better, than = hypothesis.pair
+    return HypothesisRow(
+        claim=hypothesis.claim,
+        better=better,
+        than=than,
+        kind="better" if hypothesis.same is None else "same",
+        task=hypothesis.task,
+        metric=hypothesis.metric,
+        margin=hypothesis.margin,
+        within=bound,
+        measures=measures,
+    )
 
 
 def _measure(metric: str | None, task: str, data: TaskData) -> Measure:

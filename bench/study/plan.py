@@ -157,6 +157,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         study=study.name,
         question=study.question,
         reference=study.reference,
+        exit_rule=study.exit_rule,
         seeds=list(study.seeds),
         variants=[
             VariantRow(label=e.label, variant=e.name, match=e.match or e.budget, chosen=_merge(chosen[e.label]))

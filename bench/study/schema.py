@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import CELL_SOURCE, EvalConfig, ModelConfig, Strict, TrainConfig, parse
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 from bench.model.variant import Variant, get_variant
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
@@ -52,6 +52,9 @@ class Study(Strict):
             latter is the trained model of another variant, for the same task and seed. LABEL is that variant's label.
             It must itself be trained from scratch.
         seeds: a list, or a number n, which means 0 to n - 1.
+        exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
+            points; for all variants, or for none if one of them does not have it. By default there are exit points
+            alone.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
@@ -66,6 +69,7 @@ class Study(Strict):
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1, max_length=MOST_SEEDS)
     hypotheses: tuple[Hypothesis, ...] = ()
+    exit_rule: str | None = None
     tune: Tune | None = None
     sweep: Sweep | None = None
 
@@ -81,6 +85,17 @@ class Study(Strict):
             if not 1 <= value <= MOST_SEEDS:
                 raise ValueError(f"must be from 1 to {MOST_SEEDS}, or a list of seeds")
             return tuple(range(value))
+        return value
+
+    @field_validator("exit_rule")
+    @classmethod
+    def _rule(cls, value: str | None) -> str | None:
+        if value is not None:
+            from bench.evaluate.rules import all_rules  # start-up
+
+            allowed = [rule.key for rule in all_rules()]
+            if value not in allowed:
+                raise ValueError(str(unknown("exit rule", value, allowed)))
         return value
 
     @model_validator(mode="after")
