@@ -23,8 +23,10 @@ SCALED = " (scaled)"  # marks the unit of a difference over tasks that have none
 class Claim:
     """A hypothesis, or a contrast to the reference, with its paired differences (positive is as claimed).
 
-    bounds: the least and the greatest difference there can be, None if there are none or they are not known; censored:
-    how many runs did not reach the score that a cost is of, in words; empty for other metrics.
+    Attributes:
+        unit: of the differences, in words.
+        bounds: the least and the greatest difference there can be, None if there are none or they are not known.
+        censored: how many runs did not reach the score that a cost is of, in words; empty for other metrics.
     """
 
     text: str

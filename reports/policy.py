@@ -134,4 +134,4 @@ def _covers(seeds: Sequence[int]) -> str:
     if share >= LEAST_COVERAGE:
         return ""
     kind = min(COVERAGE, key=lambda name: COVERAGE[name])
-    return f" (of {min(seeds)} seeds they cover {share:.1%} of the most skewed data tried, {kind})"
+    return f" (of {min(seeds)} seeds they cover at least {share:.1%} of the most skewed data tried, {kind})"

@@ -69,8 +69,9 @@ class Measure(Stored):
 class HypothesisRow(Stored):
     """A claim of a study, with the metric on every task that it is about; see ``bench.study.hypotheses.Hypothesis``.
 
-    kind: "same" claims that better and than differ by no more than within; within: a mean difference up to this, in the
-    metric's unit, counts as none; None: that is not declared.
+    Attributes:
+        kind: "same" claims that better and than differ by no more than within.
+        within: a mean difference up to this, in the metric's unit, counts as none; None: that is not declared.
     """
 
     claim: str

@@ -110,7 +110,8 @@ class HistoryEntry(Stored):
 class Point(Stored):
     """Test scores when all sequences leave after a cycle, or of the model run for so many cycles.
 
-    valid: validation scores by name, of an exit point; results stored before 0.2 have none.
+    Attributes:
+        valid: validation scores by name, of an exit point; results stored before 0.2 have none.
     """
 
     cycles: int
