@@ -190,6 +190,14 @@ def test_an_empty_folder_is_begun_only_to_be_written_to(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
 
 
+def test_a_store_says_its_version_before_it_holds_anything(tmp_path: Path) -> None:
+    path = unpacked("store-3.tgz", tmp_path)
+    manifest = Store(path).manifest("three")
+    assert manifest is not None
+    Store(tmp_path / "new").write_manifest("three", manifest)
+    assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
+
+
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / ABOUT).write_text('{"version": 99}')
     with pytest.raises(UserError, match=r"^--runs: '.*' is a store of version 99 \(allowed: up to 3\)$"):

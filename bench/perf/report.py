@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import first_line
+from bench.run.upgrade import open_store
 from bench.store.store import Store
 
 NOISE = 0.01
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=5000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        multiplied(Store(arguments.runs), arguments.study, arguments.cells, Path(folder))
+        multiplied(open_store(arguments.runs), arguments.study, arguments.cells, Path(folder))
         start, busy = time.perf_counter(), _busy()
         store = Store(Path(folder))
         manifest = store.manifest(arguments.study)

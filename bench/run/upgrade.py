@@ -14,9 +14,8 @@ from bench.errors import UserError
 from bench.store.store import Store
 from bench.store.versions import (
     VERSION,
-    cell_folders,
     clear_room,
-    manifests,
+    holds_something,
     rename_in_manifests,
     stored_version,
     write_former,
@@ -39,7 +38,7 @@ def open_store(root: str | Path, begin: bool = False) -> Store:
     """
     store = Store(Path(root))
     found = stored_version(store.root)
-    if found == VERSION or (found is None and not begin and not _holds_something(store.root)):
+    if found == VERSION or (found is None and not begin and not holds_something(store.root)):
         return store
     if found is not None and found > VERSION:
         raise UserError(f"--runs: {str(root)!r} is a store of version {found} (allowed: up to {VERSION})")
@@ -48,14 +47,10 @@ def open_store(root: str | Path, begin: bool = False) -> Store:
     store.root.mkdir(parents=True, exist_ok=True)
     with FileLock(store.root / LOCK):
         if stored_version(store.root) != VERSION:
-            if _holds_something(store.root):
+            if holds_something(store.root):
                 upgrade(store.root, lambda text: print(text, file=sys.stderr))
             write_version(store.root)
     return Store(store.root)
-
-
-def _holds_something(root: Path) -> bool:
-    return bool(manifests(root)) or next(cell_folders(root), None) is not None
 
 
 def upgrade(root: Path, tell: Callable[[str], None]) -> None:

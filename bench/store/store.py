@@ -19,7 +19,7 @@ from bench.errors import UserError
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult
 from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
-from bench.store.versions import Former, former_of
+from bench.store.versions import Former, former_of, holds_something, stored_version, write_version
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -172,7 +172,9 @@ class Store:
         return found.samples if found else []
 
     def write_manifest(self, study: str, manifest: Manifest) -> None:
-        """Store which cells a study consists of."""
+        """Store which cells a study consists of; with the first study of a store, which version it has."""
+        if stored_version(self.root) is None and not holds_something(self.root):
+            write_version(self.root)
         self._dump(self.root / "studies" / f"{study}.json", manifest.dump())
 
     def manifest(self, study: str) -> Manifest | None:

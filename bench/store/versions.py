@@ -70,6 +70,11 @@ def cell_folders(root: Path) -> Iterator[Path]:
         yield from (Path(entry.path) for entry in entries if ID.fullmatch(entry.name) and entry.is_dir())
 
 
+def holds_something(root: Path) -> bool:
+    """Whether there is a cell, a study or a sweep in a folder."""
+    return bool(manifests(root)) or next(cell_folders(root), None) is not None
+
+
 def manifests(root: Path) -> list[Path]:
     """The files of studies and sweeps."""
     return [path for kind in MANIFESTS for path in sorted((root / kind).glob("*.json"))]
