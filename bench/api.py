@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.config import FIRST_PILOT
 from bench.errors import UserError, unknown
 from bench.plugins import import_files
 from bench.run.upgrade import open_store
@@ -233,7 +234,8 @@ def run(
 ) -> Results:
     """Run a study's cells, track them in MLflow, write the report and return the results.
 
-    Cells that are done are not run again, interrupted ones go on from their checkpoints. The same call in several
+    A study with ``decide`` adds seeds until its hypotheses are decided (``bench.run.deciding``). Cells that are done
+    are not run again, interrupted ones go on from their checkpoints. The same call in several
     processes, on several machines that share the results' folder, divides the cells between them. It needs no
     ``if __name__ == "__main__":`` around it, and variants registered in the calling notebook or script are known to its
     workers.
@@ -265,6 +267,7 @@ def run(
         raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
     import_files(imports, "--import")
     loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
+    from bench.run.deciding import decide  # start-up
     from bench.run.runner import Running, run_study  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracking import trackers  # start-up
@@ -274,13 +277,14 @@ def run(
 
     how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
     store = open_store(runs, begin=True)
-    window = trackers.get(tracker)(tracking_uri, store)
+    window, held = trackers.get(tracker)(tracking_uri, store), dict[str, Failure]()
 
     def run_plan(plan: Plan) -> Records:
         window.study(plan.manifest)
         window.catch_up(plan.manifest)
         records = run_study(plan, store, how, window.log)
         window.finish([])
+        held.update(records.held)
         return records
 
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
@@ -288,10 +292,20 @@ def run(
     for entry in plan.manifest.variants:
         if entry.chosen:
             tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")
-    ran, results = run_plan(plan), Results(store, plan.manifest)
-    if ran.keys() - ran.held.keys() - results.records.keys():  # damaged ones, set aside when they were read
-        ran, results = run_plan(plan), Results(store, plan.manifest)
-    results.records.update(ran.held)  # failures that a full disk has refused
+    if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
+        tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
+
+    def run_all() -> tuple[Results, set[str]]:
+        """The results, and the ids of the cells that should be among them."""
+        if loaded.decide is None:
+            return Results(store, plan.manifest), set(run_plan(plan))
+        come_to = decide(plan, run_plan, store, tell)
+        return Results(store, come_to.manifest), {planned.cell.id for planned in come_to.cells}
+
+    results, ran = run_all()
+    if ran - held.keys() - results.records.keys():  # damaged ones, set aside when they were read
+        results, _ = run_all()
+    results.records.update(held)  # failures that a full disk has refused
     results.report(out, formats)
     window.finish(results.paths)
     return results

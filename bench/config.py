@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.errors import UserError, from_validation
 
 IGNORED = -100  # the target of a position that is not scored
+FIRST_PILOT = 10_000  # seeds from here on are for choosing settings: they never enter a verdict
 RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes older results incomparable
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,11 @@ from bench.cli.options import (
     new_table,
     screen,
 )
+
+if TYPE_CHECKING:
+    from bench.run.status import Status
+    from bench.store.manifest import Manifest
+    from bench.store.store import Store
 
 
 def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -> None:
@@ -56,9 +61,49 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
         again = command_line(given, without=("--retry",))
         print(f"Those that failed of the environment are run again by `{again}`, all of them by ", end="")
         print(f"`{again} --retry failed`.")
+    if manifest.decide is not None:
+        _tell_open(store, manifest, found)
     if found.done < n:
         flops = "unknown" if found.left_flops is None else f"{human(found.left_flops)} training FLOPs"
         print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
+
+
+def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
+    """Where the hypotheses of a deciding study stand, what the open ones need, and what to expect until the end."""
+    from bench.run.standing import flops_of, flops_to_end, scores, stand, still_open  # start-up
+    from bench.run.status import planned_of  # start-up
+    from reports.units import human  # start-up
+
+    row = manifest.decide
+    assert row is not None
+    results = scores(store, (cell.id for cell in manifest.cells))
+    standing = stand(manifest, results)
+    limits = planned_of(manifest) if row.max_flops is not None else {}
+    opened = still_open(manifest, results, standing, limits)
+    table = new_table("Hypotheses", "hypothesis", "verdict", "pairs", "next look", "cells", "FLOPs", "expected pairs")
+    by_claim = {each.claim: each for each in opened}
+    for entry, decision in zip(manifest.hypotheses, standing.decisions, strict=True):
+        if (each := by_claim.get(entry.claim)) is None:
+            table.add_row(entry.claim, decision.verdict.verdict, str(decision.pairs), "-", "-", "-", "-")
+            continue
+        further = f"{each.further:.0f} more{', if equal' if each.assumed else ''}"
+        needs = str(len(each.cells)), human(flops_of(each.cells, found.flops))
+        table.add_row(entry.claim, "open", str(each.pairs), str(each.look), *needs, further)
+    screen().print(table)
+    if row.changed:
+        print("The looks, alpha or hypotheses were others when the first cells were run: alpha promises nothing.")
+    for each in opened:
+        if each.stop:
+            print(f"{each.claim}: {each.stop}")
+    going = [each for each in opened if not each.stop]
+    if going:
+        first = min(each.look for each in going)
+        cells = {key for each in going if each.look == first for key in each.cells}
+        for what, flops in (
+            (f"next look, at {first} pairs: {len(cells)} cells", flops_of(cells, found.flops)),
+            ("expected until all is decided", flops_to_end(manifest, results, going, found.flops)),
+        ):
+            print(f"{what}: {human(flops)} training FLOPs, {_duration(found.seconds(flops))}")
 
 
 def _duration(seconds: float | None) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.config import TrainConfig
 from bench.errors import UserError
@@ -12,6 +13,9 @@ from bench.store.manifest import Manifest
 from bench.store.records import Failure, Record
 from bench.store.store import Store
 from bench.study.schema import Study
+
+if TYPE_CHECKING:
+    from bench.study.plan import Planned
 
 Group = tuple[str, str]  # labels of a variant and a task
 
@@ -25,6 +29,8 @@ class Status:
         failed: their names and records.
         other_mode: of those that are done, the ones that were computed in another mode than they would be now.
         left_flops: of the cells that are not done, what is left of them, None if it cannot be known here.
+        flops: training FLOPs of a cell by variant and task, as measured or else as planned; those that are not known
+            here are left out.
         flops_per_second: of one cell, as measured on those that are done, None if none is.
     """
 
@@ -34,15 +40,20 @@ class Status:
     failed: list[tuple[str, Failure]] = field(default_factory=list)
     other_mode: int = 0
     left_flops: float | None = 0.0
+    flops: dict[Group, float] = field(default_factory=dict)
     flops_per_second: float | None = None
 
     @property
     def left_seconds(self) -> float | None:
         """Until the last cell ends, if as many processes as now (at least one) go on at the speed seen so far."""
-        if self.left_flops is None or self.flops_per_second is None:
+        return self.seconds(self.left_flops)
+
+    def seconds(self, flops: float | None) -> float | None:
+        """How long so many training FLOPs take; None if that is not known."""
+        if flops is None or self.flops_per_second is None:
             return None
         processes = {(cell["owner"]["machine"], cell["owner"]["pid"]) for cell in self.running}
-        return self.left_flops / self.flops_per_second / max(1, len(processes))
+        return flops / self.flops_per_second / max(1, len(processes))
 
 
 def status(store: Store, manifest: Manifest) -> Status:
@@ -70,7 +81,8 @@ def status(store: Store, manifest: Manifest) -> Status:
         shares.append((group, share))
     flops = {group: record.costs.train_flops for group, record in records.items()}
     if any(group not in flops for group, _ in shares):
-        flops = {**_planned_flops(manifest), **flops}
+        flops = {**planned_of(manifest), **flops}
+    found.flops = flops
     known = all(group in flops for group, _ in shares)
     found.left_flops = sum(share * flops[group] for group, share in shares) if known else None
     seconds = sum(record.timing.train_seconds for record in records.values())
@@ -78,23 +90,29 @@ def status(store: Store, manifest: Manifest) -> Status:
     return found
 
 
-def _planned_flops(manifest: Manifest) -> dict[Group, float]:
-    """Training FLOPs of a cell by variant and task, from the study itself; empty if its data cannot be made here."""
+def planned_of(manifest: Manifest) -> dict[Group, float]:
+    """``planned_flops`` of a manifest's study, planned again; empty if its data cannot be made here."""
+    from bench.study.plan import make_plan  # start-up
+
+    try:
+        return planned_flops(make_plan(Study.model_validate(manifest.config), "", None).cells)
+    except (UserError, ValueError, OSError):
+        return {}
+
+
+def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
+    """Training FLOPs of a cell at full cycles, by variant and task."""
     from bench.data.task import task_data  # start-up
     from bench.model.costs import costs  # start-up
     from bench.model.variant import get_variant  # start-up
-    from bench.study.plan import make_plan  # start-up
 
     found: dict[Group, float] = {}
-    try:
-        for planned in make_plan(Study.model_validate(manifest.config), "", None).cells:
-            group, cell = (planned.variant, planned.task), planned.cell
-            if group not in found:
-                data = task_data(cell.task, cell.task_options)
-                cost = costs(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.length)
-                found[group] = _tokens(cell.train, data.length) * cost.train_flops_per_token
-    except (UserError, ValueError, OSError):
-        return {}
+    for planned in cells:
+        group, cell = (planned.variant, planned.task), planned.cell
+        if group not in found:
+            data, variant = task_data(cell.task, cell.task_options), get_variant(cell.variant, cell.options)
+            cost = costs(variant, cell.model, data.vocab_size, data.length, trained=cell.train.trained)
+            found[group] = _tokens(cell.train, data.length) * cost.train_flops_per_token
     return found
 
 

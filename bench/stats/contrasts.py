@@ -118,15 +118,21 @@ def hedges_g(differences: ArrayLike) -> float:
     return float(correction * data.mean() / data.std(ddof=1))
 
 
-def over_tasks(differences: ArrayLike, same_unit: bool) -> Array:
+def over_tasks(differences: ArrayLike, same_unit: bool, first: int | None = None) -> Array:
     """One difference a seed [n] from those on several tasks [T, n], so that a seed stays one observation.
 
     It is the plain mean over tasks where all have one unit. Otherwise each task's differences are first divided by
     their root mean square: that has no unit, gives every task the same weight, and (unlike the standard deviation) does
     not change when signs are flipped, so that the sign-flip test of the result is still exact.
+
+    Args:
+        differences: by task and seed.
+        same_unit: of all tasks.
+        first: seeds whose root mean square is taken, all by default. A study that looks at its data several times takes
+            those of the first look: what a look has seen is then never changed by later seeds.
     """
     data = np.asarray(differences, dtype=float)
     if not same_unit and data.size:
-        scale = np.sqrt(np.mean(data**2, axis=1, keepdims=True))
+        scale = np.sqrt(np.mean(data[:, :first] ** 2, axis=1, keepdims=True))
         data = np.divide(data, scale, out=np.zeros_like(data), where=scale > 0)
     return np.asarray(data.mean(axis=0))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from bench.config import FIRST_PILOT
 from bench.store.records import Environment, Stored
 
 
@@ -85,6 +86,36 @@ class HypothesisRow(Stored):
     measures: list[Measure]
 
 
+class DecideRow(Stored):
+    """How a study decides, as it was declared; see ``bench.study.decide.Decide``.
+
+    Attributes:
+        starts: the label whose cells a variant starts from, by the variant's label.
+        changed: the looks, alpha or hypotheses were others when the first of the cells were run: what alpha promises
+            does not hold.
+    """
+
+    looks: list[int]
+    shares: list[float]
+    alpha: float
+    max_flops: float | None = None
+    max_cells: int | None = None
+    starts: dict[str, str] = Field(default_factory=dict)
+    changed: bool = False
+
+
+class DecisionRow(Stored):
+    """Where a hypothesis stood when the manifest was written, for people: whoever needs it replays the results.
+
+    pairs: of the look that decided it, else of the last look reached.
+    """
+
+    claim: str
+    verdict: str
+    pairs: int
+    open: bool
+
+
 class TrialRow(Stored):
     """A trial of the tuning. id: of its cell; value: its validation score, None if it failed."""
 
@@ -118,6 +149,8 @@ class Manifest(Stored):
         lock: every installed distribution as ``name==version``.
         config: the study as it was given.
         tuning: empty where nothing was tuned.
+        decide: of a study that adds seeds until its hypotheses are decided. Its cells are those of the looks so far:
+            variants may have different numbers.
     """
 
     study: str
@@ -134,6 +167,13 @@ class Manifest(Stored):
     lock: list[str] = Field(default_factory=list)
     config: dict[str, Any]
     tuning: list[TuningRow] = Field(default_factory=list)
+    decide: DecideRow | None = None
+    decisions: list[DecisionRow] = Field(default_factory=list)
+
+    @property
+    def pilot(self) -> bool:
+        """Whether all seeds are for choosing settings: no verdict is given."""
+        return bool(self.seeds) and min(self.seeds) >= FIRST_PILOT
 
 
 class TunedShares(Stored):

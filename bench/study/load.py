@@ -12,6 +12,7 @@ from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig
 from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
+from bench.study.decide import Decide
 from bench.study.hypotheses import Hypothesis
 from bench.study.overrides import apply_override
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
@@ -90,6 +91,7 @@ def _study_error(where: str, error: ValidationError) -> UserError:
         "variants": VariantEntry,
         "hypotheses": Hypothesis,
         "tune": Tune,
+        "decide": Decide,
         "sweep": Sweep,
         "sweep.thresholds": ThresholdSweep,
         "sweep.budgets": BudgetSweep,

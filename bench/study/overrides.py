@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, unknown
+from bench.study.decide import Decide
 from bench.study.hypotheses import Hypothesis
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
@@ -41,6 +42,8 @@ def _below_study(parents: Sequence[str]) -> Iterable[str] | None:
             return Study.model_fields
         case ["tune"]:
             return Tune.model_fields
+        case ["decide"]:
+            return Decide.model_fields
         case ["sweep"]:
             return Sweep.model_fields
         case ["sweep", "thresholds"]:

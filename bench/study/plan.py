@@ -8,13 +8,13 @@ from typing import Any
 
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig
 from bench.data.task import TaskData, get_task, task_data
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
-from bench.store.manifest import CellRow, Manifest, TaskRow, VariantRow
-from bench.study.hypotheses import resolve
+from bench.store.manifest import CellRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.study.hypotheses import BITS, HIGHER_IS_BETTER, resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
@@ -164,13 +164,15 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
             for e in study.variants
         ],
         tasks=tasks,
-        hypotheses=[resolve(hypothesis, built) for hypothesis in study.hypotheses],
+        hypotheses=_hypotheses(study, built),
         cells=[CellRow(variant=p.variant, task=p.task, seed=p.cell.seed, id=p.cell.id) for p in cells],
         command=command,
         git=revision,
         lock=lock(),
         config=study.model_dump(mode="json"),
     )
+    if study.decide is not None:
+        manifest = manifest.but(decide=study.decide.row(_starts(study)))
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
 
 
@@ -183,6 +185,23 @@ def _check_alike(cells: Iterable[Planned]) -> None:
         if len(places) > 1:
             told = ", ".join(f"{value!r} for {place}" for value, place in places.items())
             raise UserError(f"train.{field}: {told} in one study (allowed: one for all of its cells)")
+
+
+def _hypotheses(study: Study, data: Mapping[str, TaskData]) -> list[HypothesisRow]:
+    """The study's hypotheses, with the differences that count as none. Raises UserError for such of no metric."""
+    within = study.decide.within if study.decide is not None else {}
+    rows = [resolve(hypothesis, data, within) for hypothesis in study.hypotheses]
+    known = {*HIGHER_IS_BETTER, BITS, *(measure.metric for row in rows for measure in row.measures)}
+    for metric in within:
+        if metric not in known:
+            raise unknown("metric in decide.within:", metric, known)
+    return rows
+
+
+def _starts(study: Study) -> dict[str, str]:
+    """The label whose cells a variant starts from, of those that start from cells, by label."""
+    starts = {entry.label: study.init_entry(entry) for entry in study.variants}
+    return {label: start.label for label, start in starts.items() if start is not None}
 
 
 def _metric(data: TaskData) -> dict[str, Any]:

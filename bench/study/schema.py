@@ -6,15 +6,16 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import CELL_SOURCE, EvalConfig, ModelConfig, Strict, TrainConfig, parse
+from bench.config import CELL_SOURCE, FIRST_PILOT, EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError, unknown
 from bench.model.variant import Variant, get_variant
+from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
 from bench.study.hypotheses import Hypothesis, check_labels
 from bench.study.sweep import Sweep
 
-MOST_SEEDS = 10_000
+MOST_SEEDS = FIRST_PILOT
 
 
 class Tune(Strict):
@@ -51,7 +52,8 @@ class Study(Strict):
         init: what every variant starts from. It is a source that ``cyclebench convert`` takes, or ``cell:LABEL``. The
             latter is the trained model of another variant, for the same task and seed. LABEL is that variant's label.
             It must itself be trained from scratch.
-        seeds: a list, or a number n, which means 0 to n - 1.
+        seeds: a list, or a number n, which means 0 to n - 1. Those from FIRST_PILOT on are pilots. A study with
+            ``decide`` leaves it out: it may use 0 to its last look, in order.
         exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
             points; for all variants, or for none if one of them does not have it. By default there are exit points
             alone.
@@ -71,7 +73,13 @@ class Study(Strict):
     hypotheses: tuple[Hypothesis, ...] = ()
     exit_rule: str | None = None
     tune: Tune | None = None
+    decide: Decide | None = None
     sweep: Sweep | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeds_of_looks(cls, value: Any) -> Any:
+        return with_seeds(value) if isinstance(value, dict) and value.get("decide") is not None else value
 
     @field_validator("tasks", "variants")
     @classmethod
@@ -102,6 +110,8 @@ class Study(Strict):
     def _consistent(self) -> Study:
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= 1 << 63:
             raise ValueError(f"seeds = {list(self.seeds)} must be different, from 0 to 2^63 - 1")
+        if self.decide is not None:
+            self.decide.check(self.seeds, len(self.hypotheses))
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
                 f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"

@@ -127,7 +127,7 @@ def _budget_jobs(
     """A search for every variant and task, and what tracking knows of all of them."""
     sweep = study.sweep
     assert sweep is not None and sweep.budgets is not None
-    free = study.model_copy(update={"reference": None, "seeds": (sweep.budgets.seed,)})
+    free = study.model_copy(update={"reference": None, "seeds": (sweep.budgets.seed,), "decide": None})
     free = free.model_copy(update={"variants": tuple(v.model_copy(update={"match": None}) for v in study.variants)})
     plan = make_plan(free, command, revision)
     jobs = []

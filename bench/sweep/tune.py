@@ -128,7 +128,7 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
     """
     if study.tune is None:
         return make_plan(study, command, revision)
-    trials = study.model_copy(update={"name": f"{study.name}-tuning", "seeds": (study.tune.seed,)})
+    trials = study.model_copy(update={"name": f"{study.name}-tuning", "seeds": (study.tune.seed,), "decide": None})
     plain = make_plan(trials, command, revision)
     metrics = {task.label: task for task in plain.manifest.tasks}
     entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url)
