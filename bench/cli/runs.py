@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +80,7 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
     results = scores(store, (cell.id for cell in manifest.cells))
     standing = stand(manifest, results)
     limits = planned_of(manifest) if row.max_flops is not None else {}
+    limits = limits or found.flops
     opened = still_open(manifest, results, standing, limits)
     table = new_table("Hypotheses", "hypothesis", "verdict", "pairs", "next look", "cells", "FLOPs", "expected pairs")
     by_claim = {each.claim: each for each in opened}
@@ -87,7 +89,8 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
             table.add_row(entry.claim, decision.verdict.verdict, str(decision.pairs), "-", "-", "-", "-")
             continue
         further = f"{each.further:.0f} more{', if equal' if each.assumed else ''}"
-        needs = str(len(each.cells)), human(flops_of(each.cells, found.flops))
+        flops = flops_of(each.cells, found.flops)
+        needs = str(len(each.cells)), "-" if math.isnan(flops) else human(flops)
         table.add_row(entry.claim, "open", str(each.pairs), str(each.look), *needs, further)
     screen().print(table)
     if row.changed:
@@ -103,7 +106,8 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
             (f"next look, at {first} pairs: {len(cells)} cells", flops_of(cells, found.flops)),
             ("expected until all is decided", flops_to_end(manifest, results, going, found.flops)),
         ):
-            print(f"{what}: {human(flops)} training FLOPs, {_duration(found.seconds(flops))}")
+            told = "unknown" if math.isnan(flops) else f"{human(flops)} training FLOPs"
+            print(f"{what}: {told}, {_duration(None if math.isnan(flops) else found.seconds(flops))}")
 
 
 def _duration(seconds: float | None) -> str:

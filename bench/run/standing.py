@@ -5,6 +5,7 @@ All of it follows from the results alone, so that every process that looks at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,11 +105,11 @@ def fits(row: DecideRow, cells: Collection[Key], flops: Mapping[Group, float]) -
 
 
 def flops_of(cells: Iterable[Key], flops: Mapping[Group, float]) -> float:
-    """Training FLOPs of cells, those left out whose FLOPs are not known."""
+    """Training FLOPs of cells; NaN if those of one are not known."""
     counts: dict[Group, int] = {}
     for variant, task, _ in cells:
         counts[variant, task] = counts.get((variant, task), 0) + 1
-    return sum(counts[group] * flops.get(group, 0.0) for group in sorted(counts))  # in the same order everywhere
+    return sum(counts[group] * flops.get(group, math.nan) for group in sorted(counts))  # in the same order everywhere
 
 
 def admitted(
@@ -199,7 +200,7 @@ def still_open(
 def flops_to_end(
     manifest: Manifest, results: Mapping[str, Outcome], opened: Iterable[Open], flops: Mapping[Group, float]
 ) -> float:
-    """Training FLOPs expected until all open hypotheses that go on are decided or at their last look.
+    """Training FLOPs expected until all open hypotheses that go on are decided or at their last look; NaN if not known.
 
     Args:
         manifest: with the cells so far.
@@ -217,7 +218,7 @@ def flops_to_end(
         pairs = min(have.get(group, 0) for group in groups)
         for group in groups:
             seeds[group] = max(seeds.get(group, 0.0), pairs + each.further)
-    return sum(max(0.0, n - have.get(group, 0)) * flops.get(group, 0.0) for group, n in seeds.items())
+    return sum(max(0.0, n - have.get(group, 0)) * flops.get(group, math.nan) for group, n in seeds.items())
 
 
 def scores(store: Store, ids: Iterable[str]) -> dict[str, Outcome]:
