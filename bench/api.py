@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -295,10 +296,10 @@ def run(
     if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
         tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
 
-    def run_all() -> tuple[Results, set[str]]:
+    def run_all() -> tuple[Results, AbstractSet[str]]:
         """The results, and the ids of the cells that should be among them."""
         if loaded.decide is None:
-            return Results(store, plan.manifest), set(run_plan(plan))
+            return Results(store, plan.manifest), {*run_plan(plan)}
         come_to = decide(plan, run_plan, store, tell)
         return Results(store, come_to.manifest), {planned.cell.id for planned in come_to.cells}
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
+from bench.config import FIRST_PILOT
 from bench.stats import Verdict, judge
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome
+from bench.study.contrasts import verdicts_of
 from reports.claims import Claim, contrasts, hypotheses
 from reports.policy import ENDS, Rows, counted, ends, titled, told, within
 from reports.table import Row
-
-
-def judged(claims: Sequence[Claim]) -> list[Verdict]:
-    """The verdicts on all hypotheses of a study, corrected for all of them."""
-    return judge([claim.contrast for claim in claims])
 
 
 def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     """The verdict on each of the study's hypotheses, corrected for all of them."""
     claims = hypotheses(manifest, results)
     rows: list[Row] = []
-    found = judged(claims)
+    found = verdicts_of(manifest, [claim.contrast for claim in claims])
     for claim, one in zip(claims, found, strict=True):
-        row = {"hypothesis": claim.text, "verdict": one.verdict, "compared": claim.compared}
+        verdict = "pilot" if manifest.pilot else one.verdict
+        row = {"hypothesis": claim.text, "verdict": verdict, "compared": claim.compared}
         row |= {"task": claim.task, "metric": claim.unit, **_numbers(claim, one, "gain", 1)}
         rows.append({**row, "note": "; ".join(part for part in (one.note, claim.censored) if part)})
     if all(math.isnan(one.p_equivalent) for one in found):
@@ -35,25 +32,37 @@ def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
 
 
 def sentences(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
-    """The verdict on each hypothesis in one plain sentence."""
+    """The verdict on each hypothesis in one plain sentence; none on pilot seeds."""
+    if manifest.pilot and manifest.hypotheses:
+        return [f"Pilot: seeds from {FIRST_PILOT:,} on are for choosing settings; no verdict is given."]
     claims = hypotheses(manifest, results)
-    return [_sentence(claim, found, len(claims)) for claim, found in zip(claims, judged(claims), strict=True)]
+    over = f" over {len(claims)} hypotheses" if len(claims) > 1 else ""
+    if manifest.decide is not None:
+        over += f"{' and' if over else ' over'} {len(manifest.decide.looks)} looks"
+    found = verdicts_of(manifest, [claim.contrast for claim in claims])
+    return [_sentence(claim, one, over) for claim, one in zip(claims, found, strict=True)]
 
 
 def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
-    """Every variant against the reference, paired by the seeds that both have, corrected within a task."""
+    """Every variant against the reference, paired by the seeds that both have, corrected within a task.
+
+    Untested in a study that adds seeds by what they show: a test of all of them would not keep its level.
+    """
     rows, shown = [], []
     words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
     higher = {task.label: task.higher_is_better for task in manifest.tasks}
     for task, claims in contrasts(manifest, results).items():
-        for claim, found in zip(claims, judged(claims), strict=True):
+        for claim, found in zip(claims, judge([claim.contrast for claim in claims]), strict=True):
             row = {"task": task, "variant": claim.better, "reference": claim.than, "metric": claim.unit}
             row |= _numbers(claim, found, "difference", 1 if higher[task] else -1)
             del row["p of equivalence"]
-            if found.found.difference.n:
+            if manifest.decide is not None:
+                row |= dict.fromkeys(("p", "corrected p", "detectable"), "-")
+                reading = "not tested: seeds were added by what they showed"
+            elif found.found.difference.n:
                 reading = "; ".join(part for part in (words[found.verdict], found.note) if part)
             else:
-                reading = f"no pair of seeds: {found.note}"
+                reading = f"no pair of seeds: {'pilot seeds are not compared' if manifest.pilot else found.note}"
             rows.append({**row, "reading": reading})
             shown.append(found.found.difference)
     return titled(rows, {ENDS: shown})
@@ -75,7 +84,8 @@ def _numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, st
     }
 
 
-def _sentence(claim: Claim, found: Verdict, family: int) -> str:
+def _sentence(claim: Claim, found: Verdict, over: str) -> str:
+    """over: what the p-values are corrected over."""
     gap = found.found.difference
     start = f"{claim.text}: {found.verdict}"
     if not gap.n:
@@ -83,7 +93,7 @@ def _sentence(claim: Claim, found: Verdict, family: int) -> str:
     numbers = f"{told(within(gap, claim.bounds), plus=True)} {claim.unit} over {counted([gap.n])}"
     if gap.n > 1:
         numbers += f", {_p_values(claim, found)}"
-        numbers += f" after correction over {family} hypotheses" if family > 1 else ""
+        numbers += f" after correction{over}" if over else ""
     return f"{start}: {'; '.join(part for part in (numbers, found.note, claim.censored) if part)}."
 
 

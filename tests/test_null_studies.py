@@ -8,12 +8,11 @@ import numpy as np
 from records import of_seeds
 from scipy import stats
 
-from bench.stats import dominance
+from bench.stats import dominance, judge
 from bench.store.manifest import HypothesisRow, Measure
 from reports.claims import hypotheses
 from reports.exit_rules import findings
 from reports.fronts import points_by_seed
-from reports.verdicts import judged
 
 SEEDS = 8
 
@@ -54,7 +53,7 @@ def test_verdicts_on_equal_variants_are_wrong_no_more_often_than_they_say() -> N
     for number in range(times):
         manifest, results = null(number)
         family = hypotheses(manifest.but(hypotheses=claims()), results)
-        found = judged(family)
+        found = judge([claim.contrast for claim in family])
         # of equal variants "equivalent" is right, and so is that they are the same
         said = [one.verdict for one in found]
         wrong += any(one in ("supported", "refuted") for one in said[:3]) or said[3] == "refuted"

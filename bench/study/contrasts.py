@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bench.config import FIRST_PILOT
-from bench.stats import Contrast, Decision, Looks, Verdict, judge, over_tasks, replay
-from bench.store.manifest import HypothesisRow, Manifest
-from bench.store.records import Outcome
+from bench.evaluate.targets import read_metric
+from bench.stats import Contrast, Decision, Looks, Verdict, judge, over_tasks, replay, restricted
+from bench.store.manifest import HypothesisRow, Manifest, Measure
+from bench.store.records import Outcome, Record
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the seeds say of a claim.
+
+    contrast: the differences, in the order of the seeds that both variants have; NaN where a cell that the pair needs,
+    on any of the tasks, is not done. Pilot seeds are left out. missed: runs of either variant that did not reach the
+    score that a cost is of, of so many runs.
+    """
+
+    contrast: Contrast
+    missed: tuple[int, int]
+    runs: int
 
 
 def looks_of(manifest: Manifest) -> Looks | None:
@@ -19,44 +35,72 @@ def looks_of(manifest: Manifest) -> Looks | None:
     return None if row is None else Looks(tuple(row.looks), tuple(row.shares), row.alpha)
 
 
-def contrast_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Contrast:
-    """The differences of a claim, positive as claimed, in the order of the seeds that both variants have.
+def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Pairs:
+    """What the seeds say of a claim, positive as claimed.
 
-    NaN where a cell that the pair needs, on any of the tasks, is not done. Pilot seeds are left out.
+    Args:
+        manifest: which cells there are.
+        results: records by cell id; cells without one may be left out.
+        entry: the claim.
     """
-    ids = {(cell.variant, cell.task, cell.seed): cell.id for cell in manifest.cells if cell.seed < FIRST_PILOT}
     seeds: set[int] = set()
     failed: set[int] = set()
     gaps: list[dict[int, float]] = []
+    missed, runs = (0, 0), 0
     for measure in entry.measures:
-        a, b = (
-            {seed: results.get(id) for (variant, task, seed), id in ids.items() if (variant, task) == (v, measure.task)}
-            for v in (entry.better, entry.than)
-        )
+        a, b = (_records(manifest, results, label, measure.task) for label in (entry.better, entry.than))
         gap = {}
         for seed in a.keys() & b.keys():
             records = [a[seed], b[seed]]
-            scores = [r.test(measure.metric) for r in records if r is not None and r.status == "done"]
-            if len(scores) == 2:
-                gap[seed] = scores[0] - scores[1] if measure.higher_is_better else scores[1] - scores[0]
-            elif any(r is not None and r.status == "failed" for r in records):
+            finished = [record for record in records if record is not None and record.status == "done"]
+            if len(finished) == 2:
+                found, late = _gap(finished[0], finished[1], measure)
+                missed, runs = (missed[0] + late[0], missed[1] + late[1]), runs + 1
+                if not math.isnan(found):
+                    gap[seed] = found
+            elif any(record is not None and record.status == "failed" for record in records):
                 failed.add(seed)
         seeds |= a.keys() & b.keys()
         gaps.append(gap)
-    order = sorted(seeds)
+    order, looks = sorted(seeds), looks_of(manifest)
     there = [seed for seed in order if all(seed in gap for gap in gaps)]
-    same = len({measure.metric for measure in entry.measures}) == 1
-    first = None
-    if (looks := looks_of(manifest)) is not None:
-        first = sum(seed in there for seed in order[: looks.pairs[0]]) or None
-    found = dict(zip(there, over_tasks([[gap[seed] for seed in there] for gap in gaps], same, first), strict=True))
-    return Contrast(
-        np.array([found.get(seed, math.nan) for seed in order], dtype=float),
+    same = len({(measure.metric, measure.of) for measure in entry.measures}) == 1
+    first = None if looks is None else sum(seed in there for seed in order[: looks.pairs[0]]) or None
+    known = dict(zip(there, over_tasks([[gap[seed] for seed in there] for gap in gaps], same, first), strict=True))
+    contrast = Contrast(
+        differences=np.array([known.get(seed, math.nan) for seed in order], dtype=float),
         margin=float(entry.margin),
         within=entry.within,
+        kind=entry.kind,
         planned=len(order),
         failed=len(failed),
     )
+    return Pairs(contrast, missed, runs)
+
+
+def _records(manifest: Manifest, results: Mapping[str, Outcome], label: str, task: str) -> dict[int, Outcome | None]:
+    """The records of a variant on a task by seed, None where there is none yet; those of pilot seeds left out."""
+    cells = (cell for cell in manifest.cells if (cell.variant, cell.task) == (label, task))
+    return {cell.seed: results.get(cell.id) for cell in cells if cell.seed < FIRST_PILOT}
+
+
+def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, bool]]:
+    """By how much a is better than b on a task, NaN if that is not known; and which of them did not reach the score.
+
+    Of costs the natural logarithm of b's over a's, within the budget that both have (``bench.stats.restricted``).
+    """
+    one, other = read_metric(a, measure), read_metric(b, measure)
+    if one.budget is None or other.budget is None:
+        gap = one.value - other.value
+        return gap if measure.higher_is_better else -gap, (False, False)
+    mine, theirs = (math.inf if reading.censored else reading.value for reading in (one, other))
+    gap = float(restricted([mine], [theirs], one.budget, other.budget)[0])
+    return gap, (one.censored, other.censored)
+
+
+def contrast_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Contrast:
+    """The differences of a claim; see ``pairs_of``."""
+    return pairs_of(manifest, results, entry).contrast
 
 
 def decisions_of(manifest: Manifest, results: Mapping[str, Outcome]) -> list[Decision]:
