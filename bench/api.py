@@ -277,10 +277,11 @@ def run(
     from bench.train.checkpoints import Every  # start-up
 
     how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
-    store = open_store(runs, begin=True)
+    store = open_store(runs)
     window, held = trackers.get(tracker)(tracking_uri, store), dict[str, Failure]()
 
     def run_plan(plan: Plan) -> Records:
+        open_store(runs, begin=True)  # not before: a mistake leaves no folder behind
         window.study(plan.manifest)
         window.catch_up(plan.manifest)
         records = run_study(plan, store, how, window.log)

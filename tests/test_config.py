@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from records import MANIFEST, planned
 
 from bench.config import Execution, TrainConfig, parse
 from bench.errors import UserError
-from bench.store.manifest import CellRow
 from bench.train.device import autocast, device_of, environment_of, pick_device
-
-IDS = [
-    "f1994f0789ef7e6281efe851c3b5b570ecd7e0b87d34c2f95ec2affe11e973a7",
-    "7efa8db477e7cc1b557831130fb9994cba0dc00f02cb9f88bc872f1262203aeb",
-]
-
-
-@pytest.mark.parametrize(("listed", "id"), list(zip(MANIFEST.cells, IDS, strict=False)))
-def test_a_cell_keeps_its_id(listed: CellRow, id: str) -> None:
-    cell = planned(listed).cell
-    assert cell.id == id == type(cell).model_validate_json(cell.model_dump_json()).id
 
 
 def test_how_it_is_computed_is_stored_beside_what_is() -> None:
