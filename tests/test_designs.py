@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bench.data.task import task_data
 from bench.errors import UserError
-from bench.study.load import study_from
+from bench.study.load import load_study, study_from
 from bench.study.schema import Study
 
 RAW: dict[str, Any] = {"name": "s", "question": "q", "tasks": ["p_hop"], "variants": ["htc"], "seeds": 2}
@@ -115,3 +116,9 @@ def test_bad_presets_are_one_clear_line(preset: str | None, presets: Any, messag
     with pytest.raises(UserError, match=message) as error:
         load(preset, presets=presets)
     assert "\n" not in str(error.value)
+
+
+def test_the_data_of_every_task_of_the_shipped_tasks_study_can_be_made() -> None:
+    for task in load_study("tasks").tasks:
+        data = task_data(task.name, task.options)
+        assert len(data.train) and all(len(split) for split in data.tests.values()), task.label
