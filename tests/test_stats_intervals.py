@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[Draw, float]] = {
     "beta(20, 0.5)": (lambda rng, size: rng.beta(20, 0.5, size), 20 / 20.5),
     "share of 50, p = 0.9": (lambda rng, size: rng.binomial(50, 0.9, size) / 50, 0.9),
 }
-BOUNDED = {"beta(9, 1)", "beta(20, 0.5)", "share of 50, p = 0.9"}
+BOUNDED = ("beta(9, 1)", "beta(20, 0.5)", "share of 50, p = 0.9")
 
 
 def measured(kind: str, n: int, times: int, seed: int) -> float:
