@@ -178,10 +178,13 @@ class Results:
         Returns:
             The paths of all files.
         """
-        from reports.page import write_report  # start-up
+        from reports.pool import renderers  # start-up
 
         folder = Path(out) if out is not None else self.store.root / "reports" / self.manifest.study
-        self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats))
+        with renderers(len(self.manifest.cells)) as pool:
+            from reports.page import write_report  # start-up
+
+            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool)
         return self.paths
 
     def _finished(self) -> Iterator[tuple[CellRow, Record]]:
@@ -299,7 +302,7 @@ def run(
 
     def run_all() -> tuple[Results, AbstractSet[str]]:
         """The results, and the ids of the cells that should be among them."""
-        if loaded.decide is None:
+        if not loaded.decides:
             return Results(store, plan.manifest), {*run_plan(plan)}
         come_to = decide(plan, run_plan, store, tell)
         return Results(store, come_to.manifest), {planned.cell.id for planned in come_to.cells}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.store.records import Record
-from reports import exit_figures, figures
+from reports import exit_figures, figures, targets
 from reports.drawing import register
 
 
@@ -22,6 +22,7 @@ def _cycles(record: Record) -> bool:
 register("accuracy_vs_flops", "Quality against executed compute", bars=True)(figures.accuracy_vs_flops)
 register("accuracy_vs_params", "Quality against parameters", bars=True)(figures.accuracy_vs_params)
 register("learning_curves", "Learning curves", bars=True)(figures.learning_curves)
+register("cost_to_score", "What reaching a score costs")(targets.cost_to_score)
 register("zero_attention", "Attention to the zero tokens", needs=_zero_attention)(figures.zero_attention)
 register("exit_curves", "Exit rules: quality against executed compute", needs=_exits)(exit_figures.exit_curves)
 register("exit_area", "What each exit rule is worth", needs=_exits, bars=True)(exit_figures.exit_area)

@@ -42,13 +42,19 @@ class Claim:
         return f"{self.better} over {self.than}{margin}"
 
 
-def hypotheses(manifest: Manifest, results: dict[str, Outcome], apart: bool = False) -> list[Claim]:
+def hypotheses(
+    manifest: Manifest, results: dict[str, Outcome], apart: bool = False, pilots: bool = False
+) -> list[Claim]:
     """The study's hypotheses, in their order; none if it declares none.
 
-    apart: one over tasks whose metrics have different units is told of each of them alone.
+    Args:
+        manifest: of the study.
+        results: records by cell id.
+        apart: one over tasks whose metrics have different units is told of each of them alone.
+        pilots: whether pilot seeds are taken too.
     """
     entries = [part for entry in manifest.hypotheses for part in (_by_task(entry) if apart else [entry])]
-    return [_claim(manifest, results, entry) for entry in entries]
+    return [_claim(manifest, results, entry, pilots) for entry in entries]
 
 
 def _by_task(entry: HypothesisRow) -> list[HypothesisRow]:
@@ -57,8 +63,14 @@ def _by_task(entry: HypothesisRow) -> list[HypothesisRow]:
     return [entry.but(claim=f"{entry.claim} (alone)", task=one.task, measures=[one]) for one in entry.measures]
 
 
-def contrasts(manifest: Manifest, results: dict[str, Outcome]) -> dict[str, list[Claim]]:
-    """Every variant against the reference by task; no task if the study has no reference."""
+def contrasts(manifest: Manifest, results: dict[str, Outcome], pilots: bool = False) -> dict[str, list[Claim]]:
+    """Every variant against the reference by task; no task if the study has no reference.
+
+    Args:
+        manifest: of the study.
+        results: records by cell id.
+        pilots: whether pilot seeds are taken too.
+    """
     reference = manifest.reference
     if not reference:
         return {}
@@ -77,13 +89,13 @@ def contrasts(manifest: Manifest, results: dict[str, Outcome]) -> dict[str, list
             )
             for other in others
         ]
-        found[task.label] = [_claim(manifest, results, entry) for entry in entries]
+        found[task.label] = [_claim(manifest, results, entry, pilots) for entry in entries]
     return {task: claims for task, claims in found.items() if claims}
 
 
-def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow) -> Claim:
+def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow, pilots: bool) -> Claim:
     """Differences of a manifest's hypothesis, in the order of the seeds: NaN where a cell that it needs is not done."""
-    units, pairs = sorted({_unit(measure) for measure in entry.measures}), pairs_of(manifest, results, entry)
+    units, pairs = sorted({_unit(measure) for measure in entry.measures}), pairs_of(manifest, results, entry, pilots)
     unit = units[0] if len(units) == 1 else f"{' and '.join(units)}{SCALED}"
     first = entry.measures[0]
     bounds = gap_bounds(first.of if first.metric == AREA and first.of else first.metric) if len(units) == 1 else None

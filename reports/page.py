@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,9 @@ from reports.fronts import fronts, shared_rule
 from reports.latex import latex
 from reports.look import STYLE
 from reports.policy import bars, can_rank, counted, told
-from reports.render import check_formats, file_name, rendering
+from reports.recurrence import families, recurrence
+from reports.recurrence import findings as recurrence_findings
+from reports.render import check_formats, file_name, rendered
 from reports.table import (
     Row,
     costs,
@@ -38,11 +41,10 @@ from reports.table import (
     summary,
     summary_rows,
 )
+from reports.targets import targets
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, sentences, verdicts
-
-MANY = 16  # cells: from here on, figures are rendered in processes of their own, while the tables are made
 
 
 class Drawn(NamedTuple):
@@ -61,6 +63,7 @@ def write_report(
     out: Path,
     published: bool = False,
     formats: tuple[str, ...] = ("png",),
+    pool: Executor | None = None,
 ) -> list[Path]:
     """Write every figure, ``results.csv``, ``report.md``, ``report.html``, ``report.tex`` and, where
     tests are sliced, ``slices.csv`` into ``out``; their paths.
@@ -71,6 +74,7 @@ def write_report(
         out: folder of the files.
         published: only what a repository shows: PNG, Markdown and CSV.
         formats: of the figures: ``png``, ``svg``, ``pdf``.
+        pool: processes that render the figures meanwhile (``reports.pool``); None: none.
 
     Raises:
         UserError: for a format that there is not, or without ``png``, which the page shows.
@@ -79,29 +83,31 @@ def write_report(
     drawn, listed = tee(_drawn(manifest, results))
     kinds = ("png",) if published else formats
     sourced = ((one.figure, one.cells) for one in drawn)
-    with rendering(sourced, kinds, STYLE, apart=len(manifest.cells) >= MANY) as files:
-        context: dict[str, Any] = {
-            "manifest": manifest,
-            "summary": summary_rows(manifest, results),
-            "further_tests": further_tests(manifest, results),
-            "verdicts": verdicts(manifest, results),
-            "sentences": sentences(manifest, results),
-            "differences": differences(manifest, results),
-            "fronts": fronts(manifest, results),
-            "rule_of_fronts": {task.label: shared_rule(manifest, results, task) for task in manifest.tasks},
-            "aggregates": aggregates(manifest, results),
-            "tuning": tuning(manifest),
-            "costs": costs(manifest, results),
-            "rules": rule_rows(manifest, results),
-            "exit_findings": findings(manifest, results),
-            "executions": executions(manifest, results),
-            "environment": [ran_on(place) for place in environments(results.values())],
-            "other_mode": [r.id[:12] for r in results.values() if r.status == "done" and r.other_mode],
-            "failures": [r for r in results.values() if r.status == "failed"],
-        }
-        context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
-        rendered = list(zip(listed, files, strict=True))
-    paths, pictures = _files(rendered, out)
+    files = rendered(sourced, kinds, STYLE, pool)
+    context: dict[str, Any] = {
+        "manifest": manifest,
+        "summary": summary_rows(manifest, results),
+        "further_tests": further_tests(manifest, results),
+        "verdicts": verdicts(manifest, results),
+        "sentences": sentences(manifest, results),
+        "differences": differences(manifest, results),
+        "fronts": fronts(manifest, results),
+        "rule_of_fronts": {task.label: shared_rule(manifest, results, task) for task in manifest.tasks},
+        "aggregates": aggregates(manifest, results),
+        "targets": targets(manifest, results),
+        "recurrence": recurrence(cycled := list(families(manifest, results))),
+        "recurrence_findings": recurrence_findings(cycled),
+        "tuning": tuning(manifest),
+        "costs": costs(manifest, results),
+        "rules": rule_rows(manifest, results),
+        "exit_findings": findings(manifest, results),
+        "executions": executions(manifest, results),
+        "environment": [ran_on(place) for place in environments(results.values())],
+        "other_mode": [r.id[:12] for r in results.values() if r.status == "done" and r.other_mode],
+        "failures": [r for r in results.values() if r.status == "failed"],
+    }
+    context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
+    paths, pictures = _files(zip(listed, files, strict=True), out)
     context["overall"] = pictures.get(None, [])
     context["sections"] = [
         {**_section(manifest, results, task), "figures": pictures.get(task.label, [])} for task in manifest.tasks
@@ -159,7 +165,9 @@ def _between(task: TaskRow, means: list[float]) -> str:
     return f"; a solver {', one '.join(reached)}" if reached else ""
 
 
-def _files(rendered: list[tuple[Drawn, dict[str, bytes]]], out: Path) -> tuple[list[Path], dict[str | None, list[Row]]]:
+def _files(
+    rendered: Iterable[tuple[Drawn, dict[str, bytes]]], out: Path
+) -> tuple[list[Path], dict[str | None, list[Row]]]:
     """Write the figures' files; their paths, and by task what the templates say of each figure."""
     paths: list[Path] = []
     pictures: dict[str | None, list[Row]] = {}

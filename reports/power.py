@@ -8,8 +8,10 @@ from typing import Any
 from bench.errors import UserError
 from bench.stats import (
     SIGNIFICANT,
+    Looks,
     detectable,
     equivalence_power,
+    expected,
     paired,
     sd_interval,
     seeds_for_equivalence,
@@ -18,17 +20,20 @@ from bench.stats import (
 from bench.stats.verdicts import present
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome
+from bench.study.decide import Decide
 from reports.claims import Claim, contrasts, hypotheses
 from reports.table import Row
 from reports.verdicts import detectable_text
 
+ENDINGS = ("P(supported)", "P(refuted)", "P(equivalent)", "P(inconclusive)")
 EQUIVALENT, EQUIVALENT_SEEDS = "power of equivalence now", "seeds for equivalence"
 
 
 def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | None, power: float) -> list[Row]:
     """A row for each hypothesis, or for each contrast to the reference where the study declares none.
 
-    The level is 0.05 / family, the first step of the correction.
+    The level is 0.05 / family, the first step of the correction. Of a study that decides, it is told instead how its
+    looks may be expected to end. A pilot's seeds are taken: this is what they are for.
 
     Args:
         manifest: of the study.
@@ -45,16 +50,51 @@ def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | 
         raise UserError(f"--effect = {effect:g} must be above 0, in the metric's unit")
     if not SIGNIFICANT < power < 1:
         raise UserError(f"--power = {power:g} must be between {SIGNIFICANT:g} and 1")
-    declared = hypotheses(manifest, results, apart=effect is not None)
+    pilots, looks = manifest.pilot, _looks(manifest)
+    declared = hypotheses(manifest, results, apart=effect is not None, pilots=pilots)
     count = len(manifest.hypotheses)
-    families = [(declared, count)] if declared else [(f, len(f)) for f in contrasts(manifest, results).values()]
+    families = [(declared, count)] if declared else [(f, len(f)) for f in contrasts(manifest, results, pilots).values()]
     if not families:
         raise UserError(f"study {manifest.study!r} has neither hypotheses nor a reference: nothing to compare")
     bounded = any(claim.contrast.within is not None for claim in declared)
-    rows = [_row(claim, family, effect, power, bounded) for claims, family in families for claim in claims]
+    rows = [
+        _row(claim, family, effect, power, bounded) if looks is None else _outlook(claim, family, effect, looks)
+        for claims, family in families
+        for claim in claims
+    ]
     if all(row["sd"] == "-" for row in rows):
         raise UserError(f"study {manifest.study!r}: no comparison has two pairs of finished seeds yet")
     return rows
+
+
+def _looks(manifest: Manifest) -> Looks | None:
+    """The looks that the study declares, also where it was run on pilots and takes none."""
+    declared = manifest.config.get("decide")
+    return None if declared is None else Decide.model_validate(declared).design
+
+
+def _outlook(claim: Claim, family: int, effect: float | None, looks: Looks) -> Row:
+    """What to expect of a hypothesis of a study that decides, by simulation (``bench.stats.expected``)."""
+    contrast = claim.contrast
+    data = present(contrast)
+    sd, n = sd_interval(data), len(data)
+    row: dict[str, Any] = {"comparison": claim.text, "task": claim.task, "metric": claim.unit, "pairs so far": str(n)}
+    row |= dict.fromkeys(("sd", "sd 95 % interval", "effect", *ENDINGS, "pairs expected"), "-")
+    if n < 2:
+        return row
+    row["sd"] = f"{sd.mean:.3g}"
+    if sd.kind == "interval":
+        row["sd 95 % interval"] = f"[{sd.low:.3g}, {sd.high:.3g}]"
+    if effect is not None:
+        shown, row["effect"] = effect, f"{effect:.3g}"
+    elif contrast.kind == "same":
+        shown, row["effect"] = 0.0, "0"
+    else:
+        shown = float(data.mean()) - contrast.margin
+        row["effect"] = f"{shown:.3g} (seen)"
+    found = expected(contrast, looks, family, contrast.margin + shown, sd.mean)
+    row |= {ending: f"{getattr(found, ending.removeprefix('P(')[:-1]):.2f}" for ending in ENDINGS}
+    return row | {"pairs expected": f"{found.pairs:.0f} of {looks.pairs[-1]}"}
 
 
 def _row(claim: Claim, family: int, effect: float | None, power: float, bounded: bool) -> dict[str, str]:

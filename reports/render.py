@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -14,7 +12,6 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from bench.errors import UserError, unknown
-from bench.processes import light_context
 
 UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "png": {"Software": None},
@@ -23,7 +20,6 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
 }
 SOURCE = {"png": "Description", "svg": "Description", "pdf": "Subject"}  # the field that a viewer shows
 KINDS = tuple(UNDATED)
-WORKERS = 8
 DPI = 250
 
 
@@ -58,23 +54,14 @@ def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, byt
     return files
 
 
-@contextmanager
-def rendering(
-    figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], style: Any, apart: bool
-) -> Iterator[Iterator[dict[str, bytes]]]:
-    """``render`` of each with its source, in their order and in a style of matplotlib's. apart: in processes of their
-    own, while the caller does something else.
-
-    New processes take a second to start: that is worth it where there are many figures or much else to do.
+def rendered(
+    figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], style: Any, pool: Executor | None
+) -> Iterator[dict[str, bytes]]:
+    """``render`` of each with its source, in their order and in a style of matplotlib's: here as they are asked for, or
+    all of them at once in a pool's processes (``reports.pool``).
     """
     one = partial(_one, kinds=kinds, style=style)
-    if not apart:
-        yield map(one, figures)
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, WORKERS)
-    with ProcessPoolExecutor(workers, light_context()) as pool:  # a fork would copy a process that has threads
-        yield pool.map(one, figures)
+    return map(one, figures) if pool is None else pool.map(one, figures)
 
 
 def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...], style: Any) -> dict[str, bytes]:

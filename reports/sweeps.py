@@ -16,6 +16,7 @@ from bench.store.files import atomic_write
 from bench.store.manifest import BudgetRow, SweepResult, TaskRow, ThresholdRow
 from bench.tables import csv_text
 from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
+from reports.policy import counted
 from reports.render import file_name, render
 from reports.table import Row, named, ran_on
 from reports.units import human, metric_name, plain
@@ -55,17 +56,17 @@ def threshold_rows(result: SweepResult, every_budget: bool = False) -> list[Row]
 
 
 def budget_rows(result: SweepResult) -> list[Row]:
-    """The trials on the front of every variant and task, and which is the best within the limit."""
+    """The trials on the front of every variant and task, and which was chosen within the limit."""
     rows = []
     for search in result.budgets:
         for point in search.front:
             name = search.metric
-            best = search.chosen is not None and search.chosen.trial == point.trial
+            chosen = search.chosen is not None and search.chosen.trial == point.trial
             rows.append(
                 {
                     "task": search.task,
                     "variant": search.variant,
-                    "trial": f"{point.trial}{' (best)' if best else ''}",
+                    "trial": f"{point.trial}{' (chosen)' if chosen else ''}",
                     "setting": ", ".join(f"{key}={_number(value)}" for key, value in point.params.items()),
                     "metric": metric_name(name),
                     "valid": plain(point.valid, 4),
@@ -79,8 +80,9 @@ def budget_rows(result: SweepResult) -> list[Row]:
 
 
 def findings(result: SweepResult) -> list[str]:
-    """Plain sentences: the best rule of every variant at the shown budget, what a threshold for each exit point gains
-    over one for all, and the best trial of every variant; chosen on validation data, told on test data.
+    """Plain sentences: which rule of every variant validation data choose at the shown budget, what a threshold for
+    each exit point gives beside one for all, and which trial of every variant they choose; all numbers are of test
+    data. A choice is no ranking: it rests on as few seeds as there are.
     """
     found, ways = [], {task.label: 1.0 if task.higher_is_better else -1.0 for task in result.tasks}
     groups: dict[tuple[str, str], list[ThresholdRow]] = {}
@@ -93,24 +95,24 @@ def findings(result: SweepResult) -> list[str]:
         if shown:
             rule, point = max(shown, key=lambda pair: way * pair[1].valid[name])
             found.append(
-                f"{task}, {variant}: at most {point.share_of_full:.0%} of the FLOPs at full depth, {rule} is the "
-                f"best of {len(shown)} rules on validation data, with a test {metric_name(name)} of "
-                f"{point.test[name]:.4f}."
+                f"{task}, {variant}: at most {point.share_of_full:.0%} of the FLOPs at full depth, validation data "
+                f"choose {rule} of {len(shown)} rule{'s' * (len(shown) != 1)}; its test {metric_name(name)} is "
+                f"{point.test[name]:.4f} ({counted([len(searches[0].cells)])})."
             )
         gains = [way * (point.test[name] - point.single[name]) for _, point in points if point.single]
         if gains:
             found.append(
-                f"{task}, {variant}: the thresholds found by trials are better than one exact threshold for all exit "
-                f"points in {sum(gain > 0 for gain in gains)} of {len(gains)} cases (rules and budgets), by "
-                f"{np.mean(gains):+.4f} in the mean."
+                f"{task}, {variant}: a threshold for each exit point, found by trials, gives {np.mean(gains):+.4f} "
+                f"test {metric_name(name)} (positive is better) beside one exact threshold for all, in the mean over "
+                f"{len(gains)} rules and budgets; more in {sum(gain > 0 for gain in gains)} of them."
             )
     for trials in result.budgets:
         if chosen := trials.chosen:
             setting = ", ".join(f"{key}={_number(value)}" for key, value in chosen.params.items())
             limit = "" if result.max_flops is None else f" within {human(result.max_flops)} FLOPs/token"
             found.append(
-                f"{trials.task}, {trials.variant}: the best of {trials.trials} trials{limit} on validation "
-                f"data is {setting}, with a test {metric_name(trials.metric)} of {chosen.test:.4f} at "
+                f"{trials.task}, {trials.variant}: of {trials.trials} trials{limit}, one seed each, validation data "
+                f"choose {setting}; its test {metric_name(trials.metric)} is {chosen.test:.4f} at "
                 f"{human(chosen.flops_per_token)} FLOPs/token."
             )
     return found

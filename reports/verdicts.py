@@ -103,7 +103,7 @@ def _p_values(claim: Claim, found: Verdict) -> str:
     if claim.contrast.within is None:
         return differs
     equal = f"p = {found.p_equivalent:.2g} that it is within {claim.contrast.within:g}"
-    if found.verdict == "inconclusive":
+    if found.verdict in ("inconclusive", "open"):
         return f"{differs} of a difference, {equal}"
     same = claim.contrast.kind == "same"
     return equal if found.verdict == ("supported" if same else "equivalent") else differs

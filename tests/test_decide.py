@@ -23,6 +23,8 @@ from bench.store.store import Store
 from bench.study.contrasts import contrast_of, decisions_of, verdicts_of
 from bench.study.load import study_from
 from bench.study.plan import Plan, Planned, make_plan
+from reports.power import power_rows
+from reports.verdicts import sentences
 
 OPTIONS = {"hops": 1, "n_train": 50, "n_valid": 10, "n_test": 20}
 RAW: dict[str, Any] = {
@@ -168,7 +170,7 @@ def test_a_failed_cell_holds_up_its_own_hypothesis_alone(made: Plan, tmp_path: P
     fake = Fake(tmp_path)
     fake.fails = {("ztt", "one", 3)}
     manifest = fake.decide(made)
-    assert told(manifest) == [("clear", "inconclusive", 0, True), ("equal", "equivalent", 12, False)]
+    assert told(manifest) == [("clear", "open", 0, True), ("equal", "equivalent", 12, False)]
     (line,) = [line for line in fake.lines if line.startswith("clear")]
     assert "open at 0 pairs, 1 cells lack for its look at 8 pairs" in line
     assert "ztt one seed 3 has failed: loss is nan" in line and "--retry failed" in line
@@ -201,7 +203,7 @@ def test_the_budget_ends_it_and_open_hypotheses_say_what_they_need(made: Plan, t
         if limit == 72:
             assert told(manifest)[1] == ("equal", "equivalent", 12, False)
             continue
-        assert told(manifest) == [("clear", "supported", 8, False), ("equal", "inconclusive", 8, True)]
+        assert told(manifest) == [("clear", "supported", 8, False), ("equal", "open", 8, True)]
         assert len(manifest.cells) == 64
         (line,) = [line for line in fake.lines if line.startswith("equal")]
         assert line.startswith("equal: open at 8 pairs, 8 cells lack for its look at 12 pairs, about ")
@@ -243,8 +245,8 @@ def test_a_design_changed_after_a_look_is_told_for_good(made: Plan, tmp_path: Pa
 
 
 def test_pilot_seeds_enter_no_verdict(made: Plan) -> None:
-    with pytest.raises(UserError, match=r"seeds = \[10000, 10001\] cannot be chosen beside decide.*pilot: decide=null"):
-        plan(seeds=[10000, 10001])
+    with pytest.raises(UserError, match=r"seeds = \[7, 10000\] cannot be chosen beside decide.*for a pilot seeds from"):
+        plan(seeds=[7, 10000])
     pilot = plan(decide=None, seeds=[7, 10000, 10001])
     assert not pilot.manifest.pilot and plan(decide=None, seeds=[10000, 10001]).manifest.pilot
     record = RESULTS[MANIFEST.cells[0].id]
@@ -254,6 +256,20 @@ def test_pilot_seeds_enter_no_verdict(made: Plan) -> None:
     contrast = contrast_of(pilot.manifest, results, pilot.manifest.hypotheses[0])
     assert contrast.differences.tolist() == [0.1] and contrast.planned == 1
     assert verdicts_of(pilot.manifest, [contrast])[0].verdict == "inconclusive"
+
+
+def test_a_deciding_study_on_pilots_runs_them_all_and_tells_what_to_expect() -> None:
+    pilot = plan(seeds=list(range(10000, 10006)))
+    assert pilot.manifest.pilot and pilot.manifest.decide is None and not pilot.study.decides and len(pilot.cells) == 48
+    record = RESULTS[MANIFEST.cells[0].id]
+    results = {p.cell.id: record.but(id=p.cell.id, metrics={"test_accuracy": planted(p)}) for p in pilot.cells}
+    assert sentences(pilot.manifest, results)[0].startswith("Pilot: ")
+    clear, equal = power_rows(pilot.manifest, results, None, 0.8)
+    assert clear["pairs so far"] == "6" and clear["P(supported)"] == "1.00" and clear["pairs expected"] == "8 of 20"
+    assert float(equal["P(equivalent)"]) > 0.5 and equal["P(supported)"] in ("0.00", "0.01", "0.02")
+    (less,) = {row["P(supported)"] for row in power_rows(pilot.manifest, results, 0.004, 0.8)[:1]}
+    assert 0.0 < float(less) < 1.0
+    assert not any(map(len, (contrast_of(pilot.manifest, results, e).differences for e in pilot.manifest.hypotheses)))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
     assert "next look, at 6 pairs: " in told.stdout and "expected until all is decided: " in told.stdout
     told = cyclebench(folder, "report", "small.yaml")
     assert told.returncode == 0, told.stderr
-    assert "open, next look at 6 pairs" in (folder / "runs/reports/small/report.md").read_text()
+    assert "| open |" in (folder / "runs/reports/small/report.md").read_text()
 
     both = [Command(folder, "run", "small.yaml", "--jobs", "1", "--pack", "1") for _ in range(2)]
     ended = [command.ended() for command in both]
@@ -72,9 +72,9 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
 
 
 def test_pilot_seeds_run_and_give_no_verdict(folder: Path) -> None:
-    refused = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[10000,10001]")
-    assert refused.returncode == 2 and "pilot: decide=null" in refused.stderr and refused.stderr.count("\n") == 1
-    pilot = cyclebench(folder, "run", "small.yaml", "--set", "decide=null", "--set", "seeds=[10000,10001]")
+    refused = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[1,10001]")
+    assert refused.returncode == 2 and "for a pilot seeds from" in refused.stderr and refused.stderr.count("\n") == 1
+    pilot = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[10000,10001]")
     assert pilot.returncode == 0, pilot.stderr
     assert "pilot: seeds from 10000 on (10000, ...) enter no verdict" in pilot.stdout
     report = (folder / "runs/reports/small/report.md").read_text()

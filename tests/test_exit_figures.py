@@ -220,14 +220,14 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     assert (row["valid"], row["test"], row["thresholds, first seed"]) == ("0.7500", "0.7000", "0.25, never")
     assert len(threshold_rows(result, every_budget=True)) == len(threshold_rows(result.but(max_flops=10.0))) == 2
     (row,) = budget_rows(result)
-    assert (row["trial"], row["setting"]) == ("3 (best)", "model.d_model=32, train.lr=0.00123")
+    assert (row["trial"], row["setting"]) == ("3 (chosen)", "model.d_model=32, train.lr=0.00123")
     assert row["trials"] == "7 (2 pruned, 0 failed)" and (row["valid"], row["test"]) == ("0.8000", "0.6000")
     names = {path.name for path in write_sweep(result, tmp_path)}
     pictures = {f"sweep_{kind}_p_hop.{end}" for kind in ("thresholds", "budgets") for end in ("png", "svg")}
     assert names == {"sweep_thresholds.csv", "sweep_budgets.csv", "sweep.md", *pictures}
     text = (tmp_path / "sweep.md").read_text()
-    assert "zero_attention is the best of 1 rules on validation data, with a test accuracy of 0.7000." in text
-    assert "the best of 7 trials on validation data is model.d_model=32, train.lr=0.00123, with a test accuracy" in text
+    assert "validation data choose zero_attention of 1 rule; its test accuracy is 0.7000 (" in text
+    assert "of 7 trials, one seed each, validation data choose model.d_model=32, train.lr=0.00123; its test acc" in text
     lines = "".join(f"{letter * 64}\n" for letter in "ab")
     trials = f"2 cells (sha256 {sha256(lines.encode()).hexdigest()[:12]})"
     assert f"- budgets, p_hop, ztt: {trials}: `{'a' * 64}`, `{'b' * 64}`\n" in text
@@ -236,7 +236,9 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
         for suffix in ("png", "svg"):
             assert cells.encode() in (tmp_path / f"sweep_{kind}_p_hop.{suffix}").read_bytes()
     result.thresholds[0].tuned[1].single = {**scores, "accuracy": 0.65}
-    assert "in 1 of 1 cases (rules and budgets), by +0.0500 in the mean" in " ".join(sweep_findings(result))
+    assert "gives +0.0500 test accuracy (positive is better) beside one exact threshold" in " ".join(
+        sweep_findings(result)
+    )
 
 
 def _records(variant: str, task: str) -> list[Record]:

@@ -27,7 +27,9 @@ from reports.units import human
 from reports.verdicts import differences
 
 DONE = MANIFEST.cells[0].id
-OF_A_TASK = [name for name, drawing in figures.items().items() if not drawing.over_tasks]
+OF_A_TASK = [
+    name for name, drawing in figures.items().items() if not drawing.over_tasks and name != "cost_to_score"
+]  # which needs a hypothesis on such costs
 
 
 @pytest.fixture(scope="module")

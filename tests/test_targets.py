@@ -10,7 +10,7 @@ from records import MANIFEST, RESULTS
 from test_hypotheses import CLAIM, DATA, study
 
 from bench.errors import UserError
-from bench.evaluate.targets import Reading, Target, flops_to, learning_area, read_metric, target_of, tokens_to
+from bench.evaluate.targets import Reading, Target, read_metric, target_of
 from bench.store.manifest import Measure
 from bench.store.records import HistoryEntry, Record
 from bench.study.hypotheses import resolve
@@ -30,6 +30,14 @@ def history(*accuracies: float, bits: tuple[float, ...] = ()) -> list[HistoryEnt
     ]
 
 
+def read(metric: str, of: str, seen: list[HistoryEntry]) -> Reading:
+    """A metric of this history."""
+    record = next(record for record in RESULTS.values() if record.status == "done").but(history=seen)
+    higher = of == "accuracy"
+    given = {"task": "p_hop", "higher_is_better": metric == "area" and higher, "of": of, "of_higher_is_better": higher}
+    return read_metric(record, Measure(metric=metric, **given))
+
+
 @pytest.mark.parametrize(
     ("accuracies", "tokens", "censored"),
     [
@@ -46,24 +54,25 @@ def test_the_cost_is_that_of_the_first_validation_there(
     accuracies: tuple[float, ...], tokens: int, censored: bool
 ) -> None:
     seen = history(*accuracies)
-    assert tokens_to(seen, "accuracy", 0.9, True) == (tokens, censored)
-    assert flops_to(seen, "accuracy", 0.9, True) == (7 * tokens, censored)
+    whole = seen[-1].tokens
+    assert read("tokens_to@0.9", "accuracy", seen) == (tokens, censored, whole)
+    assert read("flops_to@0.9", "accuracy", seen) == (7 * tokens, censored, 7 * whole)
 
 
 def test_lower_may_be_what_is_to_be_reached() -> None:
     seen = history(0.0, 0.0, 0.0, bits=(4.0, 2.0, 1.0))
-    assert tokens_to(seen, "bits_per_byte", 2.0, False) == (200, False)
-    assert tokens_to(seen, "bits_per_byte", 5.0, False) == (100, False)
-    assert tokens_to(seen, "bits_per_byte", 0.5, False) == (400, True)
+    assert read("tokens_to@2.0", "bits_per_byte", seen) == (200, False, 400)
+    assert read("tokens_to@5.0", "bits_per_byte", seen) == (100, False, 400)
+    assert read("tokens_to@0.5", "bits_per_byte", seen) == (400, True, 400)
 
 
 def test_the_area_is_a_mean_over_tokens() -> None:
     # 100 tokens between 0.2 and 0.4, then 200 between 0.4 and 1.0
-    assert learning_area(history(0.2, 0.4, 1.0), "accuracy") == pytest.approx((100 * 0.3 + 200 * 0.7) / 300)
-    assert learning_area(history(0.6, 0.6, 0.6, 0.6), "accuracy") == pytest.approx(0.6)
-    assert learning_area(history(0.2, 0.4), "bits_per_byte") == pytest.approx(7.7)
-    assert math.isnan(learning_area(history(0.2, NAN, 1.0), "accuracy"))
-    assert math.isnan(learning_area(history(0.2), "accuracy"))
+    assert read("area", "accuracy", history(0.2, 0.4, 1.0)).value == pytest.approx((100 * 0.3 + 200 * 0.7) / 300)
+    assert read("area", "accuracy", history(0.6, 0.6, 0.6, 0.6)).value == pytest.approx(0.6)
+    assert read("area", "bits_per_byte", history(0.2, 0.4)).value == pytest.approx(7.7)
+    assert math.isnan(read("area", "accuracy", history(0.2, NAN, 1.0)).value)
+    assert math.isnan(read("area", "accuracy", history(0.2)).value)
 
 
 @pytest.mark.parametrize(

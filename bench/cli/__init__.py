@@ -231,14 +231,17 @@ def power(
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
-    """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far."""
+    """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far, pilots' too;
+    of a deciding study, how its looks may be expected to end.
+    """
     from bench.api import load_results  # start-up
-    from reports.power import power_rows  # start-up
+    from reports.power import ENDINGS, power_rows  # start-up
 
     results = load_results(study, runs, preset)
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
-    table = new_table(f"{manifest.study}: seeds needed for power {power:g}, level 0.05 over the hypotheses", *rows[0])
+    asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
+    table = new_table(f"{manifest.study}: {'how its looks may end' if ENDINGS[0] in rows[0] else asked}", *rows[0])
     for row in rows:
         table.add_row(*row.values())
     screen().print(table)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # a study is checked and planned without them
@@ -63,61 +62,24 @@ def target_of(metric: str) -> Target | None:
     return Target(COSTS[name], value)
 
 
-def flops_to(history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool) -> tuple[float, bool]:
-    """Training FLOPs at the first validation whose metric is at or beyond the score, and whether that is censored.
-
-    Args:
-        history: validations in their order, at least one.
-        metric: such as ``accuracy``; a NaN of it has not reached anything.
-        score: to be reached.
-        higher_is_better: of the metric.
-
-    Returns:
-        The FLOPs, and False; or those of the whole training, and True if no validation reaches the score.
-    """
-    return cost_to("flops", history, metric, score, higher_is_better)
-
-
-def tokens_to(history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool) -> tuple[float, bool]:
-    """As ``flops_to``, in training tokens."""
-    return cost_to("tokens", history, metric, score, higher_is_better)
-
-
-def cost_to(
-    cost: Cost, history: Sequence[HistoryEntry], metric: str, score: float, higher_is_better: bool
-) -> tuple[float, bool]:
-    """As ``flops_to``, in the cost named."""
-    for entry in history:
-        found = entry.valid(metric)
-        if found >= score if higher_is_better else found <= score:
-            return _spent(entry, cost), False
-    return _spent(history[-1], cost), True
-
-
-def learning_area(history: Sequence[HistoryEntry], metric: str) -> float:
-    """Area under the validation metric over training tokens, by trapezoids from the first validation to the last and
-    divided by the tokens between them: in the metric's unit. NaN with a single validation or a NaN among them.
-    """
-    if len(history) < 2:
-        return math.nan
-    parts = [(b.tokens - a.tokens) * (a.valid(metric) + b.valid(metric)) / 2 for a, b in pairwise(history)]
-    return math.fsum(parts) / (history[-1].tokens - history[0].tokens)
-
-
 def read_metric(record: Record, measure: Measure) -> Reading:
     """What a hypothesis is judged by, of a finished cell: from its history, or a score on the test data.
 
     Raises KeyError if the record does not have the metric.
     """
+    from bench.stats import area_under_curve, cost_to  # start-up
+
     target = target_of(measure.metric)
     if target is None and measure.of is None:
         return Reading(record.test(measure.metric))
     assert measure.of is not None and measure.of_higher_is_better is not None
+    scores = [entry.valid(measure.of) for entry in record.history]
     if target is None:
-        return Reading(learning_area(record.history, measure.of))
-    value, censored = cost_to(target.cost, record.history, measure.of, target.score, measure.of_higher_is_better)
-    return Reading(value, censored, _spent(record.history[-1], target.cost))
+        return Reading(area_under_curve(_cost_of(record.history, "tokens"), scores))
+    costs = _cost_of(record.history, target.cost)
+    spent = cost_to(costs, scores, target.score, measure.of_higher_is_better)
+    return Reading(min(spent, costs[-1]), math.isinf(spent), costs[-1])
 
 
-def _spent(entry: HistoryEntry, cost: Cost) -> float:
-    return entry.flops if cost == "flops" else float(entry.tokens)
+def _cost_of(history: Sequence[HistoryEntry], cost: Cost) -> list[float]:
+    return [entry.flops if cost == "flops" else float(entry.tokens) for entry in history]

@@ -79,16 +79,20 @@ class Decision:
     """Where a hypothesis of a deciding study stands.
 
     verdict: of the first ``pairs`` pairs; its p-values are to be compared with alpha, for all looks and hypotheses.
-    pairs: those of the look that decided it, else of the last look reached; 0 before the first. open: a later look may
-    still decide it. further: pairs expected to be needed until it is decided or the last look is reached; 0 if closed.
-    following: pairs of the next look, None if closed.
+    pairs: those of the look that decided it, else of the last look reached; 0 before the first. further: pairs
+    expected to be needed until it is decided or the last look is reached; 0 if closed. following: pairs of the next
+    look, None if closed.
     """
 
     verdict: Verdict
     pairs: int
-    open: bool
     further: float
     following: int | None
+
+    @property
+    def open(self) -> bool:
+        """Whether a later look may still decide it."""
+        return self.verdict.verdict == "open"
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,16 @@ def decide(contrast: Contrast, looks: Looks, levels: Sequence[float]) -> Decisio
         tests = p_values(contrast, contrast.differences[:reached])
         outcome = outcome_of(contrast, tests, found, (tests.differs < level, tests.equal < level))
         if outcome != "inconclusive":
-            return Decision(_verdict(contrast, reached, level, looks, outcome, "decided"), reached, False, 0.0, None)
+            return Decision(_verdict(contrast, reached, level, looks, outcome, "decided"), reached, 0.0, None)
     last = looks.pairs[-1]
     if have >= last or not any(levels):
         why = "not decided" if any(levels) else f"{last} pairs can decide nothing in so large a family"
-        return Decision(_verdict(contrast, reached, level, looks, "inconclusive", why), reached, False, 0.0, None)
+        return Decision(_verdict(contrast, reached, level, looks, "inconclusive", why), reached, 0.0, None)
     further = max(1.0, _further(contrast, have, looks, levels))
     following = next(n for n, level in zip(looks.pairs, levels, strict=True) if n > have and level > 0)
     waits = f", waits for pair {have + 1}" if missing.any() else ""
-    note = f"open, next look at {following} pairs{waits}; about {further:.0f} further pairs expected"
-    return Decision(_verdict(contrast, reached, level, looks, "inconclusive", note), reached, True, further, following)
+    note = f"next look at {following} pairs{waits}; about {further:.0f} further pairs expected"
+    return Decision(_verdict(contrast, reached, level, looks, "open", note), reached, further, following)
 
 
 def expected(contrast: Contrast, looks: Looks, family: int, effect: float, sd: float) -> Outlook:
@@ -164,7 +168,7 @@ def _verdict(contrast: Contrast, pairs: int, level: float, looks: Looks, outcome
     scale = looks.alpha / level if level else 1.0
     differs, equal = (raw if math.isnan(raw) else min(1.0, raw * scale) for raw in (tests.differs, tests.equal))
     smallest = detectable(found.sd, pairs, level) if pairs else math.nan
-    at = f"{note} at {pairs} pairs" if pairs and not note.startswith("open") else note
+    at = f"{note} at {pairs} pairs" if pairs and outcome != "open" else note
     return Verdict(outcome, found, differs, equal, smallest, None, at)
 
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from bench.stats.contrasts import Array
 
 MOST_SEEDS = 10_000
-ALL_SUBSETS = 14  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
+ALL_SUBSETS = 12  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
 LIKE_T = 100  # from here on the critical value is the t test's, to 0.01
 NODES = 32  # of the distribution of s
 
@@ -74,6 +74,8 @@ def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> fl
         return math.inf
     if sd == 0:
         return 0.0
+    from scipy import optimize  # start-up
+
     high = sd
     while power_of(high, sd, n, alpha) < power:
         high *= 2
@@ -118,8 +120,8 @@ def critical_shift(noise: Array, level: float) -> Array:
 def critical_values(n: int, level: float) -> Array:
     """Critical t values [R, 2] of simulated residuals for the one-sided test at a level: upwards and downwards."""
     if n >= LIKE_T:
-        return np.full((1, 2), stats.t.isf(level, n - 1))
-    many = min(4096, max(128, 2**23 >> n))  # critical values differ most where pairs are few
+        return np.full((1, 2), -special.stdtrit(n - 1, level))
+    many = min(2048, max(128, 2**21 >> n))  # critical values differ most where pairs are few
     noise = np.random.default_rng(n).normal(size=(many, n))
     residuals = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, ddof=1, keepdims=True)
     return math.sqrt(n) * np.stack([critical_shift(side * residuals, level) for side in (1, -1)], axis=1)
@@ -171,7 +173,7 @@ def _saddlepoint(differences: Array) -> Array:
 @lru_cache(maxsize=256)
 def _scales(n: int) -> Array:
     """s over its true value at the middles [NODES] of equally probable parts of its distribution."""
-    return np.sqrt(stats.chi2.ppf((np.arange(NODES) + 0.5) / NODES, n - 1) / (n - 1))
+    return np.sqrt(special.chdtri(n - 1, 1 - (np.arange(NODES) + 0.5) / NODES) / (n - 1))
 
 
 def _fewest(power_at: Callable[[int], float], power: float) -> int | None:

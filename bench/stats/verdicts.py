@@ -20,7 +20,8 @@ from bench.stats.power import (
 )
 
 SIGNIFICANT = 0.05
-Outcome = Literal["supported", "refuted", "equivalent", "inconclusive"]
+Outcome = Literal["supported", "refuted", "equivalent", "inconclusive", "open"]
+"""Open: a later look of a deciding study may still decide it."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Pairs:
     """What the seeds say of a claim.
 
     contrast: the differences, in the order of the seeds that both variants have; NaN where a cell that the pair needs,
-    on any of the tasks, is not done. Pilot seeds are left out. missed: runs of either variant that did not reach the
+    on any of the tasks, is not done. missed: runs of either variant that did not reach the
     score that a cost is of, of so many runs.
     """
 
@@ -35,20 +35,21 @@ def looks_of(manifest: Manifest) -> Looks | None:
     return None if row is None else Looks(tuple(row.looks), tuple(row.shares), row.alpha)
 
 
-def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Pairs:
+def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow, pilots: bool = False) -> Pairs:
     """What the seeds say of a claim, positive as claimed.
 
     Args:
         manifest: which cells there are.
         results: records by cell id; cells without one may be left out.
         entry: the claim.
+        pilots: whether pilot seeds are taken too: to plan a study, never for a verdict.
     """
     seeds: set[int] = set()
     failed: set[int] = set()
     gaps: list[dict[int, float]] = []
     missed, runs = (0, 0), 0
     for measure in entry.measures:
-        a, b = (_records(manifest, results, label, measure.task) for label in (entry.better, entry.than))
+        a, b = (_records(manifest, results, label, measure.task, pilots) for label in (entry.better, entry.than))
         gap = {}
         for seed in a.keys() & b.keys():
             records = [a[seed], b[seed]]
@@ -78,10 +79,12 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     return Pairs(contrast, missed, runs)
 
 
-def _records(manifest: Manifest, results: Mapping[str, Outcome], label: str, task: str) -> dict[int, Outcome | None]:
-    """The records of a variant on a task by seed, None where there is none yet; those of pilot seeds left out."""
+def _records(
+    manifest: Manifest, results: Mapping[str, Outcome], label: str, task: str, pilots: bool
+) -> dict[int, Outcome | None]:
+    """The records of a variant on a task by seed, None where there is none yet."""
     cells = (cell for cell in manifest.cells if (cell.variant, cell.task) == (label, task))
-    return {cell.seed: results.get(cell.id) for cell in cells if cell.seed < FIRST_PILOT}
+    return {cell.seed: results.get(cell.id) for cell in cells if pilots or cell.seed < FIRST_PILOT}
 
 
 def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, bool]]:

@@ -62,11 +62,13 @@ class Decide(Strict):
         return Looks(self.looks, shares, self.alpha)
 
     def check(self, seeds: tuple[int, ...], family: int) -> None:
-        """Raises ValueError if the study has no hypothesis, too many for these looks, or seeds of its own."""
-        if seeds != tuple(range(self.looks[-1])):
+        """Raises ValueError if the study has no hypothesis, too many for these looks, or seeds of its own that are not
+        all pilots.
+        """
+        if seeds != tuple(range(self.looks[-1])) and min(seeds) < FIRST_PILOT:
             raise ValueError(
                 f"seeds = {_short(seeds)} cannot be chosen beside decide, which takes 0, 1, 2, ... in order (allowed: "
-                f"no seeds; for a pilot: decide=null and seeds from {FIRST_PILOT} on)"
+                f"no seeds; for a pilot seeds from {FIRST_PILOT} on)"
             )
         if not family:
             raise ValueError("decide needs hypotheses: without one there is nothing to decide")

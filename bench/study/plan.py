@@ -171,7 +171,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         lock=lock(),
         config=study.model_dump(mode="json"),
     )
-    if study.decide is not None:
+    if study.decide is not None and study.decides:
         manifest = manifest.but(decide=study.decide.row(_starts(study)))
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
 

@@ -53,7 +53,8 @@ class Study(Strict):
             latter is the trained model of another variant, for the same task and seed. LABEL is that variant's label.
             It must itself be trained from scratch.
         seeds: a list, or a number n, which means 0 to n - 1. Those from FIRST_PILOT on are pilots. A study with
-            ``decide`` leaves it out: it may use 0 to its last look, in order.
+            ``decide`` leaves it out: it may use 0 to its last look, in order. Run on pilots, it takes all of them and
+            decides nothing.
         exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
             points; for all variants, or for none if one of them does not have it. By default there are exit points
             alone.
@@ -138,6 +139,11 @@ class Study(Strict):
             if init is None and entry.sharing is not None:
                 raise ValueError(f"{entry.label}: sharing = {entry.sharing!r} needs init, whose blocks are shared")
         return self
+
+    @property
+    def decides(self) -> bool:
+        """Whether seeds are added until the hypotheses are decided: not on pilots."""
+        return self.decide is not None and min(self.seeds) < FIRST_PILOT
 
     def init_of(self, entry: VariantEntry) -> str | None:
         """What the entry's models start from; None: random weights."""
