@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sizes import drawn
 
 from bench.stats import Contrast, Looks, expected, power_of, replay
 from bench.stats.decide import decide
@@ -69,7 +70,7 @@ def test_what_is_left_out_of_the_simulations_is_inconclusive() -> None:
 @pytest.mark.parametrize("noise", NOISE)
 def test_family_wise_error_under_the_null(noise: str) -> None:
     """2,000 studies of six hypotheses with one reference: none of the variants differs."""
-    times = 2000
+    times = drawn(2000)
     found = ends(studies(np.random.default_rng(1), NOISE[noise], times, 6))
     wrong = sum(any(verdict != "inconclusive" for verdict, _ in row) for row in found)
     assert wrong <= stats.binom.ppf(0.999, times, 0.05)
@@ -80,7 +81,7 @@ def test_family_wise_error_under_the_null(noise: str) -> None:
 @pytest.mark.parametrize("kind", ["better", "same"])
 def test_family_wise_error_at_the_bounds(kind: str, truth: float) -> None:
     """Every difference is exactly one of the bounds: to call it equivalent (or of the other sign) is wrong."""
-    times = 400
+    times = drawn(400)
     found = ends(studies(np.random.default_rng(2), NOISE["normal"], times, 3) + truth, within=0.6, kind=kind)
     right = ("supported" if truth > 0 else "refuted") if kind == "better" else "refuted"
     wrong = sum(any(verdict not in (right, "inconclusive") for verdict, _ in row) for row in found)
@@ -89,7 +90,7 @@ def test_family_wise_error_at_the_bounds(kind: str, truth: float) -> None:
 
 @pytest.mark.parametrize(("family", "share"), [(1, 0.95), (3, 0.93), (6, 0.9)])
 def test_equal_variants_end_as_equivalent_within_24_pairs_at_sd_equal_to_the_bounds(family: int, share: float) -> None:
-    times = 300
+    times = drawn(300)
     data = studies(np.random.default_rng(3), NOISE["normal"], times // family, family)
     each = [decision for row in ends(data, within=1.0) for decision in row]
     rate = np.mean([verdict == "equivalent" and pairs <= 24 for verdict, pairs in each])
@@ -110,7 +111,7 @@ def test_power_and_seeds_saved_beside_a_fixed_design(effect: float, least: float
 
 @pytest.mark.parametrize(("effect", "within"), [(0.0, 1.0), (0.0, None), (0.75, None), (0.6, 0.8)])
 def test_what_is_expected_is_what_happens(effect: float, within: float | None) -> None:
-    times = 150
+    times = drawn(150)
     data = studies(np.random.default_rng(5), NOISE["normal"], times, 1) * 2 + effect * 2
     claim = {"within": None if within is None else 2 * within}
     levels = Looks().levels(4)

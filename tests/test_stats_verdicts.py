@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from scipy import stats
+from sizes import drawn
 from statsmodels.stats.multitest import multipletests
 
 from bench.stats import Contrast, Verdict, judge, step_down
@@ -155,7 +156,7 @@ def test_the_correction_keeps_the_family_wise_error() -> None:
 @pytest.mark.parametrize("truth", [0.0, 0.8, -0.8])
 def test_verdicts_with_bounds_are_wrong_no_more_often_than_they_say(truth: float) -> None:
     """Three claims with one reference, whose true difference is the margin or one of the bounds."""
-    rng, families, wrong = np.random.default_rng(11), 250, 0
+    rng, families, wrong = np.random.default_rng(11), drawn(250), 0
     for _ in range(families):
         runs = rng.normal(size=(4, 10)) * math.sqrt(0.5)
         family = [
@@ -169,7 +170,7 @@ def test_verdicts_with_bounds_are_wrong_no_more_often_than_they_say(truth: float
 
 
 def test_verdicts_are_wrong_under_the_null_no_more_often_than_they_say() -> None:
-    rng, families = np.random.default_rng(6), 200
+    rng, families = np.random.default_rng(6), drawn(200)
     wrong = first = 0
     for number in range(families):
         margin = 0.4 * (number % 2)
