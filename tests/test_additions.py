@@ -58,7 +58,7 @@ def test_costs_need_a_reference() -> None:
         cost_rows(study_from({**RAW, "reference": None}, [], "tiny"), 1, 1)
 
 
-@pytest.mark.parametrize("preset", [None, "gpu"])
+@pytest.mark.parametrize("preset", [None, pytest.param("gpu", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", sorted(set(study_names()) - {"quick", "sharing"}))
 def test_shipped_studies_load_at_every_preset_with_options_and_matches_that_can_be_met(
     name: str, preset: str | None

@@ -134,6 +134,7 @@ def test_wrong_sources_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_folder_loads_in_a_fresh_python_and_says_where_it_is_from(sources: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "made"
     convert_to(sources["llama3"], "ztt", ["model.n_cycles=3", "options.gating=scalar"], 0, out)

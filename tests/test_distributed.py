@@ -84,6 +84,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.long
 def test_a_stopped_cell_goes_on_from_its_checkpoint(tmp_path: Path, sharding: str) -> None:
     """With dropout: the random numbers of every rank go on, too. The newest checkpoint is damaged."""
     made = cell(model={"dropout": 0.1}, **TEAM, sharding=sharding)
@@ -156,6 +157,7 @@ def test_a_loss_that_blows_up_ends_all_ranks(tmp_path: Path) -> None:
     assert record.reason.startswith("loss ") and not multiprocessing.active_children()
 
 
+@pytest.mark.long
 def test_worker_processes_run_teams(tmp_path: Path) -> None:
     """Processes of processes: none of them is left when a study is over."""
     made = cell(**TEAM, steps=4)

@@ -336,6 +336,7 @@ def untimed(record: Any) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key != "timing"}
 
 
+@pytest.mark.long
 def test_however_cells_are_run_they_get_the_same_bits(tmp_path: Path) -> None:
     """With others or alone, in one process or two, all at once or some seeds later."""
     many = {"variants": ["htc", {"name": "ztt", "label": "alone", "train": {"stacked": False}}], "reference": None}

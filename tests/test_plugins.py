@@ -138,6 +138,7 @@ def wheel(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_an_installed_package_with_all_kinds_runs_a_study_a_sweep_and_a_report(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
@@ -281,6 +282,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.long
 def test_a_script_without_a_guard_runs_a_variant_of_its_own_and_nothing_is_shadowed(tmp_path: Path) -> None:
     for name in ("bench", "variants", "reports", "studies"):
         (tmp_path / name).mkdir()

@@ -18,6 +18,7 @@ from bench.train.checkpoints import Every
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cyclebench[ray]'")
 
 
+@pytest.mark.long
 def test_a_study_survives_the_loss_of_a_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def _work(cell: Cell, root: Path, lease: int) -> None:
     run_job(Job(cell, "ztt", root, Every(None, 4), lease), lambda kind, arguments: None)
 
 
+@pytest.mark.long
 def test_killed_processes_leave_what_one_that_lived_leaves(data: TaskData, tmp_path: Path) -> None:
     cell, moments, kills = _cell(data), random.Random(0), 0
     outcomes = []

@@ -62,6 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> None:
     stored(tmp_path)
     shared = job(tmp_path, trials=TRIALS, url=server)
@@ -76,6 +77,7 @@ def test_workers_share_the_trials_of_one_search(server: str, tmp_path: Path) -> 
     assert thresholds.search(shared).trials == len(params)
 
 
+@pytest.mark.long
 def test_budget_workers_share_the_trials_to_the_last(server: str, tmp_path: Path) -> None:
     shared = replace(budget_job(tmp_path, TRIED), url=server)
     budgets.opened(shared)

@@ -126,6 +126,7 @@ def test_precision_bfloat16_trains(data: TaskData) -> None:
     assert history[-1]["valid_loss"] != exact[-1]["valid_loss"]
 
 
+@pytest.mark.long
 def test_compile_trains_to_the_same_numbers(data: TaskData) -> None:
     config, shape = CONFIG.model_copy(update={"steps": 3}), {"n_blocks": 3, "n_cycles": 3}
     counters.clear()
