@@ -274,7 +274,7 @@ def run(
     from bench.run.deciding import decide  # start-up
     from bench.run.runner import Running, run_study  # start-up
     from bench.store.environment import git_revision  # start-up
-    from bench.store.tracking import trackers  # start-up
+    from bench.store.tracker import trackers  # start-up
     from bench.sweep.storage import default_url  # start-up
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
@@ -285,9 +285,9 @@ def run(
 
     def run_plan(plan: Plan) -> Records:
         open_store(runs, begin=True)  # not before: a mistake leaves no folder behind
-        window.study(plan.manifest)
+        window.begin(plan.manifest)
         window.catch_up(plan.manifest)
-        records = run_study(plan, store, how, window.log)
+        records = run_study(plan, store, how, window.add)
         window.finish([])
         held.update(records.held)
         return records
@@ -312,7 +312,7 @@ def run(
         results, _ = run_all()
     results.records.update(held)  # failures that a full disk has refused
     results.report(out, formats)
-    window.finish(results.paths)
+    window.complete(results.manifest, results.paths)
     return results
 
 

@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from bench.model.variant import register as register_variant
     from bench.model.variant import variant_class as variant_class
     from bench.model.walk import Walk as Walk
-    from bench.store.tracking import Tracker as Tracker
-    from bench.store.tracking import register as register_tracker
+    from bench.store.tracker import Tracker as Tracker
+    from bench.store.tracker import register as register_tracker
     from bench.study.profile import profile as profile
     from reports.drawing import register as register_figure
 
@@ -86,7 +86,7 @@ _PLACES = {
     "StepTable": ("bench.model.parts", "StepTable"),
     "Task": ("bench.data.task", "Task"),
     "TextOptions": ("bench.data.text", "TextOptions"),
-    "Tracker": ("bench.store.tracking", "Tracker"),
+    "Tracker": ("bench.store.tracker", "Tracker"),
     "UserError": ("bench.errors", "UserError"),
     "Variant": ("bench.model.variant", "Variant"),
     "View": ("bench.evaluate.rules", "View"),
@@ -105,7 +105,7 @@ _PLACES = {
     "register_gate": ("bench.model.gates", "register"),
     "register_rule": ("bench.evaluate.rules", "register"),
     "register_task": ("bench.data.task", "register"),
-    "register_tracker": ("bench.store.tracking", "register"),
+    "register_tracker": ("bench.store.tracker", "register"),
     "register_variant": ("bench.model.variant", "register"),
     "run": ("bench.api", "run"),
     "stack": ("bench.model.schedule", "stack"),

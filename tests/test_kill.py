@@ -37,10 +37,10 @@ def study(made: Plan, root: Path) -> None:
     local.worker_context = lambda: multiprocessing.get_context("fork")
     store = Store(root / "runs")
     tracker = MlflowTracker(f"sqlite:///{root}/mlflow.db", store)
-    tracker.study(made.manifest)
+    tracker.begin(made.manifest)
     tracker.catch_up(made.manifest)
-    run_study(made, store, Running(jobs=2, every=Every(None, 4)), tracker.log)
-    tracker.finish([])
+    run_study(made, store, Running(jobs=2, every=Every(None, 4)), tracker.add)
+    tracker.complete(made.manifest)
     os._exit(3 if tracker.broken else 0)
 
 

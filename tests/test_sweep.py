@@ -234,7 +234,7 @@ def test_mistakes_in_a_sweep_are_told(sweep: dict[str, Any], message: str) -> No
 
 
 def test_mistakes_of_a_command_are_told(tmp_path: Path) -> None:
-    store, tracker = Store(tmp_path), MlflowTracker("sqlite:////nowhere/x.db", Store(tmp_path))
+    store, tracker = Store(tmp_path), MlflowTracker("sqlite:////dev/null/x.db", Store(tmp_path))
     study = study_from(dict(RAW), (), "x")
     with pytest.raises(UserError, match="has no sweep"):
         run_sweep(study, store, default_url(tmp_path), 1, tracker, "", None)

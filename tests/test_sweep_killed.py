@@ -19,7 +19,7 @@ TRIALS = 3
 SWEEP: dict[str, Any] = {
     "budgets": {"trials": TRIALS, "prune": False, "ranges": {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
 }
-COMMAND = ["sweep", "small.yaml", "--jobs", "1", "--tracking-uri", "sqlite:////nowhere/x.db"]
+COMMAND = ["sweep", "small.yaml", "--jobs", "1", "--tracking-uri", "sqlite:////dev/null/x.db"]
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:

@@ -175,7 +175,7 @@ def sweep(
     chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
     from bench.run.upgrade import open_store  # start-up
     from bench.store.environment import git_revision  # start-up
-    from bench.store.tracking import trackers  # start-up
+    from bench.store.tracker import trackers  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
@@ -205,16 +205,20 @@ def report(
         bool,
         typer.Option("--publish", help="Only tables and PNG plots, into reports/published/STUDY: to be committed."),
     ] = False,
+    tracking_uri: Tracking = DEFAULT_TRACKING,
+    tracker: TrackerName = DEFAULT_TRACKER,
     formats: Formats = "png",
     imports: Imports = None,
 ) -> None:
-    """Write the report of a study's last run again, from the stored results alone."""
+    """Write the report of a study's last run again, from the stored results alone, and what MLflow lacks of it."""
     from bench.api import load_results  # start-up
+    from bench.store.tracker import trackers  # start-up
 
     results = load_results(study, runs, preset)
     folder = Path("reports", "published") if publish else runs / "reports"
     results.report(out or folder / results.manifest.study, formats.split(","), publish)
     _tell(results)
+    trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
 
 
 @app.command()

@@ -123,18 +123,16 @@ def sync(
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
     from bench.api import load_results  # start-up
-    from bench.store.tracking import trackers  # start-up
+    from bench.store.tracker import trackers  # start-up
 
     results = load_results(study, runs, preset)
     store, manifest = results.store, results.manifest
     window = trackers.get(tracker)(tracking_uri, store)
-    window.study(manifest)
-    before = len(window.known)
-    window.catch_up(manifest)
-    window.finish(sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
+    window.trusting = False
+    window.complete(manifest, sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
     if window.broken:
         raise typer.Exit(1)
-    print(f"{len(window.known) - before} cells added, {before} were there already: {tracking_uri}")
+    print(f"{window.filled} cells added, {window.there} were there already: {tracking_uri}")
 
 
 def verify(

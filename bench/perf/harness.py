@@ -66,8 +66,7 @@ def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDA
                 with repeatable(cell.seed, cell.train.threads):
                     if side:
                         _managed(lm, data, planned, Path(folder) / str(turn), every)
-                        tracker.known.clear()
-                        tracker.log(record, short)
+                        tracker.log(record.but(id=f"{turn}"), short)
                     else:
                         train(lm, data, cell.train, cell.seed)
                 found[turn, side] = time.process_time() - start

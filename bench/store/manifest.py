@@ -9,6 +9,8 @@ from pydantic import Field
 from bench.config import FIRST_PILOT
 from bench.store.records import Environment, Stored
 
+TUNING, SWEPT = "-tuning", "-sweep"  # ends of the names under which a study's tuning and its trained trials are kept
+
 
 class VariantRow(Stored):
     """A variant of a study.
@@ -258,6 +260,10 @@ class BudgetRow(Stored):
     cells: list[str]
     front: list[BudgetTrial]
     chosen: BudgetTrial | None
+
+
+SearchRow = ThresholdRow | BudgetRow
+"""What a search of a sweep has found."""
 
 
 class SweepResult(Stored):

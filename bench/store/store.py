@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from bench.config import Cell
 from bench.errors import UserError
 from bench.store.files import atomic_write
-from bench.store.manifest import Manifest, SweepResult
+from bench.store.manifest import SWEPT, TUNING, Manifest, SearchRow, SweepResult
 from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
 from bench.store.versions import Former, former_of, holds_something, stored_version, write_version
 
@@ -180,6 +180,22 @@ class Store:
     def manifest(self, study: str) -> Manifest | None:
         """The cells of a study's last run, None if it has not been run or this cannot be read."""
         return self._load(self.root / "studies" / f"{study}.json", Manifest)
+
+    def studies(self) -> list[str]:
+        """The names of all studies that were run, of their tunings and of their sweeps."""
+        return sorted(path.stem for path in (self.root / "studies").glob("*.json") if not path.name.startswith("."))
+
+    def parts(self, study: str) -> list[str]:
+        """Those of a study: its tuning, its sweep, itself."""
+        return [name for name in self.studies() if name in (study + TUNING, study + SWEPT, study)]
+
+    def searches(self, study: str) -> list[SearchRow]:
+        """What a study's sweep has found: the searches of thresholds are the study's, those of budgets its sweep's."""
+        of = study.removesuffix(SWEPT)
+        found = self._load(self.root / "sweeps" / f"{of}.json", SweepResult)
+        if found is None:
+            return []
+        return [*found.thresholds] if of == study else [*found.budgets]
 
     def write_sweep(self, result: SweepResult) -> Path:
         """Store what a study's sweep has found; the file."""

@@ -1,24 +1,31 @@
-"""MLflow as a window on the cell store: it can always be filled again from there, so it may fail without loss."""
+"""MLflow as a window on the cell store: it can always be filled again from there, so it may fail without loss.
+
+Several processes write into one MLflow. What must not be there twice (a study's run, a cell's run) is looked for and
+written by one process at a time, which holds a lock. So a cell's run that is not complete is one that a killed process
+has left: who logs the cell deletes it and begins another. Runs that are opened while a cell is still running would tell
+by ``OWNER`` who is at them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from bench.errors import first_line
 from bench.processes import gone, me
-from bench.registry import Registry
-from bench.store.manifest import BudgetRow, Manifest, ThresholdRow
+from bench.store.databases import lock_beside, sqlite_file
+from bench.store.manifest import CellRow, Manifest, SearchRow, ThresholdRow
+from bench.store.mlflow_server import ANSWER, connect
 from bench.store.records import Outcome, Record, configuration
 from bench.store.store import Store
+from bench.store.tracker import Key, Placed, Tracker, digest_of, register
 
 EXPERIMENT = "cyclebench"
 CELL_TAG = "cyclebench.cell"
@@ -26,129 +33,166 @@ ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
 OWNER = "cyclebench.owner"  # the process that writes a child run, until it is complete
 SEARCH = "cyclebench.search"
+DIGEST = "cyclebench.digest"  # of what a search has found
+HELD = "cyclebench.held"  # on a study's run: a digest of all that it has held, to see soon that nothing is missing
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
-class Placed(Protocol):
-    """A cell's place in its study: labels."""
-
-    @property
-    def variant(self) -> str: ...
-
-    @property
-    def task(self) -> str: ...
-
-
 def _contained(method: Callable[..., None]) -> Callable[..., None]:
-    """Turn a failing tracking server into one warning; after that the tracker is silent."""
+    """Turn a failing server into one warning; after that the tracker is silent.
 
-    @wraps(method)
-    def call(self: Tracker, *arguments: Any) -> None:
-        if self.broken:
-            return
-        try:
-            method(self, *arguments)
-        except Exception as error:
-            self.broken = True
-            reason = first_line(error)
-            print(
-                f"warning: MLflow at {self.uri} is not available, results are kept in the store: {reason}",
-                file=sys.stderr,
-            )
-
-    return call
-
-
-class Tracker:
-    """A window on the store. Subclass it and decorate it with ``@register("name")``.
-
-    broken: whether its server has failed, after which it is silent; known: cells and attempts that it holds.
+    What fails is tried again, once, on a new connection: a database may be damaged or replaced, a run deleted. Not if
+    there was no connection before, or if the server takes its time to fail.
     """
 
-    name: ClassVar[str]
+    @wraps(method)
+    def call(self: MlflowTracker, *arguments: Any) -> None:
+        if self.broken:
+            return
+        began = time.monotonic()
+        try:
+            try:
+                method(self, *arguments)
+            except Exception:
+                before = self.client is not None or sqlite_file(self.uri) is not None
+                if not before or self.mending or time.monotonic() - began > ANSWER:
+                    raise
+                self.mend()
+                method(self, *arguments)
+        except Exception as error:
+            self.broken, self.hung = True, self.hung or time.monotonic() - began > ANSWER
+            if not self.told:
+                where = "results are kept in the store, and a later command adds them"
+                print(f"warning: MLflow at {self.uri} is not available, {where}: {first_line(error)}", file=sys.stderr)
+            self.told = True
 
-    def __init__(self, uri: str, store: Store) -> None:
-        """uri: what ``--tracking-uri`` says; nothing is contacted before ``study`` is called."""
-        self.uri, self.store, self.broken = uri, store, False
-        self.known: set[tuple[str, str]] = set()
-
-    def study(self, manifest: Manifest) -> None:
-        """A study begins or goes on."""
-
-    def log(self, record: Outcome, place: Placed) -> None:
-        """A cell has a record; what is held already is left alone."""
-
-    def search(self, row: ThresholdRow | BudgetRow) -> None:
-        """A search of a sweep has ended."""
-
-    def finish(self, paths: Sequence[Path]) -> None:
-        """The study's command has ended. paths: of its report's files."""
-
-    def catch_up(self, manifest: Manifest) -> None:
-        """Log the records in the store of a study's cells that its run does not hold yet; nothing else is read."""
-        for cell in manifest.cells:
-            if self.broken:
-                return
-            if (cell.id, "") in self.known and self.store.done(cell.id):
-                continue
-            record = self.store.record(cell.id)
-            if record is not None:
-                self.log(record, cell)
-
-
-trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.tracking")
-register = trackers.register
+    return call
 
 
 @register("mlflow")
 class MlflowTracker(Tracker):
     """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
 
+    def __init__(self, uri: str, store: Store) -> None:
+        """See ``Tracker``."""
+        super().__init__(uri, store)
+        self.client: Any = None
+        self.parent = ""
+        self.told = self.mending = False
+
     @_contained
     def study(self, manifest: Manifest) -> None:
-        """Open the study's parent run, the existing one if there is one, and see which cells it holds already."""
-        self.client = _client(self.uri)
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        self.experiment = experiment.experiment_id if experiment else self.client.create_experiment(EXPERIMENT)
-        tags = {STUDY: manifest.study, "mlflow.note.content": manifest.question, "git": str(manifest.git)}
-        found = self.client.search_runs(
-            [self.experiment], f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'", max_results=1
-        )
-        if found:
-            self.parent = found[0].info.run_id
-            for key, value in tags.items():
-                self.client.set_tag(self.parent, key, value)
-        else:
-            run = self.client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest.study)
-            self.parent = run.info.run_id
-        self.client.log_dict(self.parent, manifest.dump(), "study.json")
-        self.known = set(self._logged())
+        """Open the study's parent run, the existing one if there is one."""
+        self.manifest = manifest
+        self._open(manifest)
 
-    def _logged(self) -> Iterator[tuple[str, str]]:
-        """Cell and attempt of every child run that is complete; what a killed process left half written is deleted."""
-        token = None
+    def mend(self) -> None:
+        """Connect anew, and bring what is there then up to what the store holds."""
+        assert self.manifest is not None
+        self.mending = True
+        try:
+            self._open(self.manifest, closely=True)
+            self.catch_up(self.manifest)
+        finally:
+            self.mending = False
+
+    def _open(self, manifest: Manifest, closely: bool = False) -> None:
+        self.client = None
+        client, new = connect(self.uri, closely)
+        self.emptied |= new
+        self.lock = lock_beside(sqlite_file(self.uri) or self.store.root / "mlflow")
+        tags = {STUDY: manifest.study, "mlflow.note.content": manifest.question, "git": str(manifest.git)}
+        of_study = f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'"
+        with self.lock:
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            self.experiment = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            found = client.search_runs([self.experiment], of_study, max_results=1)
+            run = (
+                found[0]
+                if found
+                else client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest.study)
+            )
+        for key, value in tags.items():
+            if run.data.tags.get(key) != value:
+                client.set_tag(run.info.run_id, key, value)
+        client.log_dict(run.info.run_id, manifest.dump(), "study.json")
+        if closely or run.info.run_id != self.parent:
+            self.known = set()
+        self.client, self.parent, self.held = client, run.info.run_id, run.data.tags.get(HELD)
+
+    def catch_up(self, manifest: Manifest) -> None:
+        """Log what the store holds of a study and this does not. What it has said to hold is not looked at again."""
+        holding = self.holding(manifest)
+        if not self.known:
+            self._look(holding)
+        self.fill(holding)
+        self._say(holding)
+
+    @_contained
+    def _look(self, holding: dict[Key, CellRow | SearchRow]) -> None:
+        """See what is held already."""
+        self.known = set(holding) if self.trusting and self.held == _digest(holding) else set(self._logged())
+
+    @_contained
+    def _say(self, holding: dict[Key, CellRow | SearchRow]) -> None:
+        """Say what is held."""
+        if set(holding) <= self.known and self.held != (now := _digest(holding)):
+            self.client.set_tag(self.parent, HELD, now)
+            self.held = now
+
+    def _logged(self) -> Iterator[Key]:
+        """All cells, with their attempts, and searches whose runs are complete. Those that a killed process has left
+        half written are deleted, and the second of two of the same.
+        """
+        token, seen = None, set[Key]()
         while True:
             page = self.client.search_runs(
                 [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", page_token=token
             )
             for run in page:
-                if run.info.status in ("FINISHED", "FAILED"):
-                    yield self.store.current(run.data.tags.get(CELL_TAG, "")), run.data.tags.get(ATTEMPT, "")
-                elif OWNER in run.data.tags and gone(json.loads(run.data.tags[OWNER])):
+                tags, complete = run.data.tags, run.info.status in ("FINISHED", "FAILED")
+                key = self.store.current(tags.get(CELL_TAG, "")), tags.get(ATTEMPT, "")
+                if SEARCH in tags:
+                    key = tags[SEARCH], tags.get(DIGEST, "")
+                if (complete and key in seen) or (not complete and OWNER in tags and gone(json.loads(tags[OWNER]))):
                     self.client.delete_run(run.info.run_id)
+                elif complete:
+                    seen.add(key)
+                    yield key
             token = page.token
             if not token:
                 return
 
+    def _children(self, tag: str, value: str) -> list[Any]:
+        """The runs of a cell or of a search."""
+        where = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{tag}` = '{value}'"
+        return list(self.client.search_runs([self.experiment], where))
+
+    def _kept(self, runs: list[Any], held: Callable[[Any], bool]) -> bool:
+        """Whether one of some runs is complete and is what is held; the others are deleted. To be called under the
+        lock: nobody is writing them.
+        """
+        kept = False
+        for run in runs:
+            if not kept and run.info.status in ("FINISHED", "FAILED") and held(run):
+                kept = True
+            else:
+                self.client.delete_run(run.info.run_id)
+        return kept
+
     @_contained
     def log(self, record: Outcome, place: Placed) -> None:
-        """Log a cell's record as a child run, once: what the study's run holds already is left alone."""
+        """Log a cell's record as a child run, once: whichever process has logged it, it is left alone."""
+        attempt = "" if record.status == "done" else str(record.at)  # a cell has one result, but may fail several times
+        began = int(1000 * (record.timing.started if record.status == "done" else record.at))
+        with self.lock:
+            runs = [run for run in self._children(CELL_TAG, record.id) if run.data.tags.get(ATTEMPT, "") == attempt]
+            if not self._kept(runs, lambda run: run.info.start_time == began):
+                self._write(record, place, attempt, began)
+
+    def _write(self, record: Outcome, place: Placed, attempt: str, began: int) -> None:
         from mlflow.entities import Metric, Param  # start-up
 
-        attempt = "" if record.status == "done" else str(record.at)  # a cell has one result, but may fail several times
-        if (record.id, attempt) in self.known:
-            return
-        began = int(1000 * (record.timing.started if record.status == "done" else record.at))
         tags = {
             "mlflow.parentRunId": self.parent,
             CELL_TAG: record.id,
@@ -181,40 +225,45 @@ class MlflowTracker(Tracker):
             if path.exists():
                 self.client.log_artifact(run, str(path))
         self.client.set_terminated(run, "FINISHED" if record.status == "done" else "FAILED", ended)
-        self.known.add((record.id, attempt))
 
     @_contained
-    def search(self, row: ThresholdRow | BudgetRow) -> None:
-        """Log a search of a sweep (a row of its result) as a child run, the existing one if there is one: what was
+    def search(self, row: SearchRow) -> None:
+        """Log a search of a sweep (a row of its result) as a child run, in place of what it had found before: what was
         tuned for each budget as metrics, by percent of the FLOPs at full depth, and the whole row, its front with it,
         as a file. Trials of thresholds are too many for a run each; a trial that trains a cell has the cell's.
         """
         from mlflow.entities import Metric, Param  # start-up
 
-        parent = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{SEARCH}` = '{row.study}'"
-        found = self.client.search_runs([self.experiment], parent, max_results=1)
-        tags = {"mlflow.parentRunId": self.parent, SEARCH: row.study}
-        told = row.dump()
+        told, digest = row.dump(), digest_of(row)
+        tags = {"mlflow.parentRunId": self.parent, SEARCH: row.study, DIGEST: digest, OWNER: json.dumps(me())}
         tags |= {key: str(told[key]) for key in ("variant", "task", "rule") if key in told}
-        name = row.study.rpartition(" / ")[0]
-        made = found[0] if found else self.client.create_run(self.experiment, tags=tags, run_name=name)
-        run, now = made.info.run_id, int(1000 * time.time())
         params = [Param(key, str(told[key])) for key in ("metric", "rule", "per_cycle", "seed") if key in told]
+        now = int(1000 * time.time())
         rows = [Metric("trials", row.trials, now, row.trials)]
         for point in row.tuned if isinstance(row, ThresholdRow) else ():
             step = round(100 * point.share_of_full)
             for split, scores in (("valid", point.valid), ("test", point.test)):
                 rows += [Metric(f"tuned_{split}_{key}", value, now, step) for key, value in scores.items()]
-        self.client.log_batch(run, params=params, metrics=rows[:METRICS_A_BATCH])
-        self.client.log_dict(run, told, "search.json")
-        self.client.set_terminated(run)
+        with self.lock:
+            if self._kept(self._children(SEARCH, row.study), lambda run: run.data.tags.get(DIGEST) == digest):
+                return
+            made = self.client.create_run(self.experiment, tags=tags, run_name=row.study.rpartition(" / ")[0])
+            run = made.info.run_id
+            self.client.log_batch(run, params=params, metrics=rows[:METRICS_A_BATCH])
+            self.client.log_dict(run, told, "search.json")
+            self.client.set_terminated(run)
 
     @_contained
     def finish(self, paths: Sequence[Path]) -> None:
         """Attach the report's files to the study's run and close it."""
-        for path in paths:
-            self.client.log_artifact(self.parent, str(path), "report")
-        self.client.set_terminated(self.parent)
+        with self.lock:
+            for path in paths:
+                self.client.log_artifact(self.parent, str(path), "report")
+            self.client.set_terminated(self.parent)
+
+
+def _digest(keys: Iterable[Key]) -> str:
+    return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
 
 
 def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
@@ -223,7 +272,7 @@ def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], pa
     Metrics are named task/metric; their step is the number of cycles.
     """
     try:
-        client = _client(uri)
+        client, _ = connect(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
         run = client.create_run(
@@ -241,18 +290,6 @@ def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], pa
     except Exception as error:
         reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
-
-
-def _client(uri: str) -> Any:
-    """An MLflow client that says nothing by itself and calls nobody but the tracking server."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server is told of in seconds, not minutes
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow import MlflowClient  # start-up
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow sets its own level when it is imported
-    return MlflowClient(uri)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

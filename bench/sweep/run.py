@@ -18,10 +18,10 @@ from bench.plugins import pack
 from bench.processes import become_worker, worker_context
 from bench.run.progress import Progress
 from bench.store.environment import environments
-from bench.store.manifest import Manifest, SweepResult, ThresholdRow
+from bench.store.manifest import SWEPT, CellRow, Manifest, SweepResult, ThresholdRow
 from bench.store.store import Store
-from bench.store.tracking import Tracker
-from bench.study.plan import Planned, make_plan
+from bench.store.tracker import Tracker
+from bench.study.plan import make_plan
 from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import done, open_storage, running, shown_url
@@ -37,7 +37,7 @@ def run_sweep(
     """
     if study.sweep is None:
         raise UserError(f"study {study.name!r} has no sweep: add sweep.thresholds or sweep.budgets to it")
-    open_storage(url)  # wrong addresses are told, and tables made, before there are workers
+    open_storage(url, closely=True)  # wrong addresses are told, and tables made, before there are workers
     jobs = jobs or os.cpu_count() or 1
     result = SweepResult(
         study=study.name,
@@ -51,32 +51,32 @@ def run_sweep(
         budgets=[],
         environment=[],
     )
+    manifest: Manifest
     if study.sweep.thresholds is not None:
         manifest, threshold_jobs = _threshold_jobs(study, store, url)
         result.tasks = manifest.tasks
-        tracker.study(manifest)
+        tracker.begin(manifest)
         for found in _searched(threshold_jobs, jobs):
             result.thresholds.append(found)
-            tracker.search(found)
+            tracker.add_search(found)
         order = {job.name: number for number, job in enumerate(threshold_jobs)}
         result.thresholds.sort(key=lambda row: order[row.study])
     if study.sweep.budgets is not None:
         manifest, budget_jobs = _budget_jobs(study, store, url, command, revision)
         result.tasks = manifest.tasks
-        tracker.study(manifest)
         _trained(budget_jobs, jobs)
-        for job in budget_jobs:
-            row = budgets.row(job)
-            result.budgets.append(row)
-            for id in row.cells:
-                record = store.record(id)
-                assert record is not None and record.status == "done"
-                tracker.log(record, Planned(row.variant, row.task, record.cell.cell()))
-            tracker.search(row)
+        result.budgets = [budgets.row(job) for job in budget_jobs]
+        rows = {
+            id: CellRow(variant=row.variant, task=row.task, seed=row.seed, id=id)
+            for row in result.budgets
+            for id in row.cells
+        }
+        manifest = manifest.but(cells=[*rows.values()])
+        store.write_manifest(manifest.study, manifest)
     swept = dict.fromkeys(id for found in result.thresholds for id in found.cells)
     swept |= dict.fromkeys(id for row in result.budgets for id in row.cells)
     result.environment = environments(record for id in swept if (record := store.record(id)))
-    tracker.finish([store.write_sweep(result)])
+    tracker.complete(store.manifest(study.name) or manifest, [store.write_sweep(result)])
     return result
 
 
@@ -153,7 +153,7 @@ def _budget_jobs(
                     url=url,
                 )
             )
-    return plan.manifest.but(study=f"{study.name}-sweep", cells=[]), jobs
+    return plan.manifest.but(study=study.name + SWEPT, cells=[]), jobs
 
 
 def _name(study: Study, *parts: str, what: list[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,17 @@ import optuna
 from optuna.samplers import NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.storages._rdb import models
 from sqlalchemy import event, make_url
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from bench.errors import UserError, first_line
+from bench.store.databases import Tables, make_whole, sqlite_file
 
 BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and without one until it is given up
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
 BATCH = 100  # trials of the genetic search between two looks into the database
+ANSWER = 10  # seconds in which a server must answer
 TRIED = 50  # trials refused before training, for every one that is wanted, before the ranges are given up
 
 Objective = Callable[[Trial], Sequence[float]]
@@ -47,19 +52,28 @@ def shown_url(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The database at any SQLAlchemy address, its tables made if need be. Raises UserError if it cannot be used."""
+def open_storage(url: str, closely: bool = False) -> optuna.storages.RDBStorage:
+    """The database at any SQLAlchemy address, its tables made if need be.
+
+    A damaged SQLite file is put aside, and a new one begun: cells that are finished are not trained again for it.
+
+    Args:
+        url: the address.
+        closely: whether to look for damage, and at the version of the tables: in a command, not in each of its workers.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     sqlite = url.startswith("sqlite")
     try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-            heartbeat_interval=BEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
+        if (path := sqlite_file(url)) is not None:
+            make_whole(path, TABLES, lambda text: print(text, file=sys.stderr), closely)
+        try:
+            storage = _storage(url)
+        except (IntegrityError, ProgrammingError):  # another process has made the same table at the same time
+            storage = _storage(url)
     except Exception as error:  # whatever SQLAlchemy, its drivers and Optuna raise
         reason = first_line(error)
         try:
@@ -71,6 +85,37 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         event.listen(storage.engine, "connect", _write_ahead)
         storage.engine.dispose()  # connections made before the listener was there
     return storage
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        kwargs = {"connect_args": {"timeout": 60}}
+    elif url.startswith(("postgresql", "mysql")):
+        kwargs |= {"connect_args": {"connect_timeout": ANSWER}}
+    return optuna.storages.RDBStorage(
+        url,
+        engine_kwargs=kwargs,
+        heartbeat_interval=BEAT,
+        grace_period=GRACE,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+def _make(url: str) -> None:
+    """Make Optuna's tables in a SQLite file, or bring them up to date."""
+    storage = optuna.storages.RDBStorage(url, skip_compatibility_check=True)
+    try:
+        if storage.get_current_version() != storage.get_head_version():
+            storage.upgrade()
+        with storage.engine.connect() as connection:
+            _write_ahead(connection.connection, None)  # here nobody else is at it
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+TABLES = Tables("Optuna", frozenset(models.BaseModel.metadata.tables), Path(models.__file__).parent / "alembic", _make)
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

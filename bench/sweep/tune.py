@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 
 from bench.errors import UserError
 from bench.model.variant import variants
-from bench.store.manifest import TaskRow, TrialRow, TuningRow
+from bench.store.manifest import TUNING, TaskRow, TrialRow, TuningRow
 from bench.store.records import Outcome
 from bench.study.plan import Plan, Planned, make_plan
 from bench.study.schema import Study, Tune, VariantEntry
@@ -128,10 +128,10 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
     """
     if study.tune is None:
         return make_plan(study, command, revision)
-    trials = study.model_copy(update={"name": f"{study.name}-tuning", "seeds": (study.tune.seed,), "decide": None})
+    trials = study.model_copy(update={"name": study.name + TUNING, "seeds": (study.tune.seed,), "decide": None})
     plain = make_plan(trials, command, revision)
     metrics = {task.label: task for task in plain.manifest.tasks}
-    entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url)
+    entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url, closely=True)
     searches = {
         (base.variant, base.task): _Search(
             study.name, entries[base.variant], base, metrics[base.task], study.tune, storage

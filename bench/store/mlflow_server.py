@@ -1,0 +1,131 @@
+"""A connection to MLflow: to a server or a database that answers soon, or to a SQLite file that is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench.store.databases import Tables, make_whole, sqlite_file, sqlite_url
+
+ANSWER = 10.0  # seconds in which a server must answer for the first time, or to any request of http
+
+Value = TypeVar("Value")
+
+
+def connect(uri: str, closely: bool = False) -> tuple[Any, bool]:
+    """An MLflow client that says nothing by itself and calls nobody but the tracking server.
+
+    Args:
+        uri: of MLflow.
+        closely: whether to look closely at a SQLite file, as something was wrong with it.
+
+    Returns:
+        The client, and whether it is of a new SQLite file, as the one before was damaged.
+
+    Raises:
+        TimeoutError: if there is no answer.
+        Exception: whatever MLflow, SQLAlchemy or the disk say.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server is told of in seconds, not minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{ANSWER:.0f}")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient  # start-up
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow sets its own level when it is imported
+    path = sqlite_file(uri)
+    if path is None:
+        within(ANSWER, lambda: _ask(uri))
+        return MlflowClient(uri), False
+    new = make_whole(path, _tables(), lambda text: print(text, file=sys.stderr), closely)
+    # Every session opens the file anew: another process may have put it aside, and a new one in its place.
+    with _environment("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool"):
+        return MlflowClient(sqlite_url(path)), new
+
+
+def within(seconds: float, call: Callable[[], Value]) -> Value:
+    """What a call returns or raises. Raises TimeoutError if that takes longer: then nobody waits for it any more."""
+    ended: queue.SimpleQueue[tuple[Value | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            ended.put((call(), None))
+        except BaseException as error:
+            ended.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _ask(uri: str) -> None:
+    """Ask a server or a database for anything."""
+    from mlflow import MlflowClient  # start-up
+    from sqlalchemy import create_engine  # start-up
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError  # start-up
+
+    try:
+        engine = create_engine(uri)
+    except (ArgumentError, NoSuchModuleError):  # not a database
+        MlflowClient(uri).get_experiment_by_name("Default")
+        return
+    engine.connect().close()  # MLflow itself would try ten times
+    engine.dispose()
+
+
+@cache
+def _tables() -> Tables:
+    """MLflow's tables."""
+    from mlflow.store.db import utils  # start-up
+    from mlflow.store.db.base_sql_model import Base  # start-up
+
+    migrations = Path(utils.__file__).parent.parent / "db_migrations"
+    return Tables("MLflow", frozenset(Base.metadata.tables), migrations, _make)
+
+
+def _make(url: str) -> None:
+    """What MLflow does with a database at its first start, and at its first of a later version."""
+    from mlflow.store.db import utils  # start-up
+    from sqlalchemy import create_engine, event, inspect  # start-up
+
+    engine = create_engine(url)
+    event.listen(engine, "connect", _unsynced)
+    try:
+        if inspect(engine).has_table("alembic_version"):
+            utils._upgrade_db(engine)
+        else:
+            utils._initialize_tables(engine)
+    finally:
+        engine.dispose()
+
+
+def _unsynced(connection: Any, _: Any) -> None:
+    """Do not wait for the disk at every step: the file counts only when it is whole."""
+    connection.execute("PRAGMA synchronous = OFF").close()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
