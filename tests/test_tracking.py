@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agree import assert_agree
 from mlflow import MlflowClient
-from records import MANIFEST, planned, record
+from records import MANIFEST, RESULTS, planned, record
 
+from bench.store import mlflow_server, tracking
+from bench.store.manifest import CellRow
 from bench.store.store import Store
 from bench.store.tracking import CELL_TAG, EXPERIMENT, MlflowTracker
 
@@ -35,7 +39,9 @@ def track(uri: str, root: Path) -> MlflowTracker:
     tracker.study(MANIFEST)
     for cell in MANIFEST.cells[:3]:
         found = record(cell)
-        if found.status == "done" and not store.done(cell.id):
+        if found.status == "failed":
+            store.write_failure(cell.id, found)
+        elif not store.done(cell.id):
             store.write_result(cell.id, found)
         tracker.log(found, planned(cell))
     report = root / "report.html"
@@ -85,37 +91,85 @@ def test_logging_again_adds_nothing_but_another_try_of_what_failed(sqlite: str, 
     assert len({run.info.run_id for run in children(MlflowClient(sqlite))} - before) == 1
 
 
-@pytest.fixture
-def server(tmp_path: Path, no_runs: Path) -> Iterator[str]:
-    shutil.copy(no_runs, tmp_path / "server.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "artifacts"),
-    ]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for what no run needs
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)
-    try:
+class Server:
+    """A real MLflow server that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for what no run needs
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, cwd=self.folder, env=env, start_new_session=True, **quiet)
         for _ in range(600):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+
+    def send(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        self.process.wait(20)
+
+
+@pytest.fixture
+def server(tmp_path: Path, no_runs: Path) -> Iterator[Server]:
+    shutil.copy(no_runs, tmp_path / "server.db")
+    server = Server(tmp_path)
+    server.start()
+    try:
+        yield server
     finally:
-        process.terminate()
-        process.wait(20)
+        server.stop()
 
 
-def test_a_real_server(server: str, tmp_path: Path) -> None:
-    tracker = track(server, tmp_path / "runs")
-    assert not tracker.broken
-    assert len(children(MlflowClient(server))) == 3
+def test_a_real_server_that_is_stopped_started_and_held_up_loses_nothing(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker, store = track(server.uri, tmp_path / "runs"), Store(tmp_path / "runs")
+    assert not tracker.broken and len(children(MlflowClient(server.uri))) == 3
+    more = [cell for cell in MANIFEST.cells[3:] if cell.id in RESULTS]
+
+    def add(cell: CellRow) -> None:
+        store.write_result(cell.id, RESULTS[cell.id])  # type: ignore[arg-type]
+        tracker.add(RESULTS[cell.id], cell)
+
+    server.stop()
+    for cell in more[:2]:
+        add(cell)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "results are kept in the store, and a later command adds them" in told
+    server.start()
+    tracker.complete(MANIFEST)
+    assert "answers again and holds what the store holds" in capsys.readouterr().err
+    assert_agree(server.uri, store, MANIFEST)
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    for module in (mlflow_server, tracking):
+        monkeypatch.setattr(module, "ANSWER", 1.0)
+    server.send(signal.SIGSTOP)  # it takes connections and does not answer
+    began = time.monotonic()
+    for cell in more[2:]:
+        add(cell)
+    tracker.complete(MANIFEST)
+    assert tracker.hung and time.monotonic() - began < 2 * 2
+    server.send(signal.SIGCONT)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    later = MlflowTracker(server.uri, store)
+    later.complete(MANIFEST)
+    assert later.filled == len(more[2:]) > 0
+    assert_agree(server.uri, store, MANIFEST)
 
 
 def test_an_absent_server_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ DAMAGED = {  # what SQLite says of a file that no waiting, no room and no right 
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_NOTADB,
 }
+NOT_OF_A_FILE = (OSError, MemoryError, ImportError, AttributeError, NameError, TypeError)  # errors, of others
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,16 @@ def _connected(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
 
 
-def _damaged(error: BaseException | None) -> bool:
-    """Whether an error, or what has caused it, says that a file is damaged."""
-    while error is not None:
-        if isinstance(error, _DamagedError):
-            return True
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None:
+def _damaged(error: Exception) -> bool:
+    """Whether an error, of reading a file or of bringing it up to date, is the file's fault: not the machine's, nor the
+    library's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (code := getattr(cause, "sqlite_errorcode", None)) is not None:
             return code & 0xFF in DAMAGED
-        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
-    return False
+        cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
+    return not isinstance(error, (ForeignError, *NOT_OF_A_FILE))
 
 
 def _free_name(path: Path, kind: str) -> Path:

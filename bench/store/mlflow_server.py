@@ -35,13 +35,12 @@ def connect(uri: str, closely: bool = False) -> tuple[Any, bool]:
         Exception: whatever MLflow, SQLAlchemy or the disk say.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server is told of in seconds, not minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the second waits for seconds, and may wait in vain
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{ANSWER:.0f}")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient  # start-up
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # mlflow sets its own level when it is imported
+    for name in ("alembic", "mlflow"):  # what goes wrong is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     path = sqlite_file(uri)
     if path is None:
         within(ANSWER, lambda: _ask(uri))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.samplers import NSGAIISampler, TPESampler
+from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from optuna.storages._rdb import models
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
@@ -24,6 +24,7 @@ BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and wit
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
 BATCH = 100  # trials of the genetic search between two looks into the database
 ANSWER = 10  # seconds in which a server must answer
+AT_ONCE = 5  # times that another process may be faster in making tables on a server
 TRIED = 50  # trials refused before training, for every one that is wanted, before the ranges are given up
 
 Objective = Callable[[Trial], Sequence[float]]
@@ -70,10 +71,7 @@ def open_storage(url: str, closely: bool = False) -> optuna.storages.RDBStorage:
     try:
         if (path := sqlite_file(url)) is not None:
             make_whole(path, TABLES, lambda text: print(text, file=sys.stderr), closely)
-        try:
-            storage = _storage(url)
-        except (IntegrityError, ProgrammingError):  # another process has made the same table at the same time
-            storage = _storage(url)
+        storage = _storage(url)
     except Exception as error:  # whatever SQLAlchemy, its drivers and Optuna raise
         reason = first_line(error)
         try:
@@ -93,13 +91,19 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
         kwargs = {"connect_args": {"timeout": 60}}
     elif url.startswith(("postgresql", "mysql")):
         kwargs |= {"connect_args": {"connect_timeout": ANSWER}}
-    return optuna.storages.RDBStorage(
-        url,
-        engine_kwargs=kwargs,
-        heartbeat_interval=BEAT,
-        grace_period=GRACE,
-        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-    )
+    for more in range(AT_ONCE, -1, -1):
+        try:
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=kwargs,
+                heartbeat_interval=BEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
+        except (IntegrityError, ProgrammingError):  # another process has made the same table at the same time
+            if not more:
+                raise
+    raise AssertionError
 
 
 def _make(url: str) -> None:
