@@ -8,6 +8,7 @@ from typing import Any
 from bench.errors import UserError
 from bench.stats import (
     SIGNIFICANT,
+    Interval,
     Looks,
     detectable,
     equivalence_power,
@@ -25,7 +26,8 @@ from reports.claims import Claim, contrasts, hypotheses
 from reports.table import Row
 from reports.verdicts import detectable_text
 
-ENDINGS = ("P(supported)", "P(refuted)", "P(equivalent)", "P(inconclusive)")
+ENDINGS = {f"P({name})": name for name in ("supported", "refuted", "equivalent", "inconclusive")}
+EXPECTED = "pairs expected"  # a column of studies that decide alone
 EQUIVALENT, EQUIVALENT_SEEDS = "power of equivalence now", "seeds for equivalence"
 
 
@@ -79,12 +81,10 @@ def _outlook(claim: Claim, family: int, effect: float | None, looks: Looks) -> R
     data = present(contrast)
     sd, n = sd_interval(data), len(data)
     row: dict[str, Any] = {"comparison": claim.text, "task": claim.task, "metric": claim.unit, "pairs so far": str(n)}
-    row |= dict.fromkeys(("sd", "sd 95 % interval", "effect", *ENDINGS, "pairs expected"), "-")
+    row |= dict.fromkeys(("sd", "sd 95 % interval", "effect", *ENDINGS, EXPECTED), "-")
     if n < 2:
         return row
-    row["sd"] = f"{sd.mean:.3g}"
-    if sd.kind == "interval":
-        row["sd 95 % interval"] = f"[{sd.low:.3g}, {sd.high:.3g}]"
+    row |= _spread(sd)
     if effect is not None:
         shown, row["effect"] = effect, f"{effect:.3g}"
     elif contrast.kind == "same":
@@ -93,8 +93,8 @@ def _outlook(claim: Claim, family: int, effect: float | None, looks: Looks) -> R
         shown = float(data.mean()) - contrast.margin
         row["effect"] = f"{shown:.3g} (seen)"
     found = expected(contrast, looks, family, contrast.margin + shown, sd.mean)
-    row |= {ending: f"{getattr(found, ending.removeprefix('P(')[:-1]):.2f}" for ending in ENDINGS}
-    return row | {"pairs expected": f"{found.pairs:.0f} of {looks.pairs[-1]}"}
+    row |= {column: f"{getattr(found, name):.2f}" for column, name in ENDINGS.items()}
+    return row | {EXPECTED: f"{found.pairs:.0f} of {looks.pairs[-1]}"}
 
 
 def _row(claim: Claim, family: int, effect: float | None, power: float, bounded: bool) -> dict[str, str]:
@@ -109,9 +109,8 @@ def _row(claim: Claim, family: int, effect: float | None, power: float, bounded:
     row |= dict.fromkeys(names, "-")
     if n < 2:
         return row
-    row["sd"], high = f"{sd.mean:.3g}", sd.high if sd.kind == "interval" else None
-    if high is not None:
-        row["sd 95 % interval"] = f"[{sd.low:.3g}, {sd.high:.3g}]"
+    row |= _spread(sd)
+    high = sd.high if sd.kind == "interval" else None
     if contrast.kind == "better":
         seen = abs(paired(data).difference.mean - contrast.margin)
         shown = seen if effect is None else effect
@@ -129,6 +128,12 @@ def _row(claim: Claim, family: int, effect: float | None, power: float, bounded:
         if contrast.kind == "same":
             row["effect"] = f"{true:.3g}"
     return row
+
+
+def _spread(sd: Interval) -> Row:
+    """The columns of a standard deviation of which something is known."""
+    ends = {"sd 95 % interval": f"[{sd.low:.3g}, {sd.high:.3g}]"} if sd.kind == "interval" else {}
+    return {"sd": f"{sd.mean:.3g}", **ends}
 
 
 def _seeds(n: int | None) -> str:

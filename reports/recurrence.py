@@ -13,7 +13,7 @@ from bench.stats import Recurrence, fit_phi
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
 from reports.policy import ENDS, Rows, ends, titled, told
-from reports.table import Row, cells, score
+from reports.table import Row, done, score
 from reports.units import metric_name, plain
 
 VARIED = ("n_blocks", "n_cycles")  # of the model, within one fit
@@ -61,13 +61,13 @@ def families(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[Family
         labels: dict[tuple[str, str], list[str]] = {}
         found: dict[tuple[str, str], list[Run]] = {}
         for variant in manifest.variants:
-            for seed, record in cells(manifest, results, variant.label, task.label):
-                shape = shape_of(record.schedule) if record is not None and record.status == "done" else None
-                if shape is None or record is None or record.status != "done":
+            for record in done(manifest, results, variant.label, task.label):
+                shape = shape_of(record.schedule)
+                if shape is None:
                     continue
                 base = _base(record, {"lr"} if manifest.tuning else set())
                 key = (variant.variant + json.dumps(record.cell.options, sort_keys=True), base)
-                found.setdefault(key, []).append(Run(shape, seed, score(record, task.metric)))
+                found.setdefault(key, []).append(Run(shape, record.cell.seed, score(record, task.metric)))
                 labels.setdefault(key, []).append(variant.label)
         stacks = {key: runs for key, runs in found.items() if all(run.shape[2] == 1 for run in runs)}
         for (kind, base), runs in found.items():

@@ -20,7 +20,7 @@ from bench.run.status import planned_flops
 from bench.stats import Contrast, Looks, replay
 from bench.store.manifest import CellRow, HypothesisRow, Manifest, Measure
 from bench.store.store import Store
-from bench.study.contrasts import contrast_of, decisions_of, verdicts_of
+from bench.study.contrasts import contrast_of, verdicts_of
 from bench.study.load import study_from
 from bench.study.plan import Plan, Planned, make_plan
 from reports.power import power_rows
@@ -139,7 +139,7 @@ def test_decisions_made_look_by_look_are_those_of_all_data(made: Plan, tmp_path:
     everything = Fake(tmp_path / "all", fake.score)
     everything(bare)
     ids = [planned.cell.id for planned in bare.cells]
-    whole = decisions_of(bare.manifest, scores(everything.store, ids))
+    whole = stand(bare.manifest, scores(everything.store, ids)).decisions
     assert told(manifest) == [
         (entry.claim, found.verdict.verdict, found.pairs, found.open)
         for entry, found in zip(bare.manifest.hypotheses, whole, strict=True)
@@ -160,7 +160,7 @@ def test_killed_at_any_cell_and_run_again_it_comes_to_the_same(made: Plan, tmp_p
         except KilledError:
             kills += 1
             stored = fake.store.manifest("deciding")
-            assert stored is not None and decisions_of(stored, scores(fake.store, [c.id for c in stored.cells]))
+            assert stored is not None and stand(stored, scores(fake.store, [c.id for c in stored.cells])).decisions
     assert kills > 5 and manifest == expected == fake.store.manifest("deciding")
     assert fake.made == whole.made, "no cell was run twice, none in vain"
     assert fake.decide(made) == expected and len(fake.runs[-1].cells) == 0

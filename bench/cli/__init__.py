@@ -239,13 +239,13 @@ def power(
     of a deciding study, how its looks may be expected to end.
     """
     from bench.api import load_results  # start-up
-    from reports.power import ENDINGS, power_rows  # start-up
+    from reports.power import EXPECTED, power_rows  # start-up
 
     results = load_results(study, runs, preset)
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
     asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
-    table = new_table(f"{manifest.study}: {'how its looks may end' if ENDINGS[0] in rows[0] else asked}", *rows[0])
+    table = new_table(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", *rows[0])
     for row in rows:
         table.add_row(*row.values())
     screen().print(table)

@@ -6,6 +6,7 @@ All of it follows from the results alone, so that every process that looks at th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,7 @@ def fits(row: DecideRow, cells: Collection[Key], flops: Mapping[Group, float]) -
 
 def flops_of(cells: Iterable[Key], flops: Mapping[Group, float]) -> float:
     """Training FLOPs of cells; NaN if those of one are not known."""
-    counts: dict[Group, int] = {}
-    for variant, task, _ in cells:
-        counts[variant, task] = counts.get((variant, task), 0) + 1
+    counts = Counter((variant, task) for variant, task, _ in cells)
     return sum(counts[group] * flops.get(group, math.nan) for group in sorted(counts))  # in the same order everywhere
 
 
@@ -210,15 +209,13 @@ def flops_to_end(
     """
     entries = {entry.claim: entry for entry in manifest.hypotheses}
     seeds: dict[Group, float] = {}
-    have: dict[Group, int] = {}
-    for variant, task, _ in having(manifest, results, "done"):
-        have[variant, task] = have.get((variant, task), 0) + 1
+    have = Counter((variant, task) for variant, task, _ in having(manifest, results, "done"))
     for each in opened:
         groups = {key[:2] for key in cells_of(manifest, entries[each.claim], 1)}
-        pairs = min(have.get(group, 0) for group in groups)
+        pairs = min(have[group] for group in groups)
         for group in groups:
             seeds[group] = max(seeds.get(group, 0.0), pairs + each.further)
-    return sum(max(0.0, n - have.get(group, 0)) * flops.get(group, math.nan) for group, n in seeds.items())
+    return sum(max(0.0, n - have[group]) * flops.get(group, math.nan) for group, n in seeds.items())
 
 
 def scores(store: Store, ids: Iterable[str]) -> dict[str, Outcome]:

@@ -104,8 +104,7 @@ class MlflowTracker(Tracker):
         tags = {STUDY: manifest.study, "mlflow.note.content": manifest.question, "git": str(manifest.git)}
         of_study = f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'"
         with self.lock:
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            self.experiment = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            self.experiment = _experiment(client)
             found = client.search_runs([self.experiment], of_study, max_results=1)
             run = (
                 found[0]
@@ -273,10 +272,8 @@ def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], pa
     """
     try:
         client, _ = connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
         run = client.create_run(
-            id, tags={"role": "evaluation", "checkpoint": checkpoint}, run_name=f"eval {checkpoint}"
+            _experiment(client), tags={"role": "evaluation", "checkpoint": checkpoint}, run_name=f"eval {checkpoint}"
         )
         for row in rows:
             name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
@@ -290,6 +287,12 @@ def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], pa
     except Exception as error:
         reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
+
+
+def _experiment(client: Any) -> str:
+    """The id of the suite's experiment, which is made if need be."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

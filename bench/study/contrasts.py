@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.config import FIRST_PILOT
 from bench.evaluate.targets import read_metric
-from bench.stats import Contrast, Decision, Looks, Verdict, judge, over_tasks, replay, restricted
+from bench.stats import Contrast, Looks, Verdict, judge, over_tasks, replay, restricted
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome, Record
 
@@ -104,14 +104,6 @@ def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, boo
 def contrast_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Contrast:
     """The differences of a claim; see ``pairs_of``."""
     return pairs_of(manifest, results, entry).contrast
-
-
-def decisions_of(manifest: Manifest, results: Mapping[str, Outcome]) -> list[Decision]:
-    """Where each hypothesis of a deciding study stands, by taking its looks again; none of any other study."""
-    looks = looks_of(manifest)
-    if looks is None:
-        return []
-    return replay([contrast_of(manifest, results, entry) for entry in manifest.hypotheses], looks)
 
 
 def verdicts_of(manifest: Manifest, family: Sequence[Contrast]) -> list[Verdict]:
