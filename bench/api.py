@@ -227,6 +227,7 @@ def run(
     address: str | None = None,
     retry: bool = False,
     checkpoint_every: str = "60s",
+    hang: float = 60.0,
     storage: str | None = None,
     imports: Sequence[str | Path] = (),
     tracker: str = "mlflow",
@@ -255,6 +256,7 @@ def run(
         address: of the Ray cluster; None starts one here.
         retry: run failed cells again, whatever they failed of.
         checkpoint_every: seconds (``90s``), minutes (``10m``) or optimizer steps (``500``).
+        hang: minutes without a sign of life after which a cell is ended, as if its process had died.
         storage: database of the tuning's trials, any SQLAlchemy URL; by default ``optuna.db`` in ``runs``.
         imports: Python files that register variants, tasks, rules, gates or figures.
         tracker: what shows the results beside the report, ``mlflow`` or a plug-in's.
@@ -272,6 +274,7 @@ def run(
     import_files(imports, "--import")
     loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
     from bench.run.deciding import decide  # start-up
+    from bench.run.executors import hang_seconds  # start-up
     from bench.run.runner import Running, run_study  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
@@ -279,7 +282,8 @@ def run(
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
 
-    how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
+    every, silent = Every.parse(checkpoint_every), hang_seconds(hang)
+    how = Running(jobs, retry, every, executor, address, pack=pack, hang=silent)
     store = open_store(runs)
     window, held = trackers.get(tracker)(tracking_uri, store), dict[str, Failure]()
 

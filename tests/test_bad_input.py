@@ -28,6 +28,7 @@ from bench.errors import UserError
 from bench.model.variant import get_variant
 from bench.run.lease import LeaseWatch, read_lease
 from bench.run.status import status
+from bench.store.digests import write_sealed
 from bench.store.manifest import CellRow
 from bench.store.store import Store
 from bench.study.conversion import convert_to
@@ -281,6 +282,9 @@ def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("result.json", "failure.json", "lease.1", "usage.json"):
         (folder / name).write_bytes(content)
+        with suppress(ValueError):
+            if name != "lease.1" and isinstance(value := json.loads(content), dict):
+                write_sealed(folder / name, value)
     record = store.record(cell.id)
     assert record is None or record.status in ("done", "failed")
     store.usage(cell.id)

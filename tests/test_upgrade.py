@@ -29,8 +29,10 @@ from bench.run.going import run_cell
 from bench.run.lease import Lease
 from bench.run.runner import Running, run_study
 from bench.run.status import status
-from bench.run.upgrade import LOCK, open_store
+from bench.run.upgrade import open_store
 from bench.run.verify import check_stored
+from bench.store.digests import read_sealed, write_sealed
+from bench.store.files import LOCK
 from bench.store.store import Store
 from bench.store.tracking import ATTEMPT, CELL_TAG, MlflowTracker
 from bench.store.versions import ABOUT, ROOM, VERSION, first_id, located
@@ -40,7 +42,7 @@ from bench.train.checkpoints import Every
 
 STORES = Path(__file__).parent / "stores"
 KILLS = int(os.environ.get("CYCLEBENCH_UPGRADE_KILLS", "8"))
-NEW = {"schema", "id", "cell", "settings", "former"}  # keys of a result that an upgrade changes
+NEW = {"schema", "id", "cell", "settings", "former", "files", "digest"}  # keys of a result that an upgrade changes
 TOUCHES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
@@ -89,7 +91,7 @@ def test_a_store_of_0713034_keeps_its_results_and_needs_no_run(old: Path, capsys
     manifest = store.manifest("old")
     assert manifest is not None and {cell.id for cell in manifest.cells} == ids
     assert not ids & former and not any((old / id).exists() for id in former)
-    assert json.loads((old / ABOUT).read_text()) == {"version": VERSION} and not (old / ROOM).exists()
+    assert read_sealed(old / ABOUT) == {"version": VERSION} and not (old / ROOM).exists()
     assert_nothing_to_run(store, made)
     for id in former:
         record = store.record(id)
@@ -187,20 +189,19 @@ def test_an_empty_folder_is_begun_only_to_be_written_to(tmp_path: Path) -> None:
     open_store(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     open_store(tmp_path / "new", begin=True)
-    assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
+    assert read_sealed(tmp_path / "new" / ABOUT) == {"version": VERSION}
 
 
 def test_a_store_says_its_version_before_it_holds_anything(tmp_path: Path) -> None:
-    path = unpacked("store-3.tgz", tmp_path)
-    manifest = Store(path).manifest("three")
+    manifest = open_store(unpacked("store-3.tgz", tmp_path)).manifest("three")
     assert manifest is not None
     Store(tmp_path / "new").write_manifest("three", manifest)
-    assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
+    assert read_sealed(tmp_path / "new" / ABOUT) == {"version": VERSION}
 
 
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ABOUT).write_text('{"version": 99}')
-    with pytest.raises(UserError, match=r"^--runs: '.*' is a store of version 99 \(allowed: up to 3\)$"):
+    write_sealed(tmp_path / ABOUT, {"version": 99})
+    with pytest.raises(UserError, match=r"^--runs: '.*' is a store of version 99 \(allowed: up to 4\)$"):
         open_store(tmp_path)
 
 
@@ -243,11 +244,11 @@ def test_what_a_cell_starts_from_is_found_by_its_new_id(old: Path) -> None:
 
 def test_a_variant_that_is_not_installed_is_left_as_it_is(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, id = changed(old, "ztt", lambda cell: cell.update(variant="gone"))
-    before = content(old / id)
+    before = results(old)
     store = open_store(old)
     said = [line for line in capsys.readouterr().err.splitlines() if id[:12] in line]
     assert len(said) == 1 and "is left as it is: unknown variant 'gone'" in said[0]
-    assert content(old / id) == before and store.done(id)
+    assert results(old) == before and (old / id).is_dir() and store.sound(id, weights=True)
 
 
 def test_a_result_whose_configuration_was_changed_is_left_as_it_is(

@@ -13,10 +13,12 @@ import typer
 from bench.cli import exits as exits
 from bench.cli import explore, models, performance
 from bench.cli.options import (
+    DEFAULT_HANG,
     DEFAULT_RUNS,
     DEFAULT_TRACKER,
     DEFAULT_TRACKING,
     Formats,
+    Hang,
     Imports,
     Out,
     Overrides,
@@ -105,6 +107,7 @@ def run(
     checkpoint_every: Annotated[
         str, typer.Option(metavar="TIME", help="Seconds (90s), minutes (10m) or optimizer steps (500).")
     ] = "60s",
+    hang: Hang = DEFAULT_HANG,
     storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -131,6 +134,7 @@ def run(
         address=address,
         retry=retry is not None,
         checkpoint_every=checkpoint_every,
+        hang=hang,
         storage=storage,
         tracking_uri=tracking_uri,
         tracker=tracker,
@@ -158,6 +162,7 @@ def sweep(
         float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
+    hang: Hang = DEFAULT_HANG,
     storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -173,6 +178,7 @@ def sweep(
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
     chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
+    from bench.run.executors import hang_seconds  # start-up
     from bench.run.upgrade import open_store  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
@@ -180,9 +186,10 @@ def sweep(
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
+    silent = hang_seconds(hang)
     store = open_store(runs, begin=True)
     url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)
-    result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision())
+    result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision(), silent)
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
         if rows:
             table = new_table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])

@@ -65,7 +65,16 @@ Imports = Annotated[
         is_eager=True,
     ),
 ]
+Hang = Annotated[
+    float,
+    typer.Option(
+        "--hang",
+        metavar="MINUTES",
+        help="A cell without a sign of life for so long is ended, as if its process had died.",
+    ),
+]
 Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with commas between: png, svg, pdf.")]
+DEFAULT_HANG = 60.0
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 

@@ -78,7 +78,9 @@ class Progress:
     def drop(self, key: str, text: str) -> None:
         """A cell stopped without an outcome and is tried again; text: why."""
         if key in self._labels:
+            label = self._labels[key]
             self._say(f"{self._remove(key)}: {text}")
+            self._labels[key] = label
 
     def finish(self, key: str, text: str, failed: bool = False) -> None:
         """A cell ended, here or in another process; text: what came out of it."""

@@ -241,6 +241,7 @@ class Record(Stored):
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
         former: ids that the cell had in earlier versions of the store.
+        files: SHA-256 by path of what the cell has left beside: its traces and its model.
         execution: what was measured of executed exits afterwards, from a file of its own.
     """
 
@@ -263,6 +264,7 @@ class Record(Stored):
     stacked: bool = False
     settings: dict[str, dict[str, Any]] = {}
     former: list[str] = []
+    files: dict[str, str] = {}
     execution: dict[str, list[ExecutionRow]] = {}
 
     def test(self, metric: str) -> float:
@@ -282,7 +284,7 @@ class Failure(Stored):
         kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not
             (no memory, no room on the disk, a killed process), None where that was not told.
         at: seconds since 1970.
-        traceback: None where it is of no use.
+        traceback: where in the code; of a process that has died, the end of what it wrote; None where neither is known.
         settings, former: as of a result.
     """
 

@@ -23,6 +23,7 @@ from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.costs import training_flops
 from bench.model.language_model import CycleForCausalLM
+from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
@@ -262,6 +263,7 @@ def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Excepti
 
 def _step(group: Sequence[Training]) -> dict[Training, Exception]:
     """The next step of all; what ends any of them. Raises what goes wrong before any has taken it."""
+    pulse()
     since = time.perf_counter()
     losses = gradients(group)
     for run, loss in zip(group, losses, strict=True):
