@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +16,18 @@ from typing import Any
 import psutil
 import pytest
 from test_runner import RAW, numbers, plan
+from test_sweep_killed import trials
 
 from bench.plugins import import_files
 from bench.run.executors.local import SPOKEN
 from bench.run.runner import Running, run_study
+from bench.store.digests import read_sealed
 from bench.store.records import Failure, Record
 from bench.store.store import Store
+from bench.store.tracking import Tracker
+from bench.study.load import study_from
+from bench.sweep.run import run_sweep
+from bench.sweep.storage import default_url
 
 PATIENCE = 60.0  # seconds for something to come; nobody is judged by it
 
@@ -36,34 +43,68 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
-def below(process: psutil.Process) -> list[psutil.Process]:
-    return process.children(recursive=True)
+def left_by_a_killed(folder: Path, arguments: list[str], ready: Callable[[list[psutil.Process]], bool]) -> bool:
+    """Kill a command when it is ready, by the processes below it; whether any of those is still there in the end."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=-3, stderr=-3)
+    left: list[psutil.Process] = []
 
+    def begun() -> bool:
+        left[:] = psutil.Process(process.pid).children(recursive=True)
+        with suppress(psutil.Error):
+            return ready(left)
+        return False
 
-def serving(process: psutil.Process) -> bool:
-    """Whether its fork server has been started."""
-    with suppress(psutil.Error):
-        return any("forkserver" in " ".join(each.cmdline()) for each in below(process))
-    return False
-
-
-def test_whatever_works_for_a_command_ends_soon_after_it_was_killed(tmp_path: Path) -> None:
-    """Killed while its fork server is only starting, and while its workers train."""
-    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
-    command = [sys.executable, "-m", "cyclebench", "run", "tiny.yaml", "--jobs", "2", "--checkpoint-every", "5"]
-    checkpoints = lambda: len(list(tmp_path.glob("runs/*/checkpoints/0*"))) >= 2  # noqa: E731
-    for wanted, ready in ((1, lambda: True), (4, checkpoints)):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        command_itself = psutil.Process(process.pid)
-        assert until(lambda: serving(command_itself) and len(below(command_itself)) >= wanted and ready())  # noqa: B023
-        left = below(command_itself)
+    try:
+        assert until(begun)
+    finally:
         process.kill()
         process.wait()
-        assert until(lambda: not running(left), 10), [each.cmdline() for each in running(left)]  # noqa: B023
+    return not until(lambda: not running(left), 10)
+
+
+def serving(processes: list[psutil.Process]) -> bool:
+    """Whether a fork server is among them."""
+    return any("forkserver" in " ".join(each.cmdline()) for each in processes)
+
+
+WORKERS = """
+import subprocess, time
+from bench import processes
+
+def work():
+    processes.adopt()
+    processes.follow_parent()
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    time.sleep(1000)
+
+def start(number, preloaded):
+    processes.PRELOADED[:] = preloaded
+    for _ in range(number):
+        processes.worker_context().Process(target=work, daemon=True).start()
+    time.sleep(1000)
+"""
+
+
+def test_whatever_works_for_a_process_ends_soon_after_that_was_killed(tmp_path: Path) -> None:
+    """Killed while its fork server is only starting, which takes seconds, and while its workers work."""
+    (tmp_path / "workers.py").write_text(WORKERS)
+    code = "import workers; workers.start({}, [*workers.processes.PRELOADED{}])"
+    assert not left_by_a_killed(tmp_path, ["-c", code.format(1, "")], serving)
+    sleeping = lambda found: sum("sleep" in each.cmdline() for each in found) == 2  # noqa: E731
+    assert not left_by_a_killed(tmp_path, ["-c", code.format(2, "[:1]")], sleeping)
+
+
+@pytest.mark.skipif("CYCLEBENCH_ORPHANS" not in os.environ, reason="of make torture: it starts everything anew")
+def test_whatever_works_for_a_command_ends_soon_after_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
+    command = ["-m", "cyclebench", "run", "tiny.yaml", "--jobs", "2", "--checkpoint-every", "5"]
+    training = lambda _: len(list(tmp_path.glob("runs/*/checkpoints/0*"))) >= 2  # noqa: E731
+    for ready in (serving, training):
+        assert not left_by_a_killed(tmp_path, command, ready)
 
 
 MISCHIEF = '''
-import multiprocessing, os, subprocess, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +121,7 @@ def mischief(how, place):
     if how == "hang":
         while True:
             time.sleep(1)
-    if how == "abort":
+    if how in ("abort", "abort in planning"):
         print("it will not end well")
         os.abort()
     if how == "print":
@@ -108,7 +149,12 @@ class Mischief(cyclebench.Variant):
         place: str = ""
 
     def schedule(self, model):
-        if multiprocessing.parent_process() is not None:
+        frame, names = sys._getframe(), set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        planned = "objective" in names and "initial_model" not in names  # in a trial of a sweep
+        if "initial_model" in names or (planned and self.options.how == "abort in planning"):
             mischief(self.options.how, self.options.place)
         return cyclebench.build_schedule(list(range(model.n_blocks)))
 '''
@@ -171,3 +217,21 @@ def test_a_stray_of_a_finished_cell_ends_before_its_study(tmp_path: Path) -> Non
     assert [record.status for record in found.values()] == ["done", "done"] and seen == [False, False]
     logs = [path.read_text() for path in tmp_path.glob("runs/*/log.txt")]
     assert len({re.search(r"process (\d+)", log)[1] for log in logs}) == 2  # type: ignore[index]
+
+
+def test_a_trial_that_dies_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.sweep.run.DEATHS", 2)
+    kinds = ("abort", "abort in planning")
+    budgets = {"trials": 1, "prune": False, "ranges": {"train.lr": [1e-3]}}
+    raw = {**RAW, "variants": [*map(entry, kinds), "htc"], "reference": None, "sweep": {"budgets": budgets}}
+    store, study = Store(tmp_path / "runs"), study_from(json.loads(json.dumps(raw)), [], "tiny")
+    result = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=6.0)
+    found = {row.variant: (row.trials, row.failed, len(row.cells)) for row in result.budgets}
+    assert found == {"abort": (1, 1, 0), "abort in planning": (1, 1, 0), "htc": (1, 0, 1)}
+    reasons = [trial.user_attrs["reason"] for trial in trials(tmp_path) if "reason" in trial.user_attrs]
+    assert reasons == ["its process was killed by SIGABRT, 2 times"] * 2
+    (failed,) = store.root.glob("*/failure.json")
+    assert read_sealed(failed)["reason"] == reasons[0] and "it will not end well" in read_sealed(failed)["traceback"]
+    assert "it will not end well" in failed.with_name("log.txt").read_text()
+    again = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=6.0)
+    assert again.budgets == result.budgets, "what has failed is not tried for ever"

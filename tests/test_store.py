@@ -168,6 +168,36 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         assert len(value) == 20000 and len(set(value)) == 1
 
 
+def _write_manifests(root: Path) -> None:
+    while True:
+        Store(root).write_manifest("s", MANIFEST)
+
+
+def test_a_killed_manifest_write_leaves_nothing_for_good(tmp_path: Path) -> None:
+    """Killed until something was left half written; the next write sweeps it, one at the same time does not."""
+    left = lambda: list(tmp_path.glob("studies/.*"))  # noqa: E731
+    for _ in range(500):
+        writer = multiprocessing.get_context("fork").Process(target=_write_manifests, args=(tmp_path,))
+        writer.start()
+        while not (tmp_path / "studies").exists() or (writer.is_alive() and not left()):
+            pass
+        writer.kill()
+        writer.join()
+        if left():
+            break
+    assert left() and Store(tmp_path).manifest("s") in (MANIFEST, None)
+    Store(tmp_path).write_manifest("s", MANIFEST)
+    assert not left() and Store(tmp_path).manifest("s") == MANIFEST
+    writers = [multiprocessing.get_context("fork").Process(target=_write_manifests, args=(tmp_path,)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    time.sleep(0.5)
+    assert all(writer.is_alive() for writer in writers), "nobody sweeps what another is writing"
+    for writer in writers:
+        writer.kill()
+        writer.join()
+
+
 def test_a_reason_with_the_name_of_any_file_is_kept(tmp_path: Path) -> None:
     store, cell = Store(tmp_path), planned(CELL).cell
     store.write_failure(cell.id, failure(cell, "cannot read 'caf\udce9'", "environment", "line\n\udce9"))

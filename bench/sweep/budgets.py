@@ -131,13 +131,16 @@ def opened(job: BudgetJob) -> optuna.Study:
 
 
 def run_trials(job: BudgetJob, tell: Tell) -> None:
-    """Run trials until as many are finished as were asked for. tell: called with events for the progress bars."""
+    """Run trials until as many are finished as were asked for. tell: called with events for the progress bars, and with
+    ``trial`` (number, what it tries in words, its cell or None) before anything of the study's own code is run for one.
+    """
     store = Store(job.root)
     study = opened(job)
     ranges = space(job.entry, job.spec)
 
     def objective(trial: Trial) -> tuple[float, float]:
         params = {key: _suggest(trial, key, ranges[key]) for key in ranges}
+        tell("trial", (trial.number, str(params), None))
         try:
             planned = planned_at(job, params)
         except UserError as error:
@@ -172,7 +175,7 @@ def _trained(
             tell("update", (cell.id, *arguments))
 
     tell("start", (cell.id, f"{label} trial {trial.number}", steps))
-    tell("trial", (trial.number, cell))
+    tell("trial", (trial.number, str(trial.params), cell))
     watching, record = LeaseWatch(), store.record(cell.id)
     failed = record.at if record is not None and record.status == "failed" else None
     while record is None or record.status == "failed":

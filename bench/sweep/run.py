@@ -29,6 +29,9 @@ from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import done, open_storage, running, shown_url
 
+At = tuple[int, str, Cell | None]
+"""A trial that a worker is at: its number, what it tries in words, and its cell once that is known."""
+
 
 def run_sweep(
     study: Study,
@@ -234,13 +237,13 @@ class _Crew:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.deaths: Counter[str] = Counter()  # by what was at work: a cell, or a search before it had one
+        self.deaths: Counter[tuple[str, str]] = Counter()  # by search and what was tried
 
     def work(self, executor: LocalExecutor, wanted: list[budgets.BudgetJob]) -> None:
         """Give every job a worker, as there is room for one, until all have ended."""
         waiting = {f"{number} {job.name}": job for number, job in enumerate(wanted)}
         out: dict[str, budgets.BudgetJob] = {}
-        at: dict[str, tuple[int, Cell]] = {}
+        at: dict[str, At] = {}
         while waiting or out:
             while waiting and len(out) < executor.slots:
                 key = next(iter(waiting))
@@ -252,8 +255,10 @@ class _Crew:
                     getattr(self.progress, event.kind)(*event.arguments)
                 elif event.kind == "trial":
                     at[event.id] = event.arguments
-                elif event.kind == "output" and event.id in at:
-                    add_to_log(job.root / at[event.id][1].id, *event.arguments)
+                elif event.kind == "output":
+                    cell = at[event.id][2] if event.id in at else None
+                    if cell is not None:
+                        add_to_log(Store(job.root).folder(cell.id), *event.arguments)
                 elif event.kind == "died":
                     self._bury(job, at.pop(event.id, None), *event.arguments)
                     waiting[event.id] = out.pop(event.id)
@@ -261,26 +266,28 @@ class _Crew:
                     del out[event.id]
                     _or_raised(event)
 
-    def _bury(self, job: budgets.BudgetJob, at: tuple[int, Cell] | None, reason: str, tail: str | None) -> None:
+    def _bury(self, job: budgets.BudgetJob, at: At | None, reason: str, tail: str | None) -> None:
         """A worker has died at a trial, or without one: that is tried again, but not for ever."""
-        what = job.name if at is None else at[1].id
-        self.deaths[what] += 1
-        last = self.deaths[what] >= DEATHS
-        if at is None:
+        number, tried, cell = at or (None, "", None)
+        self.deaths[job.name, tried] += 1
+        count = self.deaths[job.name, tried]
+        last, told = count >= DEATHS, f"{reason}, {DEATHS} times"
+        if number is None:
             if last:
-                raise UserError(f"sweep: {job.name!r}: {reason}, {DEATHS} times")
+                raise UserError(f"sweep: {job.name!r}: {told}")
             return
-        number, cell = at
-        store, told = Store(job.root), f"{reason}, {DEATHS} times"
-        known = store.record(cell.id)
-        if last and (lease := LeaseWatch().free(store.folder(cell.id))) is not None:
-            before = known.at if known is not None and known.status == "failed" else None
-            give_up(store, cell, lease, failure(cell, told, "environment", tail), before)
         budgets.bury(job, number, told, last)
+        if cell is None:
+            return
         if last:
+            store = Store(job.root)
+            known, lease = store.record(cell.id), LeaseWatch().free(store.folder(cell.id))
+            if lease is not None:
+                before = known.at if known is not None and known.status == "failed" else None
+                give_up(store, cell, lease, failure(cell, told, "environment", tail), before)
             self.progress.finish(cell.id, f"failed: {told}", True)
         else:
-            self.progress.drop(cell.id, f"{reason}, after {self.deaths[what]} of {DEATHS} tries")
+            self.progress.drop(cell.id, f"{reason}, after {count} of {DEATHS} tries")
 
 
 def _work(key: str, job: budgets.BudgetJob, tell: TellOf) -> Iterator[tuple[str, Exception | None]]:
