@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -94,7 +93,7 @@ def test_whatever_works_for_a_process_ends_soon_after_that_was_killed(tmp_path: 
     assert not left_by_a_killed(tmp_path, ["-c", code.format(2, "[:1]")], sleeping)
 
 
-@pytest.mark.skipif("CYCLEBENCH_ORPHANS" not in os.environ, reason="of make torture: it starts everything anew")
+@pytest.mark.long
 def test_whatever_works_for_a_command_ends_soon_after_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
     command = ["-m", "cyclebench", "run", "tiny.yaml", "--jobs", "2", "--checkpoint-every", "5"]
