@@ -218,6 +218,7 @@ def test_a_stray_of_a_finished_cell_ends_before_its_study(tmp_path: Path) -> Non
     assert len({re.search(r"process (\d+)", log)[1] for log in logs}) == 2  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_a_trial_that_dies_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.sweep.run.DEATHS", 2)
     kinds = ("abort", "abort in planning")
