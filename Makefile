@@ -17,7 +17,7 @@ suite: .venv/installed
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations.
 torture: .venv/installed
-	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 \
+	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=4000 \
 	    CYCLEBENCH_UPGRADE_KILLS=50 CYCLEBENCH_TRACKING_KILLS=40 CYCLEBENCH_SIMULATIONS=1 CYCLEBENCH_FLIPS=200 \
 	    HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m 'not slow' \
 	    tests/test_kill.py tests/test_lease.py tests/test_bad_input.py tests/test_upgrade.py \

@@ -33,7 +33,7 @@ from bench.cli.options import (
     screen,
 )
 from bench.cli.runs import status, sync, verify
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -294,6 +294,9 @@ def main() -> None:
         status = 2
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'no file'}", file=sys.stderr)
+        status = 2
+    except MemoryError as error:
+        print(f"error: the memory of this machine does not suffice: {first_line(error)}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import CELL_SOURCE, FIRST_PILOT, EvalConfig, ModelConfig, Strict, TrainConfig, parse
-from bench.errors import UserError, unknown
+from bench.config import CELL_SOURCE, FIRST_PILOT, LARGEST, EvalConfig, ModelConfig, Strict, TrainConfig, parse
+from bench.errors import UserError, shown, unknown
 from bench.model.variant import Variant, get_variant
 from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
@@ -16,6 +16,10 @@ from bench.study.hypotheses import Hypothesis, check_labels
 from bench.study.sweep import Sweep
 
 MOST_SEEDS = FIRST_PILOT
+MOST_CELLS = 100_000
+MOST_CLAIMS = 1000
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]
+Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 
 
 class Tune(Strict):
@@ -32,8 +36,8 @@ class Tune(Strict):
     """
 
     trials: int = Field(8, ge=1, le=1000)
-    lr: tuple[float, float] = (1e-4, 1e-2)
-    seed: int = Field(1_000_000, ge=0)
+    lr: tuple[Rate, Rate] = (1e-4, 1e-2)
+    seed: int = Field(1_000_000, ge=0, le=LARGEST)
 
     @field_validator("lr")
     @classmethod
@@ -70,8 +74,8 @@ class Study(Strict):
     evaluation: EvalConfig = EvalConfig()
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=MOST_SEEDS)
-    hypotheses: tuple[Hypothesis, ...] = ()
+    seeds: tuple[Seed, ...] = Field(min_length=1, max_length=MOST_SEEDS)
+    hypotheses: tuple[Hypothesis, ...] = Field((), max_length=MOST_CLAIMS)
     exit_rule: str | None = None
     tune: Tune | None = None
     decide: Decide | None = None
@@ -109,18 +113,24 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= 1 << 63:
-            raise ValueError(f"seeds = {list(self.seeds)} must be different, from 0 to 2^63 - 1")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {shown(list(self.seeds))} must be different")
+        cells = len(self.variants) * len(self.tasks) * len(self.seeds)
+        if cells > MOST_CELLS:
+            raise ValueError(
+                f"{len(self.variants)} variants on {len(self.tasks)} tasks with {len(self.seeds)} seeds are {cells:,} "
+                f"cells (allowed: up to {MOST_CELLS:,})"
+            )
         if self.decide is not None:
             self.decide.check(self.seeds, len(self.hypotheses))
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
-                f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"
+                f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {shown(list(self.seeds))}"
             )
         if self.sweep is not None and self.sweep.budgets is not None and self.sweep.budgets.seed in self.seeds:
             raise ValueError(
                 f"sweep.budgets.seed = {self.sweep.budgets.seed} must be none of the seeds that are reported: "
-                f"{list(self.seeds)}"
+                f"{shown(list(self.seeds))}"
             )
         check_distinct("tasks", self.tasks)
         check_distinct("variants", self.variants)
