@@ -130,7 +130,7 @@ def test_broken_overrides(overrides: list[str]) -> None:
     outcome(lambda: study_from(copy.deepcopy(RAW), overrides, "fuzz"))
 
 
-@settings(parent=many, max_examples=max(40, EXAMPLES // 2))
+@settings(parent=many, max_examples=max(25, EXAMPLES // 2))
 @given(oversized())
 def test_sizes_that_no_machine_holds(monkeypatch: pytest.MonkeyPatch, raw: Any) -> None:
     """A plan, or one line, soon; on a small machine, so that data that it holds are made in no time."""

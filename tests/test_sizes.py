@@ -15,7 +15,7 @@ from bench import limits
 from bench.config import Cell, EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.data.generated import Generated
 from bench.data.task import check_size, get_task, tasks
-from bench.errors import UserError
+from bench.errors import UserError, shown
 from bench.model.variant import variants
 from bench.study.conversion import Conversion
 from bench.study.load import study_from
@@ -48,7 +48,11 @@ def test_every_number_has_a_range(kind: type[BaseModel]) -> None:
     assert list(unbounded(kind.model_json_schema())) == []
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf", "NaN", "1e999", True, "yes", 10**5000])
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, -math.inf, math.nan, "inf", "NaN", "1e999", True, "yes", 10**5000],
+    ids=lambda value: shown(value)[:9],
+)
 @pytest.mark.parametrize("field", ["grad_clip", "weight_decay", "eval_every_flops", "steps", "eval_every"])
 def test_no_infinity_and_no_truth_value_is_a_number(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^train\.{field}: .*\(got") as error:
@@ -133,7 +137,10 @@ def test_data_that_no_machine_holds(name: str, rows: int, monkeypatch: pytest.Mo
     ],
     ids=str,
 )
-def test_data_that_take_for_ever(name: str, options: dict[str, Any], told: str) -> None:
+def test_data_that_take_for_ever(
+    name: str, options: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(limits.MEMORY, "4096")
     with pytest.raises(UserError, match=told):
         check_size(get_task(name, options))
 

@@ -66,7 +66,8 @@ class PHop(Generated):
             most = max(self.hops) if isinstance(self.hops, list) else self.hops
             if most >= self.length:
                 raise ValueError(
-                    f"hops = {most} must be below length = {self.length}: every hop leads to an earlier symbol"
+                    f"hops = {most} must be below length = {self.length}, since every hop leads to an earlier symbol "
+                    "(allowed: fewer hops, a longer sequence)"
                 )
             return self
 

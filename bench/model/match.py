@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from bench.config import ModelConfig, parse
 from bench.errors import UserError
@@ -55,7 +54,7 @@ def solve(
         shape = model
         for field in fields:
             shape = _nearest(shape, field, value, target)
-        found = _value_or_none(value, lambda made=shape: made)
+        found = _value_or_none(value, shape)
         if found is None or found == math.inf:
             continue
         off = found / target - 1
@@ -84,8 +83,11 @@ def _nearest(model: ModelConfig, field: str, value: Measure, target: float) -> M
     def shape(times: int) -> ModelConfig:
         return parse(ModelConfig, {**model.model_dump(), field: times * step}, "model")
 
+    def sized(times: int) -> float:
+        return value(shape(times))
+
     def below(times: int) -> bool:  # shapes too small to be valid count as below
-        found = _value_or_none(value, partial(shape, times))
+        found = _value_or_none(sized, times)
         return found is None or found < target
 
     largest = LIMITS[field] // step
@@ -96,15 +98,15 @@ def _nearest(model: ModelConfig, field: str, value: Measure, target: float) -> M
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if below(middle) else (low, middle)
-    near = {times: _value_or_none(value, partial(shape, times)) for times in (low, high) if times >= 1}
+    near = {times: _value_or_none(sized, times) for times in (low, high) if times >= 1}
     known = {times: found for times, found in near.items() if found is not None and found < math.inf}
     return shape(min(known, key=lambda times: abs(known[times] - target))) if known else model
 
 
-def _value_or_none(value: Measure, shape: Callable[[], ModelConfig]) -> float | None:
+def _value_or_none(value: Callable[[Any], float], of: Any) -> float | None:
     """The measure of a shape; infinite of one that is too deep, None of one that cannot be otherwise."""
     try:
-        return value(shape())
+        return value(of)
     except TooDeepError:
         return math.inf
     except UserError:  # e.g. too few blocks for a prelude, a cycled middle and a coda

@@ -57,8 +57,8 @@ class _Reader:
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node, depth + 1)
         tag = f"!!{kind}" if node.tag.startswith(TAG) else node.tag
-        raise _error(node, f"a {node.id} cannot be {tag!r} (allowed tags: !!str, !!int, !!float, !!bool, !!null, "
-                           "!!seq, !!map)")  # fmt: skip
+        known = "!!str, !!int, !!float, !!bool, !!null; !!seq of a list; !!map of a mapping"
+        raise _error(node, f"tag {shown(tag)} cannot stand here (allowed: {known})")
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
