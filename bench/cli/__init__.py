@@ -23,6 +23,7 @@ from bench.cli.options import (
     Out,
     Overrides,
     Preset,
+    RunName,
     Runs,
     Storage,
     StudyName,
@@ -32,7 +33,7 @@ from bench.cli.options import (
     new_table,
     screen,
 )
-from bench.cli.runs import status, sync, verify
+from bench.cli.runs import status, sync, tell_run, verify
 from bench.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -192,19 +193,20 @@ def sweep(
     result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision(), silent)
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
         if rows:
-            table = new_table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])
+            table = new_table(f"{chosen.sweep_name}: {title}, chosen on validation data", *rows[0])
             for row in rows:
                 table.add_row(*row.values())
             screen().print(table)
     for finding in findings(result):
         print(finding)
-    for path in write_sweep(result, out or runs / "reports" / chosen.name):
+    for path in write_sweep(result, out or runs / "reports" / chosen.sweep_name):
         print(path)
 
 
 @app.command()
 def report(
-    study: StudyName,
+    study: RunName,
+    overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -221,16 +223,17 @@ def report(
     from bench.api import load_results  # start-up
     from bench.store.tracker import trackers  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     folder = Path("reports", "published") if publish else runs / "reports"
     results.report(out or folder / results.manifest.study, formats.split(","), publish)
+    tell_run(results)
     _tell(results)
     trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
 
 
 @app.command()
 def power(
-    study: StudyName,
+    study: RunName,
     effect: Annotated[
         float | None,
         typer.Option(
@@ -239,6 +242,7 @@ def power(
         ),
     ] = None,
     power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
@@ -248,7 +252,7 @@ def power(
     from bench.api import load_results  # start-up
     from reports.power import ENDINGS, power_rows  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
     asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
@@ -278,7 +282,15 @@ app.command("list")(explore.list_)
 app.command("costs")(explore.costs_)
 app.command("eval")(models.eval_)
 app.command("bench")(performance.bench_)
-for command in (explore.profile, status, sync, verify, models.convert, exits.generate, exits.execute):
+for command in (
+    explore.profile,
+    status,
+    sync,
+    verify,
+    models.convert,
+    exits.generate,
+    exits.execute,
+):
     app.command()(command)
 
 

@@ -275,12 +275,14 @@ class SweepResult(Stored):
 
     Attributes:
         study: what the sweep is called: as the run that it is of, with what ``--set`` has changed of the sweep.
+        of: what that run is called; older results do not tell it, and are called like it.
         changed: what differs from the study as it is written, in words.
         max_flops: the limit, FLOPs per token.
         storage: the trials' database.
     """
 
     study: str
+    of: str = ""
     changed: list[str] = Field(default_factory=list)
     question: str
     max_flops: float | None

@@ -7,6 +7,7 @@ on purpose: nothing here imports torch, so that reports and the state of a study
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -308,3 +309,12 @@ Outcome = Record | Failure
 def configuration(record: Outcome) -> dict[str, Any]:
     """All that a cell is, with the options at their defaults, which its own configuration leaves out."""
     return {**record.cell.dump(), **record.settings}
+
+
+def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration by dotted keys."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from dotted(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner

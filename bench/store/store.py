@@ -247,7 +247,7 @@ class Store:
         return self._load(self.root / "studies" / f"{study}.json", Manifest)
 
     def studies(self) -> list[str]:
-        """The names of all studies that were run, of their tunings and of their sweeps."""
+        """What the runs of studies are called that there is a manifest of, and those of their tunings and sweeps."""
         return sorted(path.stem for path in (self.root / "studies").glob("*.json") if not path.name.startswith("."))
 
     def parts(self, study: str) -> list[str]:
@@ -255,12 +255,17 @@ class Store:
         return [name for name in self.studies() if name in (study + TUNING, study + SWEPT, study)]
 
     def searches(self, study: str) -> list[SearchRow]:
-        """What a study's sweep has found: the searches of thresholds are the study's, those of budgets its sweep's."""
+        """What a study's sweeps have found: the searches of thresholds are the study's, those of budgets its sweep's.
+        Of a search that was taken further there is the later state alone.
+        """
         of = study.removesuffix(SWEPT)
-        found = self._load(self.root / "sweeps" / f"{of}.json", SweepResult)
-        if found is None:
-            return []
-        return [*found.thresholds] if of == study else [*found.budgets]
+        found: dict[str, SearchRow] = {}
+        for result in self.sweeps():
+            if of == (result.of or result.study):
+                for row in result.thresholds if of == study else result.budgets:
+                    if row.study not in found or row.trials > found[row.study].trials:
+                        found[row.study] = row
+        return [*found.values()]
 
     def write_sweep(self, result: SweepResult) -> Path:
         """Store what a study's sweep has found; the file."""
@@ -268,6 +273,11 @@ class Store:
         with locked(self.root):
             self._dump(path, result.dump())
         return path
+
+    def sweeps(self) -> list[SweepResult]:
+        """What the sweeps of all studies have found."""
+        paths = sorted(path for path in (self.root / "sweeps").glob("*.json") if not path.name.startswith("."))
+        return [found for path in paths if (found := self._load(path, SweepResult)) is not None]
 
     def _dump(self, path: Path, value: dict[str, Any]) -> None:
         """Write a file that no cell's holder guards, under the store's lock: what is half written there is of the

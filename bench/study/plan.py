@@ -161,6 +161,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
     _check_alike(cells)
     manifest = Manifest(
         study=study.name,
+        changed=study.changed,
         question=study.question,
         reference=study.reference,
         exit_rule=study.exit_rule,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bench.config import CELL_SOURCE, FIRST_PILOT, LARGEST, EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError, shown, unknown
@@ -13,6 +13,7 @@ from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
 from bench.study.hypotheses import Hypothesis, check_labels
+from bench.study.naming import NAME, Change, name_of
 from bench.study.sweep import Sweep
 
 MOST_SEEDS = FIRST_PILOT
@@ -64,7 +65,7 @@ class Study(Strict):
             alone.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     question: str
     imports: tuple[str, ...] = ()
     reference: str | None = None
@@ -80,6 +81,8 @@ class Study(Strict):
     tune: Tune | None = None
     decide: Decide | None = None
     sweep: Sweep | None = None
+    _changes: tuple[Change, ...] = PrivateAttr(())
+    _written: str = PrivateAttr("")  # its name before these changes
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +157,32 @@ class Study(Strict):
     def decides(self) -> bool:
         """Whether seeds are added until the hypotheses are decided: not on pilots."""
         return self.decide is not None and min(self.seeds) < FIRST_PILOT
+
+    def as_changed(self, changes: tuple[Change, ...]) -> Study:
+        """The study under the name that it has with these changes to what is written."""
+        found = self.model_copy()
+        found._changes, found._written = changes, self.name
+        return found.model_copy(update={"name": name_of(self.name, found._of_cells)})
+
+    @property
+    def _of_cells(self) -> list[Change]:
+        """Changes to more than the sweep, which looks at a study and changes nothing of it."""
+        return [change for change in self._changes if change.key.split(".")[0] != "sweep"]
+
+    @property
+    def changed(self) -> list[str]:
+        """What ``--set`` has made another than it is written, in words; nothing of the sweep."""
+        return [str(change) for change in self._of_cells]
+
+    @property
+    def sweep_name(self) -> str:
+        """What the study's sweep is called, with what has been changed of the sweep itself."""
+        return name_of(self._written or self.name, self._changes)
+
+    @property
+    def sweep_changed(self) -> list[str]:
+        """``changed``, with what has been changed of the sweep itself."""
+        return [str(change) for change in self._changes]
 
     def init_of(self, entry: VariantEntry) -> str | None:
         """What the entry's models start from; None: random weights."""

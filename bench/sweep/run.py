@@ -24,6 +24,7 @@ from bench.store.environment import environments
 from bench.store.manifest import SWEPT, CellRow, Manifest, SweepResult, ThresholdRow
 from bench.store.store import Store
 from bench.store.tracker import Tracker
+from bench.study.naming import base_of
 from bench.study.plan import make_plan
 from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
@@ -54,7 +55,9 @@ def run_sweep(
     open_storage(url, closely=True)  # wrong addresses are told, and tables made, before there are workers
     jobs = jobs or os.cpu_count() or 1
     result = SweepResult(
-        study=study.name,
+        study=study.sweep_name,
+        of=study.name,
+        changed=study.sweep_changed,
         question=study.question,
         max_flops=study.sweep.max_flops,
         storage=shown_url(url),
@@ -80,7 +83,9 @@ def run_sweep(
         result.tasks = manifest.tasks
         _trained(budget_jobs, jobs, hang)
         result.budgets = [budgets.row(job) for job in budget_jobs]
-        rows = {
+        before = store.manifest(manifest.study)
+        rows = {cell.id: cell for cell in before.cells} if before else {}  # of other limits and ranges
+        rows |= {
             id: CellRow(variant=row.variant, task=row.task, seed=row.seed, id=id)
             for row in result.budgets
             for id in row.cells
@@ -105,7 +110,8 @@ def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[Manifest, lis
         if store.done(cell.id):
             groups.setdefault((cell.variant, cell.task), []).append(cell.id)
     if manifest is None or not groups:
-        raise UserError(f"study {study.name!r} has no trained cells to sweep (run: cyclebench run {study.name})")
+        again = f"cyclebench run {base_of(study.name)}{' with the same --set' if study.changed else ''}"
+        raise UserError(f"study {study.name!r} has no trained cells to sweep (run: {again})")
     missing = len(manifest.cells) - sum(map(len, groups.values()))
     if missing:
         print(f"{missing} of the study's cells are not done and left out", file=sys.stderr)
