@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli import exits as exits
-from bench.cli import explore, models, performance
+from bench.cli import explore, models, performance, stores
 from bench.cli.options import (
     DEFAULT_HANG,
     DEFAULT_RUNS,
@@ -282,6 +282,7 @@ app.command("list")(explore.list_)
 app.command("costs")(explore.costs_)
 app.command("eval")(models.eval_)
 app.command("bench")(performance.bench_)
+app.command("import")(stores.import_)
 for command in (
     explore.profile,
     status,
@@ -290,6 +291,8 @@ for command in (
     models.convert,
     exits.generate,
     exits.execute,
+    stores.export,
+    stores.clean,
 ):
     app.command()(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".upgrade.lock"  # of a store; its name is older than its other uses
+PARTIAL = re.compile(r"\..+\.([a-z0-9_]{8}|\d+)")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder has the name of one that is not whole yet: what a killed process has left, or what a
+    living one is writing.
+    """
+    return PARTIAL.fullmatch(path.name) is not None
 
 
 @contextmanager

@@ -31,6 +31,8 @@ UNFINISHED = ("lease.", ".lease.", ".work.", "checkpoints")
 Split = Literal["test", "valid"]
 """Of the data that a trace is of."""
 
+TRIALS = "optuna.db"  # beside the results: the trials of tunings and sweeps, where no other database is named
+
 Trim = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes less of what a result's file holds, before it becomes a record."""
 

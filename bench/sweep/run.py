@@ -81,6 +81,8 @@ def run_sweep(
     if study.sweep.budgets is not None:
         manifest, budget_jobs = _budget_jobs(study, store, url, command, revision)
         result.tasks = manifest.tasks
+        if study.sweep_name not in [sweep.study for sweep in store.sweeps()]:
+            store.write_sweep(result)  # so that `cyclebench clean` knows where the trials are
         _trained(budget_jobs, jobs, hang)
         result.budgets = [budgets.row(job) for job in budget_jobs]
         before = store.manifest(manifest.study)
