@@ -17,11 +17,12 @@ suite: .venv/installed
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations.
 torture: .venv/installed
-	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=2000 \
-	    CYCLEBENCH_UPGRADE_KILLS=50 CYCLEBENCH_TRACKING_KILLS=40 CYCLEBENCH_SIMULATIONS=1 \
-	    HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m 'not slow' \
+	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=4000 \
+	    CYCLEBENCH_UPGRADE_KILLS=50 CYCLEBENCH_TRACKING_KILLS=40 CYCLEBENCH_SIMULATIONS=1 CYCLEBENCH_FLIPS=200 \
+	    CYCLEBENCH_ARCHIVE_FLIPS=400 HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m 'not slow' \
 	    tests/test_kill.py tests/test_lease.py tests/test_bad_input.py tests/test_upgrade.py \
-	    tests/test_tracking_complete.py tests/test_stats_*.py tests/test_null_studies.py
+	    tests/test_integrity.py tests/test_orphans.py tests/test_tracking_complete.py tests/test_transfer_broken.py \
+	    tests/test_stats_*.py tests/test_null_studies.py
 
 lint: style types
 

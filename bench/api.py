@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
@@ -12,10 +13,11 @@ from bench.config import FIRST_PILOT
 from bench.errors import UserError, unknown
 from bench.plugins import import_files
 from bench.run.upgrade import open_store
-from bench.store.manifest import CellRow, Manifest
-from bench.store.records import Failure, Outcome, Record, configuration
+from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest
+from bench.store.records import Failure, Outcome, Record, configuration, dotted
 from bench.store.store import Store
-from bench.study.load import load_study, study_from
+from bench.study.load import load_study, names_a_study, study_from, study_names
+from bench.study.naming import base_of
 from bench.study.schema import Study
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from bench.study.plan import Plan
 
 TRACKING = "sqlite:///mlflow.db"
+LABELS = ("variant", "task", "seed")  # of a cell's configuration, what its row in the manifest tells
 StudySource = str | Path | Mapping[str, Any] | Study
 """The name of a study that comes with the suite, a YAML file, what such a file holds as a mapping, or a study."""
 
@@ -89,7 +92,8 @@ class Results:
             record = self.records.get(cell.id)
             row = {**cell.dump(), "status": record.status if record else "missing"}
             if record is not None:
-                row |= dict(_flat(configuration(record)))
+                told = configuration(record).items()
+                row |= dict(dotted({key: value for key, value in told if key not in LABELS}))
             if record is not None and record.status == "done":
                 row |= record.metrics
                 row |= {f"costs.{key}": value for key, value in record.costs.dump().items()}
@@ -195,24 +199,55 @@ class Results:
                 yield cell, record
 
 
-def load_results(study: StudySource, runs: str | Path = "runs", preset: str | None = None) -> Results:
+def load_results(
+    study: StudySource, runs: str | Path = "runs", preset: str | None = None, set: Sequence[str] = ()
+) -> Results:
     """What is stored of a study's last run, finished or not.
 
     Args:
-        study: whatever names it.
+        study: whatever names it, or what a run in ``runs`` is called (``quick+9ecf4a19``).
         runs: folder of the results.
         preset: one of the study's.
+        set: the overrides that it was run with; seeds need not be told.
 
     Raises:
         UserError: if it has not been run.
     """
-    name = open_study(study, preset=preset).name
     store = open_store(runs)
-    manifest = store.manifest(name)
+    if isinstance(study, str) and not names_a_study(study) and not set and preset is None:
+        manifest = store.manifest(study) if study in store.studies() else None
+        if manifest is None:
+            raise unknown("study", study, {*study_names(), *store.studies()})
+        found = [path for path in manifest.config.get("imports", ()) if Path(path).is_file()]
+        import_files(found, f"{study}: imports")  # of a study from another machine they may not be here
+        return Results(store, manifest)
+    opened = open_study(study, set, preset)
+    manifest = store.manifest(opened.name)
     if manifest is None:
-        again = f"cyclebench run {study}" if isinstance(study, str | Path) else "cyclebench.run"
-        raise UserError(f"study {name!r} has not been run: {store.root} holds no record of it (run: {again})")
+        others = "; ".join(map(run_in_words, runs_of(store, opened.name)))
+        there = f"{store.root} holds {others}" if others else f"{store.root} holds no record of it"
+        raise UserError(f"study {opened.name!r} has not been run: {there} (run: {_command(study, set, preset)})")
     return Results(store, manifest)
+
+
+def _command(study: StudySource, set: Sequence[str], preset: str | None) -> str:
+    """What runs a study."""
+    if not isinstance(study, str | Path):
+        return "cyclebench.run"
+    changes = [part for override in set for part in ("--set", override)]
+    return shlex.join(["cyclebench", "run", str(study), *(["--preset", preset] if preset else []), *changes])
+
+
+def runs_of(store: Store, name: str) -> list[Manifest]:
+    """The other runs of a study that the store holds: as it is written, and with whatever ``--set`` has changed."""
+    names = [each for each in store.studies() if base_of(each) == base_of(name) and each != name]
+    names = [each for each in names if not each.endswith((TUNING, SWEPT))]
+    return [manifest for each in names if (manifest := store.manifest(each)) is not None]
+
+
+def run_in_words(manifest: Manifest) -> str:
+    """What a run is called, and what was changed for it."""
+    return f"{manifest.study} ({'; '.join(manifest.changed) or 'as written'})"
 
 
 def run(
@@ -227,6 +262,7 @@ def run(
     address: str | None = None,
     retry: bool = False,
     checkpoint_every: str = "60s",
+    hang: float = 60.0,
     storage: str | None = None,
     imports: Sequence[str | Path] = (),
     tracker: str = "mlflow",
@@ -255,6 +291,7 @@ def run(
         address: of the Ray cluster; None starts one here.
         retry: run failed cells again, whatever they failed of.
         checkpoint_every: seconds (``90s``), minutes (``10m``) or optimizer steps (``500``).
+        hang: minutes without a sign of life after which a cell is ended, as if its process had died.
         storage: database of the tuning's trials, any SQLAlchemy URL; by default ``optuna.db`` in ``runs``.
         imports: Python files that register variants, tasks, rules, gates or figures.
         tracker: what shows the results beside the report, ``mlflow`` or a plug-in's.
@@ -272,14 +309,17 @@ def run(
     import_files(imports, "--import")
     loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
     from bench.run.deciding import decide  # start-up
+    from bench.run.executors import hang_seconds  # start-up
     from bench.run.runner import Running, run_study  # start-up
+    from bench.run.seeds import of_the_same_cells, with_earlier  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
     from bench.sweep.storage import default_url  # start-up
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
 
-    how = Running(jobs, retry, Every.parse(checkpoint_every), executor, address, pack=pack)
+    every, silent = Every.parse(checkpoint_every), hang_seconds(hang)
+    how = Running(jobs, retry, every, executor, address, pack=pack, hang=silent)
     store = open_store(runs)
     window, held = trackers.get(tracker)(tracking_uri, store), dict[str, Failure]()
 
@@ -293,10 +333,15 @@ def run(
         return records
 
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
-    plan = tuned_plan(loaded, run_plan, command, git_revision(), url)
+    plan = tuned_plan(with_earlier(loaded, store), run_plan, command, git_revision(), url)
+    plan = of_the_same_cells(plan, loaded.seeds, store)
     for entry in plan.manifest.variants:
         if entry.chosen:
             tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")
+    if loaded.changed:
+        tell(f"{loaded.name}: {base_of(loaded.name)} with {'; '.join(loaded.changed)}")
+    if added := [str(seed) for seed in plan.manifest.seeds if seed not in loaded.seeds]:
+        tell(f"seeds {', '.join(added)}, which earlier commands have added, stay in the study")
     if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
         tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
 
@@ -314,14 +359,3 @@ def run(
     results.report(out, formats)
     window.complete(results.manifest, results.paths)
     return results
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested configuration by dotted keys, without what labels and seeds tell already."""
-    for key, inner in value.items():
-        if prefix == "" and key in ("variant", "task", "seed"):
-            continue
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, TypeVar
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bench.errors import UserError, from_validation
 
 IGNORED = -100  # the target of a position that is not scored
 FIRST_PILOT = 10_000  # seeds from here on are for choosing settings: they never enter a verdict
+LARGEST = (1 << 63) - 1  # what a count may be as far as it is not bounded otherwise: as large as files can hold it
+LARGE = 1e30  # the same of other numbers: float32, in which models compute, still has room for it
+MOST_STEPS = 10_000_000  # of a training: their learning rates and FLOPs are known before it begins
 RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes older results incomparable
 
 
@@ -20,9 +26,54 @@ RESOLVED = ("device", "precision", "stacked")  # fields of a training that are n
 
 
 class Strict(BaseModel):
-    """A frozen configuration object that refuses unknown keys."""
+    """A frozen configuration object that refuses unknown keys, infinities, and truth values where it wants numbers.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The text ``none`` is None where a field may be that and no other text: as messages write it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls, str(info.field_name))
+        if value == "none" and type(None) in kinds and not kinds & {str, Any, "none"}:
+            return None
+        off = " or none" if type(None) in kinds else ""
+        for inner in _scalars(value) if Any in kinds or kinds & {int, float} else ():
+            if isinstance(inner, bool) and not kinds & {bool, Any}:
+                raise ValueError(f"must be a number{off}, no truth value")
+            if isinstance(inner, float) and not math.isfinite(inner):
+                raise ValueError(f"must be a finite number{off}")
+        return value
+
+
+@lru_cache(maxsize=4096)
+def _kinds(model: type[BaseModel], field: str) -> frozenset[Any]:
+    """The types and the literal values that a field may hold, at any depth of its lists and mappings."""
+    return frozenset(_leaves(model.model_fields[field].annotation))
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    inner = get_args(annotation)
+    if not inner or get_origin(annotation) is Literal:
+        yield from inner or (annotation,)
+    else:
+        for part in inner[:1] if get_origin(annotation) is Annotated else inner:
+            yield from _leaves(part)
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    """What a value of lists and mappings is made of."""
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting += inner.values()
+        elif isinstance(inner, list | tuple):
+            waiting += inner
+        else:
+            yield inner
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -47,15 +98,15 @@ class RopeScaling(Strict):
     """
 
     rope_type: Literal["linear", "llama3", "yarn"]
-    factor: float = Field(ge=1.0)
-    original_max_position_embeddings: int | None = Field(None, ge=1)
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    factor: float = Field(ge=1.0, le=LARGE)
+    original_max_position_embeddings: int | None = Field(None, ge=1, le=LARGEST)
+    low_freq_factor: float | None = Field(None, gt=0.0, le=LARGE)
+    high_freq_factor: float | None = Field(None, gt=0.0, le=LARGE)
+    attention_factor: float | None = Field(None, gt=0.0, le=LARGE)
+    beta_fast: float | None = Field(None, gt=0.0, le=LARGE)
+    beta_slow: float | None = Field(None, gt=0.0, le=LARGE)
+    mscale: float | None = Field(None, ge=0.0, le=LARGE)
+    mscale_all_dim: float | None = Field(None, ge=0.0, le=LARGE)
     truncate: bool | None = None
 
     @model_validator(mode="after")
@@ -88,7 +139,7 @@ class ModelConfig(Strict):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     tie_embeddings: bool = True
     norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
-    rope_theta: float = Field(10000.0, gt=1.0, description="llama only")
+    rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="llama only")
     rope_scaling: RopeScaling | None = Field(None, description="llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
@@ -205,18 +256,20 @@ class Execution(Strict):
 class TrainConfig(Execution):
     """One training run. Part of the cell's identity: everything here may change the numbers."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    batch_size: int = Field(32, ge=1, description="sequences per optimizer step")
-    accumulation: int = Field(1, ge=1, description="micro-batches a step is split into; divides batch_size")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, le=LARGEST, description="sequences per optimizer step")
+    accumulation: int = Field(1, ge=1, le=LARGEST, description="micro-batches a step is split into; divides batch_size")
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
     cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
     min_lr: float = Field(0.1, ge=0.0, le=1.0, description="final learning rate as a share of the peak")
-    weight_decay: float = Field(0.1, ge=0.0, description="on matrices only, not on norms, biases, embeddings, tokens")
+    weight_decay: float = Field(
+        0.1, ge=0.0, le=LARGE, description="on matrices only, not on norms, biases, embeddings, tokens"
+    )
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
-    grad_clip: float = Field(1.0, gt=0.0)
+    grad_clip: float | None = Field(1.0, gt=0.0, le=LARGE, description="largest norm of the gradients; None: any")
     trained: Trained = Field(
         "all", description="additions: only what the variant adds to plain blocks (with the norms); the rest is frozen"
     )
@@ -226,23 +279,28 @@ class TrainConfig(Execution):
         "(Geiping et al. 2025, arXiv 2502.05171, section 3.3), r being model.n_cycles",
     )
     backward_cycles: int | None = Field(
-        None, ge=1, description="gradients flow through so many last cycles only; None: through all"
+        None, ge=1, le=1024, description="gradients flow through so many last cycles only; None: through all"
     )
     exit_loss: float = Field(
-        0.0, ge=0.0, description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth"
+        0.0,
+        ge=0.0,
+        le=LARGE,
+        description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth",
     )
     halting_loss: Literal["none", "gate_cdf", "pondernet", "act"] = Field(
         "none", description="train model.halting: the loss expected under it, with a penalty (bench.train.losses)"
     )
     halting_weight: float = Field(
-        0.01, ge=0.0, description="of the penalty: beta of gate_cdf and pondernet, tau of act"
+        0.01, ge=0.0, le=LARGE, description="of the penalty: beta of gate_cdf and pondernet, tau of act"
     )
     halting_prior: float = Field(
         0.2, gt=0.0, lt=1.0, description="chance of halting after a cycle in pondernet's geometric prior"
     )
-    eval_every: int | None = Field(None, ge=1, description="optimizer steps between validations; None: a tenth")
-    eval_every_flops: float | None = Field(None, gt=0.0, description="training FLOPs between validations")
-    eval_sequences: int = Field(256, ge=1, description="validation sequences used while training")
+    eval_every: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="optimizer steps between validations; None: a tenth"
+    )
+    eval_every_flops: float | None = Field(None, gt=0.0, le=LARGE, description="training FLOPs between validations")
+    eval_sequences: int = Field(256, ge=1, le=LARGEST, description="validation sequences used while training")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -302,7 +360,7 @@ class Cell(Strict):
     train: TrainConfig
     task: str
     task_options: dict[str, Any]
-    seed: int
+    seed: int = Field(ge=0, le=LARGEST)
     evaluation: EvalConfig = EvalConfig()
     init: Init | None = None
     fingerprint: str = Field(description="of the data: a digest of every example")

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+LONGEST = 200  # characters of a value that messages quote
+TYPES = {"int", "float", "bool", "str"}
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
@@ -52,12 +54,21 @@ def typed_line(error: BaseException) -> str:
     return name if line == name else f"{name}: {line}"
 
 
-def unknown(kind: str, value: object, allowed: Iterable[str]) -> UserError:
+def shown(value: object) -> str:
+    """A value as messages quote it: as Python writes it, cut short where that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of more digits
+        return "a number of more than 4,300 digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
+def unknown(kind: str, value: object, allowed: Iterable[object]) -> UserError:
     """An error for a name that is not registered, with the nearest name that is."""
-    names = sorted(allowed)
-    near = get_close_matches(str(value), names, n=1, cutoff=0.5)
+    names, told = sorted(map(str, allowed)), shown(value)
+    near = get_close_matches(told.strip("'"), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {value!r}{hint} (allowed: {', '.join(names) or 'none'})")
+    return UserError(f"unknown {kind} {told}{hint} (allowed: {', '.join(names) or 'none'})")
 
 
 def from_validation(where: str, error: ValidationError, fields: Iterable[str] = ()) -> UserError:
@@ -66,14 +77,19 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
     where: what was being read, e.g. ``"model"``; fields: the valid field names, to suggest the nearest one.
     """
     first = error.errors()[0]
-    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
+    path = ".".join(str(part) for part in (where, *first["loc"]) if part != "" and not _of_union(part))
     if first["type"] == "extra_forbidden":
         return unknown(f"key in {where or 'the study'}:", first["loc"][-1], fields)
     if first["type"] == "missing":
         return UserError(f"{path} is required and not given")
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    given = "" if isinstance(first["input"], dict) else f" (got {shown(first['input'])})"
     return UserError(f"{path}: {message}{given}")
+
+
+def _of_union(part: int | str) -> bool:
+    """Whether a part of pydantic's path is no field, but one of the types that a field may have."""
+    return isinstance(part, str) and (part in TYPES or part.endswith("]") or part.startswith("constrained-"))
 
 
 def reason_of(error: Exception) -> tuple[str, Fault, str | None]:

@@ -1,16 +1,23 @@
-"""Processes that work for another one: how they start, what they leave alone, and why they have ended."""
+"""Processes that work for another one: how they start, what they leave alone, and why they have ended.
+
+Such a process ends when the one it works for is gone, and takes with it what it has started itself.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import context
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import context, forkserver, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +25,12 @@ import psutil
 
 from bench.plugins import unpack
 
-PRELOADED = ["cyclebench", "bench.run.cells", "bench.run.going", "bench.study.plan"]
+PRELOADED = ["bench.forkserver", "cyclebench", "bench.run.cells", "bench.run.going", "bench.study.plan"]
+PULSE = 1.0  # seconds between signs of life, at least
+FOLLOW = 0.5  # seconds between looks at whether the parent is still there
+REAP = 5.0  # seconds that killed processes have to be gone
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+
 _starting = threading.RLock()
 
 
@@ -70,6 +82,7 @@ def worker_context() -> Any:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: remarks would break the bars
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return light_context()
+    os.environ["CYCLEBENCH_PARENT"] = str(os.getpid())  # for bench.forkserver
     found = _ForkServerContext()
     found.set_forkserver_preload(PRELOADED)
     return found
@@ -94,7 +107,8 @@ def become_worker(packed: bytes = b"") -> None:
     packed: what the parent's user has registered by hand (``bench.plugins.pack``).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    adopt()
+    follow_parent()
     quiet()
     unpack(packed)
 
@@ -107,11 +121,123 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
+    """End this process, and what it has started, soon after the one that it works for has gone."""
+    threading.Thread(target=_follow, args=(os.getppid(),), name="parent", daemon=True).start()
+
+
+def _follow(above: int) -> None:
+    """above: the process that this one is a child of: the one it works for, or the fork server of that."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
+    while os.getppid() == above and not wait([parent.sentinel], FOLLOW):
+        pass
+    end_children()
     os._exit(1)
+
+
+def adopt() -> None:
+    """Become the parent of whatever this process's children leave behind when they end. Nothing where that cannot be
+    had: on Linux alone.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+
+
+def end_children() -> bool:
+    """End what this worker has started and left running, with all below; whether there was anything. The fork server
+    and the tracker of multiprocessing stay.
+    """
+    found = _end(_below(os.getpid(), _helpers()))
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:  # the dead among them, which nobody else asks for
+            pass
+    return found
+
+
+def end_worker(process: BaseProcess) -> None:
+    """End a worker on the spot, with what it has started."""
+    left = [] if process.pid is None else _below(process.pid, set())
+    process.kill()
+    process.join()
+    _end(left)
+    end_orphans()
+
+
+def end_orphans() -> None:
+    """End what workers that have died have left behind: the fork server has adopted it."""
+    server = _fork_server()
+    if server is not None:
+        with _starting:
+            workers = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+            _end(_below(server, workers))
+
+
+def _fork_server() -> int | None:
+    """The process id of this process's own, None if it has none."""
+    return getattr(forkserver._forkserver, "_forkserver_pid", None)
+
+
+def _helpers() -> set[int]:
+    found = {_fork_server(), getattr(resource_tracker._resource_tracker, "_pid", None)}
+    return {pid for pid in found if pid is not None}
+
+
+def _below(pid: int, but: set[int]) -> list[psutil.Process]:
+    """The processes below one, without some of its children and what is below those."""
+    found = list[psutil.Process]()
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children():
+            if child.pid not in but:
+                found.append(child)
+                with suppress(psutil.Error):
+                    found += child.children(recursive=True)
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> bool:
+    """Kill processes and wait until they are gone; whether any was running."""
+    running = [process for process in processes if _runs(process)]
+    for process in running:
+        with suppress(psutil.Error):
+            process.kill()
+    until = time.monotonic() + REAP
+    while any(map(_runs, running)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(running)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+_pulse: tuple[int, Callable[[], object]] | None = None
+_pulsed = 0.0
+
+
+def on_pulse(tell: Callable[[], object]) -> None:
+    """Have something called at this process's signs of life, which is not often."""
+    global _pulse
+    _pulse = os.getpid(), tell
+
+
+def pulse() -> None:
+    """A sign of life, given wherever the work of a cell gets on. Where nobody waits for it, it is nothing.
+
+    A copy of the process, which a variant may have forked, ends here: the cell is not its own.
+    """
+    global _pulsed
+    if _pulse is None:
+        return
+    process, tell = _pulse
+    if os.getpid() != process:
+        os._exit(1)
+    now = time.monotonic()
+    if now - _pulsed >= PULSE:
+        _pulsed = now
+        tell()
 
 
 def me() -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bench.data.task import Metric as Metric
     from bench.data.task import Sample as Sample
     from bench.data.task import Task as Task
+    from bench.data.task import TaskSize as TaskSize
     from bench.data.task import get_task as get_task
     from bench.data.task import make_data as make_data
     from bench.data.task import register as register_task
@@ -85,6 +86,7 @@ _PLACES = {
     "Step": ("bench.model.schedule", "Step"),
     "StepTable": ("bench.model.parts", "StepTable"),
     "Task": ("bench.data.task", "Task"),
+    "TaskSize": ("bench.data.task", "TaskSize"),
     "TextOptions": ("bench.data.text", "TextOptions"),
     "Tracker": ("bench.store.tracker", "Tracker"),
     "UserError": ("bench.errors", "UserError"),
@@ -134,6 +136,7 @@ __all__ = [
     "Step",
     "StepTable",
     "Task",
+    "TaskSize",
     "TextOptions",
     "Tracker",
     "UserError",

@@ -9,11 +9,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import seaborn as sns
 
+from reports.look import in_letters
+from reports.render import file_names
+
 
 def plot_scores(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """One PNG for each task and metric: a line a checkpoint, a point for each number of cycles, bars of one stderr."""
     paths = []
-    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in rows):
+    pairs = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
+    for (task, metric), stem in zip(pairs, file_names(pairs), strict=True):
         chosen = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
         with sns.axes_style("whitegrid"), sns.color_palette("colorblind"):
             figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -27,16 +31,16 @@ def plot_scores(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
                     [row["stderr"] or 0.0 for row in line],
                     marker="o",
                     capsize=3,
-                    label=checkpoint,
+                    label=in_letters(checkpoint),
                 )
                 for row in line:
                     axes.annotate(
                         f"{row['cycles']}", (row["flops_per_token"], row["value"]), (4, 4), textcoords="offset points"
                     )
-            axes.set(xlabel="executed FLOPs per token (numbers: cycles)", ylabel=metric, title=task)
+            axes.set(ylabel=in_letters(metric), title=in_letters(task))
+            axes.set(xlabel="executed FLOPs per token (numbers: cycles)")
             axes.legend()
-            path = out / "".join(c if c.isalnum() or c in "_-" else "_" for c in f"{task}_{metric}")
-            figure.savefig(path.with_suffix(".png"), dpi=150)
+            paths.append(out / f"{stem}.png")
+            figure.savefig(paths[-1], dpi=150)
             plt.close(figure)
-        paths.append(path.with_suffix(".png"))
     return paths

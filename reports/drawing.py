@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from bench.registry import Registry
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
-from reports.look import STYLE
+from reports.look import STYLE, in_letters
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure | None])
 Needs = Callable[[Record], bool]
@@ -34,8 +34,24 @@ class Drawing:
 
     def __call__(self, manifest: Manifest, results: dict[str, Outcome], task: TaskRow | None = None) -> Figure | None:
         """The figure in the suite's style; None if it has nothing to show. task: its row of the manifest."""
+        manifest = _in_letters(manifest)
         with mpl.rc_context(STYLE):
-            return self.draw(manifest, results) if self.over_tasks else self.draw(manifest, results, task)
+            if self.over_tasks or task is None:
+                return self.draw(manifest, results)
+            return self.draw(manifest, results, task.but(label=in_letters(task.label)))
+
+
+def _in_letters(manifest: Manifest) -> Manifest:
+    """A manifest whose labels are drawn as they are."""
+    labels = [*(row.label for row in manifest.variants), *(row.label for row in manifest.tasks)]
+    if all(in_letters(label) == label for label in labels):
+        return manifest
+    return manifest.but(
+        reference=manifest.reference and in_letters(manifest.reference),
+        variants=[row.but(label=in_letters(row.label)) for row in manifest.variants],
+        tasks=[row.but(label=in_letters(row.label)) for row in manifest.tasks],
+        cells=[row.but(variant=in_letters(row.variant), task=in_letters(row.task)) for row in manifest.cells],
+    )
 
 
 figures: Registry[Drawing] = Registry("figure", "cyclebench.figures", "reports.builtin")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pandas as pd
-
-from reports.policy import ENDS, Rows, is_ends
+from reports.policy import ENDS, Row, Rows, is_ends
 
 RESULTS = ("task", "variant", "metric", "mean", ENDS, "seeds", "non-embedding", "FLOPs/token", "note")
 VERDICTS = ("hypothesis", "task", "verdict", "gain", ENDS, "corrected p", "pairs")
 COSTS = ("task", "variant", "FLOPs/token", "KV bytes/token", "activation bytes/sequence")
+SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "`": "{`}",  # behind ? or ! it would turn them around
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        **dict.fromkeys(map(chr, (*range(32), 127)), ""),  # no part of a text
+    }
+)
 
 
 def latex(context: dict[str, Any]) -> str:
@@ -28,14 +40,30 @@ def latex(context: dict[str, Any]) -> str:
         if rows:
             added = [key for key in rows[0] if key.endswith(" adds")]
             named = {ENDS if is_ends(key) else key: key for key in rows[0]}
-            frame = pd.DataFrame(rows)[[named[k] for k in (*chosen, *added) if k in named]]
+            columns = [named[key] for key in (*chosen, *added) if key in named]
             ends = getattr(rows, "ends", "").rstrip(".")
             about = f"{title}. {ends}" if ends else title
-            parts.append(f"\n% {about}; from {context['cells']['all']}\n{_tabular(frame)}")
+            parts.append(f"\n% {_line(about)}; from {context['cells']['all']}\n{_tabular(columns, rows)}")
     return "\n".join(parts)
 
 
-def _tabular(frame: pd.DataFrame) -> str:
-    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    table = style.to_latex(hrules=True, column_format="l" * frame.shape[1])
-    return table.replace("<", r"\textless{}").replace(">", r"\textgreater{}")  # a table has none of its own
+def latex_text(value: Any) -> str:
+    """A value as text in a field of a LaTeX table, shown as it is."""
+    return _line(value).translate(SPECIAL).replace("--", "-{}-").replace("--", "-{}-")  # two would be a dash
+
+
+def _line(value: Any) -> str:
+    """A value in one line: a comment ends with its line, and a field with its paragraph."""
+    return " ".join(str(value).split())
+
+
+def _tabular(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    fields = [columns, *([row.get(key, "") for key in columns] for row in rows)]
+    head, *body = (f"{_row(map(latex_text, line))} \\\\" for line in fields)
+    inner = ["\\toprule", head, "\\midrule", *body, "\\bottomrule"]
+    return "\n".join([f"\\begin{{tabular}}{{{'l' * len(columns)}}}", *inner, "\\end{tabular}", ""])
+
+
+def _row(fields: Iterable[str]) -> str:
+    line = " & ".join(fields)
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # not an argument of the end of the row before

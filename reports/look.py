@@ -48,6 +48,11 @@ def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def in_letters(text: str) -> str:
+    """A label that matplotlib shows as it is: not as a formula, and in a legend even if it begins with ``_``."""
+    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
+
+
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **options: Any) -> None:
     """A legend below the figure, in as many columns as its labels leave room for; the figure grows by its height."""
     room = WIDTH / (_HANDLE + _LETTER * max(map(len, labels), default=1))

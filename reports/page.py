@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bench.store.environment import environments
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
+from bench.tables import markdown, markdown_code, markdown_image, markdown_text
 from reports.aggregates import aggregates, comparable
 from reports.drawing import Drawing, figures
 from reports.execution import executions
@@ -27,7 +29,7 @@ from reports.look import STYLE
 from reports.policy import bars, can_rank, counted, told
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
-from reports.render import check_formats, file_name, rendered
+from reports.render import check_formats, file_names, rendered
 from reports.table import (
     Row,
     costs,
@@ -107,7 +109,7 @@ def write_report(
         "failures": [r for r in results.values() if r.status == "failed"],
     }
     context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
-    paths, pictures = _files(zip(listed, files, strict=True), out)
+    paths, pictures = _files(zip(listed, files, strict=True), _stems(manifest), out)
     context["overall"] = pictures.get(None, [])
     context["sections"] = [
         {**_section(manifest, results, task), "figures": pictures.get(task.label, [])} for task in manifest.tasks
@@ -115,22 +117,41 @@ def write_report(
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     if not published:
-        texts["report.html"] = environment.get_template("report.html").render(context)
+        texts["report.html"] = _templates().get_template("report.html").render(context)
         texts["report.tex"] = latex(context)
-    environment.autoescape = False
-    texts["report.md"] = environment.get_template("report.md").render(context)
+    texts["report.md"] = _templates(_as_markdown).get_template("report.md").render({**context, **MARKDOWN})
     for name, text in texts.items():
         paths.append(out / name)
         atomic_write(paths[-1], text.encode())
     return paths
+
+
+def _templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
+    """The page's templates. What they are given is shown as it is, letter by letter.
+
+    finalize: makes the template's kind of text of a value; by default HTML is made.
+    """
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _as_markdown(value: Any) -> Markup:
+    """What a template puts out, as Markdown, if it is not that already."""
+    return value if isinstance(value, Markup) else Markup(markdown_text(value))
+
+
+MARKDOWN: dict[str, Callable[..., Markup]] = {  # what the template of Markdown may call
+    "markdown_table": lambda rows: Markup("\n".join(markdown(rows[0], (row.values() for row in rows)))),
+    "markdown_image": lambda text, file: Markup(markdown_image(text, file)),
+    "markdown_code": lambda text: Markup(markdown_code(text)),
+}
 
 
 def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
@@ -165,15 +186,26 @@ def _between(task: TaskRow, means: list[float]) -> str:
     return f"; a solver {', one '.join(reached)}" if reached else ""
 
 
+def _stems(manifest: Manifest) -> dict[tuple[str, str | None], str]:
+    """How the files of every figure are called that a report may have: by the figure's name and the task's label."""
+    tasks = [row.label for row in manifest.tasks]
+    names = [
+        (name, task) for name, one in figures.items().items() for task in (tasks if not one.over_tasks else [None])
+    ]
+    stems = file_names([(name,) if task is None else (name, task) for name, task in names])
+    return dict(zip(names, stems, strict=True))
+
+
 def _files(
-    rendered: Iterable[tuple[Drawn, dict[str, bytes]]], out: Path
+    rendered: Iterable[tuple[Drawn, dict[str, bytes]]], stems: Mapping[tuple[str, str | None], str], out: Path
 ) -> tuple[list[Path], dict[str | None, list[Row]]]:
-    """Write the figures' files; their paths, and by task what the templates say of each figure."""
+    """Write the figures' files; their paths, and by task what the templates say of each figure. stems: of the files, by
+    figure and task.
+    """
     paths: list[Path] = []
     pictures: dict[str | None, list[Row]] = {}
     for one, found in rendered:
-        name = one.drawing.name
-        stem = name if one.task is None else f"{name}_{file_name(one.task)}"
+        stem = stems[one.drawing.name, one.task]
         for kind, data in found.items():
             paths.append(out / f"{stem}.{kind}")
             atomic_write(paths[-1], data)

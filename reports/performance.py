@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from bench.store.files import atomic_write
-from bench.tables import markdown
+from bench.tables import markdown, markdown_code, markdown_text
 from reports.look import COLOURS, DASHES, MARKERS, STYLE, WIDTH
 from reports.render import render
 from reports.units import human
@@ -80,8 +80,8 @@ def _markdown(result: dict[str, Any], drawn: bool) -> str:
         "of the ratios of each round in brackets.",
         "",
         *(["![ratios, packing, scaling](performance.png)", ""] if drawn else []),
-        f"`{result['command']}`, {result['rounds']} rounds; "
-        + ", ".join(f"{key} {value}" for key, value in result["environment"].items()),
+        f"{markdown_code(result['command'])}, {result['rounds']} rounds; "
+        + ", ".join(f"{key} {markdown_text(value)}" for key, value in result["environment"].items()),
     ]
     for name, section in result["sections"].items():
         columns, rows = table(section)

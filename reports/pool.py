@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 
-from bench.processes import light_context
+from bench.processes import follow_parent, light_context
 
 MANY = 16  # cells: from here on it is worth the second that new processes take to start
 WORKERS = 8
@@ -26,6 +26,7 @@ def renderers(cells: int) -> Iterator[Executor | None]:
 
 
 def _prepare() -> None:
+    follow_parent()
     import reports.render  # noqa: F401  # start-up
 
 

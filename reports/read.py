@@ -6,12 +6,13 @@ import gc
 import math
 from array import array
 from functools import partial
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from bench.errors import UserError
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Stored
 from bench.store.store import Store
@@ -24,7 +25,7 @@ SCORES = ("flops_per_token", "loss", "accuracy", "bits_per_byte")  # the columns
 def read(store: Store, manifest: Manifest) -> dict[str, Outcome]:
     """The records of a study's cells by id, those without one left out."""
     trim = partial(_shown, declared=manifest.exit_rule)
-    records = ((cell.id, _validated(store, store.record(cell.id, trim))) for cell in manifest.cells)
+    records = ((cell.id, _validated(store, store.record(cell.id, trim, traces=True))) for cell in manifest.cells)
     given: dict[frozenset[str], set[str]] = {}
     collecting = gc.isenabled()
     gc.disable()  # a record has no cycles, and to look for some in all that were read before takes half of the time
@@ -58,8 +59,8 @@ def _validated(store: Store, record: Outcome | None) -> Outcome | None:
     if record is None or record.status != "done" or record.valid_metrics:
         return record
     try:
-        scores = _valid_scores(store.folder(record.id) / "trace_valid.npz")
-    except (OSError, KeyError, ValueError, BadZipFile):
+        scores = _valid_scores(store.trace(record.id, "valid"))
+    except (OSError, KeyError, ValueError, BadZipFile, UserError):
         return record  # fronts leave out, and count as left out, what has no validation scores
     record.valid_metrics = {f"valid_{name}": value for name, value in scores[-1].items()}
     if record.exits is not None and len(scores) == len(record.exits.points):
@@ -68,11 +69,11 @@ def _validated(store: Store, record: Outcome | None) -> Outcome | None:
     return record
 
 
-def _valid_scores(path: Path) -> list[dict[str, float]]:
+def _valid_scores(trace: bytes) -> list[dict[str, float]]:
     """Scores by name when all sequences of a stored trace leave after cycle 1, 2, ... C: ``Trace.leaving``, which would
     load torch.
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(BytesIO(trace), allow_pickle=False) as arrays:
         scored = arrays["scored"].sum(dtype=float)
         loss, correct = (arrays[name].sum(axis=0, dtype=float) / scored for name in ("loss", "correct"))
         per_byte = float(arrays["bytes_per_token"]) if "bytes_per_token" in arrays.files else None

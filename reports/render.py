@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -21,11 +24,32 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
 SOURCE = {"png": "Description", "svg": "Description", "pdf": "Subject"}  # the field that a viewer shows
 KINDS = tuple(UNDATED)
 DPI = 250
+LONGEST = 120  # bytes of a file's stem, without its digest
 
 
-def file_name(label: str) -> str:
-    """A label as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in label)
+def file_names(named: Sequence[Sequence[str]]) -> list[str]:
+    """The stem of a file for each name, which is one or several parts: the parts with ``_`` between them.
+
+    Where a name has letters that a file should not have, is very long, or becomes another's file too (on a disk that
+    does not tell upper from lower case, say), a digest of it follows. So different names are never the same file.
+    """
+    plain = [
+        "_".join("".join(c if c.isalnum() or c in "-_" else "_" for c in part) for part in parts) for parts in named
+    ]
+    plain = [stem.encode()[:LONGEST].decode(errors="ignore") for stem in plain]
+    same = Counter(map(_on_any_disk, plain))
+    return [
+        stem if stem == "_".join(parts) and same[_on_any_disk(stem)] == 1 else f"{stem}+{_digest(parts)}"
+        for parts, stem in zip(named, plain, strict=True)
+    ]
+
+
+def _on_any_disk(stem: str) -> str:
+    return unicodedata.normalize("NFKC", stem).casefold()
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from bench.store.files import atomic_write
 from bench.store.manifest import BudgetRow, SweepResult, TaskRow, ThresholdRow
-from bench.tables import csv_text
-from reports.look import MARKERS, STYLE, axis_name, legend, new, orient, with_units
+from bench.tables import csv_text, markdown_code, markdown_image, markdown_text
+from reports.look import MARKERS, STYLE, axis_name, in_letters, legend, new, orient, with_units
 from reports.policy import counted
-from reports.render import file_name, render
+from reports.render import file_names, render
 from reports.table import Row, named, ran_on
 from reports.units import human, metric_name, plain
 
@@ -127,22 +127,23 @@ def write_sweep(result: SweepResult, out: Path) -> list[Path]:
         if rows:
             paths.append(out / f"sweep_{name}.csv")
             atomic_write(paths[-1], csv_text(rows).encode())
-    for task in result.tasks:
+    drawn = [(kind, task) for task in result.tasks for kind in FIGURES]
+    stems = file_names([("sweep", kind, task.label) for kind, task in drawn])
+    for (kind, task), stem in zip(drawn, stems, strict=True):
         with mpl.rc_context(STYLE):
-            figures = {"thresholds": threshold_figure(result, task), "budgets": budget_figure(result, task)}
-            for kind, figure in figures.items():
-                if figure is None:
-                    continue
-                stem = f"sweep_{kind}_{file_name(task.label)}"
-                cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
-                for suffix, data in render(figure, cells, ("png", "svg")).items():
-                    paths.append(out / f"{stem}.{suffix}")
-                    atomic_write(paths[-1], data)
-                pictures += [f"![{stem}]({stem}.png)", "", f"From {cells}.", ""]
-    told = [f"# Sweep of {result.study}", "", *(f"- {line}" for line in findings(result)), ""]
-    told += [*pictures, *_cell_lists(result)]
-    told += [f"- {key}: `{getattr(result, key)}`" for key in ("command", "git")]
-    told += [f"- Ran on {ran_on(place)}" for place in result.environment]
+            figure = FIGURES[kind](result, task)
+            if figure is None:
+                continue
+            cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
+            for suffix, data in render(figure, cells, ("png", "svg")).items():
+                paths.append(out / f"{stem}.{suffix}")
+                atomic_write(paths[-1], data)
+        pictures += [markdown_image(f"{kind} of {task.label}", f"{stem}.png"), "", f"From {cells}.", ""]
+    told = [f"# Sweep of {result.study}", ""]
+    told += [f"- changed: {markdown_text(change)}" for change in result.changed]
+    told += [*(f"- {markdown_text(line)}" for line in findings(result)), "", *pictures, *_cell_lists(result)]
+    told += [f"- {key}: {markdown_code(getattr(result, key))}" for key in ("command", "git")]
+    told += [f"- Ran on {markdown_text(ran_on(place))}" for place in result.environment]
     paths.append(out / "sweep.md")
     atomic_write(paths[-1], "\n".join([*told, ""]).encode())
     return paths
@@ -165,7 +166,8 @@ def _cell_lists(result: SweepResult) -> list[str]:
     for kind in ("thresholds", "budgets"):
         for task, variant in dict.fromkeys((search.task, search.variant) for search in _searches(result, kind)):
             ids = _ids(s for s in _searches(result, kind) if (s.task, s.variant) == (task, variant))
-            lines.append(f"- {kind}, {task}, {variant}: {named(ids)}: {', '.join(f'`{id}`' for id in sorted(ids))}")
+            about = markdown_text(f"{kind}, {task}, {variant}")
+            lines.append(f"- {about}: {named(ids)}: {', '.join(f'`{id}`' for id in sorted(ids))}")
     return [*lines, ""]
 
 
@@ -185,7 +187,7 @@ def threshold_figure(result: SweepResult, task: TaskRow) -> Figure | None:
             points = sorted((p.test["flops_per_token"], p.test[task.metric]) for p in search.tuned)
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(*zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search.rule)
-        axes.set_title(f"{variant} on {task.label}")
+        axes.set_title(in_letters(f"{variant} on {task.label}"))
         with_units(axes)
         orient(axes, task)
     panels[-1].set_xlabel("executed FLOPs/token")
@@ -203,15 +205,22 @@ def budget_figure(result: SweepResult, task: TaskRow) -> Figure | None:
     for number, search in enumerate(searches):
         points = [(point.flops_per_token, point.test) for point in search.front]
         marker = MARKERS[number % len(MARKERS)]
-        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=search.variant)
+        label = in_letters(search.variant)
+        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=label)
     if result.max_flops is not None:
         axes.axvline(result.max_flops, ls=":", color="#444444", lw=1, label="limit")
     with_units(axes)
     orient(axes, task)
     axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
-    axes.set(title=f"{task.label}: chosen on validation data", xlabel="executed FLOPs/token")
+    axes.set(title=f"{in_letters(task.label)}: chosen on validation data", xlabel="executed FLOPs/token")
     _label(figure, [axes], task)
     return figure
+
+
+FIGURES: dict[str, Callable[[SweepResult, TaskRow], Figure | None]] = {
+    "thresholds": threshold_figure,
+    "budgets": budget_figure,
+}
 
 
 def _label(figure: Figure, panels: Sequence[Axes], task: TaskRow) -> None:

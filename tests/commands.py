@@ -20,7 +20,6 @@ import torch
 from bench.cli import main
 from bench.processes import worker_context
 from bench.run.executors import local
-from bench.sweep import run as sweep
 
 
 class Ended(NamedTuple):
@@ -69,6 +68,6 @@ def _run(folder: Path, arguments: tuple[str, ...], *paths: Path) -> None:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     torch.set_num_threads(1)  # threads of its own would not be there in its forks
-    local.worker_context = sweep.worker_context = lambda: multiprocessing.get_context("fork")
+    local.worker_context = lambda: multiprocessing.get_context("fork")
     sys.argv = ["cyclebench", *arguments]
     main()

@@ -1,6 +1,6 @@
 """Broken studies, overrides, checkpoints and stores: one clear line, or a damaged file set aside; never anything else.
 
-``CYCLEBENCH_FUZZ=2000`` sets the number of examples of each kind.
+``CYCLEBENCH_FUZZ=4000`` sets the number of examples of each kind; they are the same every time.
 """
 
 from __future__ import annotations
@@ -17,45 +17,37 @@ from typing import Any
 import pytest
 import yaml
 from checkpoints import gpt2
+from hostile import HOSTILE, PATHS, hostile, in_time, oversized, scalars, values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import MANIFEST, RESULTS
 from test_runner import RAW
 
+from bench import limits
 from bench.cli import main
 from bench.data.task import TaskData, get_task
 from bench.errors import UserError
 from bench.model.variant import get_variant
 from bench.run.lease import LeaseWatch, read_lease
 from bench.run.status import status
+from bench.store.digests import write_sealed
 from bench.store.manifest import CellRow
 from bench.store.store import Store
 from bench.study.conversion import convert_to
 from bench.study.load import load_study, study_from
+from bench.study.plan import make_plan
 from bench.study.schema import Study
+from bench.sweep.budgets import space
 from bench.train.checkpoints import Checkpoints, Every, Position
 
 EXAMPLES = int(os.environ.get("CYCLEBENCH_FUZZ", "60"))
 many = settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12), st.dates(),
-    st.sampled_from(["../x", "/etc/passwd", "htc", "ztt", "p_hop", "a/b", "", "nan", "1e400", "~", "x" * 300]),
-)  # fmt: skip
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
-)
-
-
-def paths(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [here, *(path for key, item in inner for path in paths(item, (*here, key)))]
-
-
-PATHS = [path for path in paths(RAW) if path]
 
 
 @st.composite
@@ -90,8 +82,9 @@ def check_parts(study: Study) -> None:
 def outcome(make: Any) -> Study | None:
     """A study whose parts are valid too, or a complaint of one line."""
     try:
-        study: Study = make()
-        check_parts(study)
+        with in_time():
+            study: Study = make()
+            check_parts(study)
         return study
     except UserError as error:
         assert str(error) and "\n" not in str(error) and "\r" not in str(error)
@@ -106,7 +99,10 @@ def test_broken_studies(raw: Any) -> None:
 
 
 files = st.one_of(
-    st.binary(max_size=200), broken().map(lambda raw: yaml.dump(raw).encode()[:-7]), st.text().map(str.encode)
+    hostile(),
+    st.binary(max_size=200),
+    broken().map(lambda raw: yaml.dump(raw).encode()[:-7]),
+    st.text().map(str.encode),
 )
 
 
@@ -120,6 +116,9 @@ def test_broken_files(tmp_path: Path, content: bytes) -> None:
 overrides = st.lists(st.one_of(
     st.text(max_size=30),
     st.tuples(st.sampled_from(PATHS), scalars).map(lambda pair: f"{'.'.join(map(str, pair[0]))}={pair[1]}"),
+    st.tuples(st.sampled_from(PATHS), st.sampled_from(HOSTILE)).map(
+        lambda pair: f"{'.'.join(map(str, pair[0]))}={pair[1]}"
+    ),
     st.tuples(st.sampled_from(["name", "variants.ztt", "variants.ztt.options.gating", "tasks.p_hop.options.hops"]),
               st.text(max_size=9)).map("=".join),
 ), max_size=3)  # fmt: skip
@@ -129,6 +128,22 @@ overrides = st.lists(st.one_of(
 @given(overrides)
 def test_broken_overrides(overrides: list[str]) -> None:
     outcome(lambda: study_from(copy.deepcopy(RAW), overrides, "fuzz"))
+
+
+@settings(parent=many, max_examples=max(25, EXAMPLES // 2))
+@given(oversized())
+def test_sizes_that_no_machine_holds(monkeypatch: pytest.MonkeyPatch, raw: Any) -> None:
+    """A plan, or one line, soon; on a small machine, so that data that it holds are made in no time."""
+    monkeypatch.setenv(limits.MEMORY, "0.25")
+    monkeypatch.setattr(limits, "LONGEST", 1.0)
+    try:
+        with in_time():
+            study = study_from(raw, [], "fuzz")
+            assert make_plan(study, "", None).cells
+            if study.sweep is not None and study.sweep.budgets is not None:
+                space(study.variants[0], study.sweep.budgets)
+    except UserError as error:
+        assert str(error) and len(str(error)) < 2000 and len(str(error).splitlines()) == 1
 
 
 class ParsedError(Exception):
@@ -160,7 +175,7 @@ def test_broken_input_of_the_command(
     arguments = [argument for override in overrides for argument in ("--set", override)]
     monkeypatch.setattr("sys.argv", ["cyclebench", "run", "x.yaml", *arguments])
     out, err = StringIO(), StringIO()
-    with suppress(ParsedError), redirect_stdout(out), redirect_stderr(err):
+    with in_time(), suppress(ParsedError), redirect_stdout(out), redirect_stderr(err):
         with pytest.raises(SystemExit) as ended:
             main()
         told = err.getvalue()
@@ -281,6 +296,9 @@ def test_broken_stores(tmp_path: Path, content: bytes) -> None:
     folder.mkdir(exist_ok=True)
     for name in ("result.json", "failure.json", "lease.1", "usage.json"):
         (folder / name).write_bytes(content)
+        with suppress(ValueError):
+            if name != "lease.1" and isinstance(value := json.loads(content), dict):
+                write_sealed(folder / name, value)
     record = store.record(cell.id)
     assert record is None or record.status in ("done", "failed")
     store.usage(cell.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from bench.cli import runs as commands
 from bench.run import cells
 from bench.run.cells import Job, run_job
 from bench.run.executors.local import LocalExecutor
+from bench.run.lease import Lease
 from bench.run.runner import DEATHS, Running, run_study
 from bench.run.usage import Usage
 from bench.store.store import Store
@@ -81,9 +83,8 @@ class Deadly(LocalExecutor):
         events = super().poll()
         for event in events:
             if event.id == self.victim and event.kind == "start":
-                connection = next(c for c, ids in self._busy.items() if self.victim in ids)
-                process = next(p for p, c, _ in self._workers if c is connection)
-                os.kill(process.pid or 0, signal.SIGKILL)
+                worker = next(worker for worker in self._workers if self.victim in worker.busy)
+                os.kill(worker.process.pid or 0, signal.SIGKILL)
                 Deadly.deaths += 1
         return events
 
@@ -99,6 +100,38 @@ def test_a_worker_that_is_killed_again_and_again_fails_its_cell_alone(
     assert Deadly.deaths == DEATHS and results[other].status == "done"
     assert results[victim].kind == "environment"
     assert results[victim].reason == f"its process was killed by SIGKILL (out of memory?), {DEATHS} times"
+
+
+def test_what_has_died_too_often_is_no_failure_where_another_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has taken the cell over, finishes it, and no failure of it is stored."""
+    made, store = plan(variants=["htc"], seeds=[0], reference=None), Store(tmp_path / "runs")
+    cell = made.cells[0].cell
+    done = run_job(Job(cell, "htc", tmp_path / "other", Every(), 1), nothing)
+    assert done is not None and done.status == "done"
+    held: list[Lease] = []
+
+    class Taken(Deadly):
+        def poll(self) -> Any:
+            events = super().poll()
+            if any(event.kind == "died" for event in events) and self.deaths == DEATHS and not held:
+                held.append(Lease.take(store.folder(cell.id), DEATHS + 1))  # type: ignore[arg-type]
+
+                def finish() -> None:
+                    shutil.copytree(tmp_path / "other" / cell.id, store.folder(cell.id), dirs_exist_ok=True)
+                    held[0].path.unlink()
+
+                threading.Timer(1.5, finish).start()
+            return events
+
+    monkeypatch.setattr(Deadly, "deaths", 0)
+    monkeypatch.setattr(Deadly, "victim", cell.id)
+    monkeypatch.setattr("bench.run.runner.LocalExecutor", Taken)
+    seen: list[Any] = []
+    found = run_study(made, store, Running(1), lambda record, _: seen.append(record))
+    assert held and found[cell.id] == done and seen == []
+    assert not (store.folder(cell.id) / "failure.json").exists()
 
 
 FULL = """

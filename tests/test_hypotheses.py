@@ -304,7 +304,7 @@ def test_the_report_answers_each_hypothesis_under_the_question(tmp_path: Path) -
     assert (
         page.index("Is &lt;this&gt;") < page.index("Verdicts") < page.index("&lt;ztt&gt; wins") < page.index("Results")
     )
-    assert "| <ztt> wins | inconclusive |" in text and "1 of 2 pairs missing, 1 by a failed cell" in text
+    assert "| \\<ztt> wins | inconclusive |" in text and "1 of 2 pairs missing, 1 by a failed cell" in text
 
 
 @pytest.mark.parametrize("effect", [None, 0.004])

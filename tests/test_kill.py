@@ -27,7 +27,7 @@ from bench.study.plan import Plan
 from bench.train.checkpoints import Every
 
 KILLS = int(os.environ.get("CYCLEBENCH_KILLS", "15"))
-TIMES = ("timing", "seconds", "tokens_per_second")
+TIMES = ("timing", "seconds", "tokens_per_second", "digest")  # of a file that tells times, the digest too
 
 
 def study(made: Plan, root: Path) -> None:

@@ -16,6 +16,7 @@ PACKAGES = ("bench", "variants", "reports", "cyclebench")
 LAYERS = (  # from low to high; a module may import from its own layer and from lower ones
     (
         "bench.errors",
+        "bench.limits",
         "bench.registry",
         "bench.config",
         "bench.processes",

@@ -11,21 +11,29 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from records import FAILED, RESULTS
 
 from bench.processes import me
+from bench.run import going
+from bench.run.cells import Job, run_job
 from bench.run.executors import local
 from bench.run.lease import Lease, LeaseLostError, LeaseWatch, read_lease
 from bench.run.runner import Running, run_study
+from bench.store.files import atomic_write, whole_file, whole_folder
 from bench.store.store import Store
+from bench.store.versions import TRACES
 from bench.study.load import study_from
 from bench.study.plan import make_plan
+from bench.train.checkpoints import Every
 
+FAILURE, RECORD = RESULTS[FAILED], next(record for record in RESULTS.values() if record.status == "done")
 N_CELLS = int(os.environ.get("CYCLEBENCH_LEASE_CELLS", "6"))
 N_WORKERS = int(os.environ.get("CYCLEBENCH_LEASE_WORKERS", "4"))  # of two studies together
 
@@ -119,7 +127,63 @@ def test_of_many_that_try_one_gets_it(tmp_path: Path) -> None:
         assert sum(lease is not None for lease in got) == 1
 
 
-STUDY = {
+def test_what_a_former_holder_goes_on_to_write_never_appears(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path), tmp_path / "a"
+    first = Lease.take(folder, 1)
+    assert first is not None and first.room.is_dir()
+    with whole_file(folder / "begun", first.room) as begun:
+        begun.write_text("of the first")
+        atomic_write(folder / "before", b"whole", first.room)
+    assert {path.name for path in folder.iterdir()} == {"lease.1", first.room.name, "begun", "before"}
+    with pytest.raises(FileNotFoundError), whole_file(folder / "late", first.room) as late:
+        late.write_text("of the first")
+        second = Lease.take(folder, 2)
+    assert second is not None
+    for write in (
+        lambda: store.write_failure("a", FAILURE, first.room),
+        lambda: store.write_result("a", RECORD, first.room),
+        lambda: atomic_write(folder / "trace.npz", b"", first.room),
+        lambda: whole_folder(folder / "model", first.room).__enter__(),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    with pytest.raises(LeaseLostError):
+        first.check()
+    store.write_result("a", RECORD, second.room)
+    with first, second:
+        pass
+    assert {path.name for path in folder.iterdir()} == {"result.json", "begun", "before"}
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("moment", ["cell_data", "examine", "save_checkpoint", "atomic_write", "left_by", "fails"])
+def test_who_was_stopped_and_goes_on_leaves_what_another_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The holder is stopped at some moment until another has taken the cell over, swept and finished it."""
+    cell = make_plan(study_from(STUDY, [], "many"), "", None).cells[0].cell
+    store, name = Store(tmp_path), "examine" if moment == "fails" else moment
+    real, others = getattr(going, name), list[Any]()
+
+    def stopped(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        others.append(run_job(Job(cell, "another", tmp_path, Every(), 2), _nothing))
+        if moment == "fails":
+            raise ZeroDivisionError
+        return real(*arguments)
+
+    monkeypatch.setattr(going, name, stopped)
+    assert run_job(Job(cell, "first", tmp_path, Every(None, 1), 1), _nothing) is None
+    assert [record.status for record in others] == ["done"]
+    assert store.record(cell.id) == others[0] and store.sound(cell.id, weights=True)
+    left = {path.name for path in store.folder(cell.id).iterdir()}
+    assert left == {*TRACES, "cell.json", "log.txt", "model", "result.json", "usage.json"}
+
+
+STUDY: dict[str, Any] = {
     "name": "many",
     "question": "Does each cell run once?",
     "model": {"d_model": 8, "n_heads": 2, "n_blocks": 1},
@@ -128,6 +192,7 @@ STUDY = {
     "variants": ["vanilla"],
     "seeds": N_CELLS,
 }
+BEAT, EXPIRY = 0.3, 3.0
 
 
 def _study(root: Path) -> None:
@@ -136,7 +201,7 @@ def _study(root: Path) -> None:
     local.worker_context = lambda: multiprocessing.get_context("fork")
     made = make_plan(study_from(STUDY, [], "many"), "", None)
     # Each cell by itself: a death in a pack takes every cell of it with it, and this counts what each death takes.
-    run_study(made, Store(root), Running(jobs=N_WORKERS // 2, beat=0.5, expiry=5.0, pack=1), lambda *_: None)
+    run_study(made, Store(root), Running(jobs=N_WORKERS // 2, beat=BEAT, expiry=EXPIRY, pack=1), lambda *_: None)
 
 
 def _workers(study: BaseProcess) -> list[int]:
@@ -146,49 +211,77 @@ def _workers(study: BaseProcess) -> list[int]:
         return []
 
 
-def test_processes_share_a_study_while_workers_and_studies_are_killed(tmp_path: Path) -> None:
-    """Two studies at once on one store; workers and whole studies are killed at random. The default is small; the full
-    test is ``CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8``.
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _told(record: Any) -> tuple[Any, ...]:
+    """What must be the same to the bit: numbers, and by their digests traces and models."""
+    history = [{key: value for key, value in entry.dump().items() if key != "seconds"} for entry in record.history]
+    return record.metrics, record.valid_metrics, history, record.files
+
+
+def test_processes_share_a_study_while_workers_and_studies_are_killed_and_stopped(tmp_path: Path) -> None:
+    """Two studies at once on one store; workers and whole studies are killed at random, and workers are stopped until
+    others have taken their cells over. The default is small; the full test is
+    ``CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8``.
     """
 
     def start() -> BaseProcess:
-        study = local.worker_context().Process(target=_study, args=(tmp_path,))
+        study = local.worker_context().Process(target=_study, args=(shared,))
         study.start()
         return study
 
-    store, chance, kills, ended = Store(tmp_path), random.Random(0), 0, 0  # ended: workers that die by it, at most
+    shared = tmp_path / "shared"
+    store, chance, turns, ended = Store(shared), random.Random(0), 0, 0  # ended: workers that lose a cell, at most
     studies = [start() for _ in range(2)]
-    finished = lambda: len(list(tmp_path.glob("*/result.json")))  # noqa: E731
+    stopped: list[tuple[float, int]] = []  # until when, and which worker
+    finished = lambda: len(list(shared.glob("*/result.json")))  # noqa: E731
     try:
         seen = 0
         while any(study.is_alive() for study in studies):
             time.sleep(0.05)
-            if finished() < seen + max(2, N_CELLS // 16) or kills >= 12:
+            for until, pid in [each for each in stopped if each[0] < time.monotonic()]:
+                _signal(pid, signal.SIGCONT)
+                stopped.remove((until, pid))
+            if finished() < seen + max(1, N_CELLS // 32):
                 continue
-            seen, kills = finished(), kills + 1
+            seen, turns = finished(), turns + 1
             number = chance.randrange(len(studies))
-            workers = _workers(studies[number])
-            if kills % 4 == 3 or not workers:
+            workers = sorted(set(_workers(studies[number])) - {pid for _, pid in stopped})
+            if turns % 8 == 7:
                 studies[number].kill()
                 studies[number].join()
                 studies[number], ended = start(), ended + N_WORKERS // 2
-            else:
-                os.kill(chance.choice(workers), signal.SIGKILL)
-                ended += 1
+            elif workers:
+                pid, ended = chance.choice(workers), ended + 1
+                if turns % 2:
+                    _signal(pid, signal.SIGSTOP)
+                    stopped.append((time.monotonic() + EXPIRY * chance.uniform(1.5, 2.5), pid))
+                else:
+                    _signal(pid, signal.SIGKILL)
     finally:
+        for _, pid in stopped:
+            _signal(pid, signal.SIGCONT)
         for study in studies:
             study.kill()
             study.join()
-    assert kills >= 2
-    folders = [path.parent for path in tmp_path.glob("*/log.txt")]
+    assert turns >= 3
+    folders = [path.parent for path in shared.glob("*/log.txt")]
     assert len(folders) == N_CELLS == finished()
     begun = 0
     for folder in folders:
-        assert store.record(folder.name) is not None
         text = (folder / "log.txt").read_text()
         assert len(re.findall("INFO done", text)) <= 1, text  # none if it was killed between its result and its log
-        assert not list(folder.glob("lease.*")) or "INFO done" not in text
-        turns = re.findall(r"INFO (begins|done).*", text)
-        assert turns[0] == "begins"
-        begun += turns.count("begins")
-    assert begun <= N_CELLS + ended, "a cell began again without anybody's death"
+        assert "failed" not in text and not (folder / "failure.json").exists(), text
+        found = re.findall(r"INFO (begins|done).*", text)
+        assert found[0] == "begins"
+        begun += found.count("begins")
+    assert begun <= N_CELLS + ended, "a cell began again without anybody's fault"
+    made = make_plan(study_from(STUDY, [], "many"), "", None)
+    run_study(made, store, Running(1), lambda *_: pytest.fail("a cell was run"))
+    here = run_study(made, Store(tmp_path / "here"), Running(1, pack=1), lambda *_: None)
+    for id, record in here.items():
+        assert _told(store.record(id)) == _told(record) and store.sound(id, weights=True)
+        assert [path.name for path in store.folder(id).iterdir() if path.name.startswith((".", "lease"))] == []

@@ -104,7 +104,7 @@ def test_the_test_split_does_not_depend_on_the_size_of_the_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hops": -1}, r"p_hop\.options\.hops.*at least 0.*-1"),
+        ({"hops": -1}, r"p_hop\.options\.hops.*greater than or equal to 0.*-1"),
         ({"hops": [1, 1]}, r"different"),
         ({"hopps": 2}, r"unknown key .*'hopps'; did you mean 'hops'"),
         ({"length": 4, "alphabet": 3, "hops": 1}, r"length = 4.*too few different sequences"),

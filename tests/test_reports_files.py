@@ -125,7 +125,9 @@ def test_the_latex_tables_compile(written: Path, tmp_path: Path) -> None:
 def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> None:
     tables = (written / "report.tex").read_text()
     assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == 3
-    claim = r"p\_hop \textless{} 5 \% \& \#1 \textgreater{} \$\{x\}\textasciicircum 2\textasciitilde \textbackslash y"
+    claim = (
+        r"p\_hop \textless{} 5 \% \& \#1 \textgreater{} \$\{x\}\textasciicircum{}2\textasciitilde{}\textbackslash{}y"
+    )
     assert f"\n{claim} & p\\_hop & inconclusive & " in tables
     assert r"p\_hop & htc & accuracy & 0.695 & " in tables and "1/2 & 150 k & 2 M & 1 failed" in tables
 

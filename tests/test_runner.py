@@ -233,7 +233,7 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     assert stamps("result.json") == done and set(Path("my runs").iterdir()) == cells
     assert len(done) == len(failed) == 1
     assert all(stamps("failure.json")[path] > stamp for path, stamp in failed.items())
-    status, shown, _ = ended(["status", "tiny.yaml", "--runs", "my runs"], monkeypatch, capsys)
+    status, shown, _ = ended(["status", *given[1:4], "--runs", "my runs"], monkeypatch, capsys)
     first = shlex.join(["cyclebench", *given])
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
 

@@ -15,6 +15,7 @@ from records import FAILED, MANIFEST, RESULTS, planned
 from bench.errors import UserError
 from bench.run.cells import failure
 from bench.run.status import status
+from bench.store.digests import read_sealed, write_sealed
 from bench.store.files import atomic_write
 from bench.store.records import ExecutionRow, Stored
 from bench.store.store import Records, Store
@@ -82,21 +83,24 @@ def test_json_without_what_others_rely_on_is_set_aside(
         {**told, key: broken} for key, part in shape.items() if isinstance(part, dict | list) for broken in (7, ["7"])
     ]
     for value in ({"status": "done", "metrics": {}}, *lacking, *inner):
-        path.write_text(json.dumps(value))
+        write_sealed(path, value)
         assert read(store) is None and not path.exists()
-        assert json.loads(path.with_name(f"{path.name}.corrupt").read_text()) == value
-    path.write_text(json.dumps({**told, "later": {"than": ["this"]}}))
+        assert read_sealed(path.with_name(f"{path.name}.corrupt")) == value
+    write_sealed(path, {**told, "later": {"than": ["this"]}})
     found = read(store)
     assert found.dump() == {**told, "later": {"than": ["this"]}}, "what a newer version has added is kept"
-    path.write_text(json.dumps(told))
+    write_sealed(path, told)
     assert read(store) == whole
+    path.write_text(json.dumps(told))
+    assert read(store) is None and path.with_name(f"{path.name}.corrupt").exists(), "without its digest it is damaged"
 
 
-@pytest.mark.parametrize("content", ['{"status": "done", "metrics": {}}', '{"status": "done", \0\0 {}}'])
-def test_a_result_that_is_damaged_within_is_not_done_once_it_was_read(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", [b'"metrics": {}}', b'"metrics": \0\0 {}}'])
+def test_a_result_that_is_damaged_within_is_not_done_once_it_was_read(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
-    store.folder(CELL.id).mkdir()
-    (store.folder(CELL.id) / "result.json").write_text(content)
+    store.write_result(CELL.id, RECORD)
+    path = store.folder(CELL.id) / "result.json"
+    path.write_bytes(path.read_bytes()[:200] + content)
     assert store.done(CELL.id), "finished cells are not read"
     found = status(store, MANIFEST.but(cells=[CELL]))
     assert (found.done, found.waiting) == (0, 1) and not store.done(CELL.id)
@@ -137,6 +141,7 @@ def test_records_are_written_as_they_were_read(tmp_path: Path) -> None:
     store.write_execution("a", "kl by token", [ExecutionRow.model_validate({**row, "rounds": 3})])
     store.write_execution("a", "kl", [])
     told = json.loads((store.folder("a") / "execution.json").read_text())
+    assert told.pop("digest")
     assert told == {"kl by token": [{**row, "rounds": 3}], "kl": []}
     found = store.record("a")
     assert found is not None and found.status == "done" and found.execution["kl by token"][0].time_saved == 0.05
@@ -161,6 +166,36 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         writer.join()
         value = json.loads(path.read_bytes())
         assert len(value) == 20000 and len(set(value)) == 1
+
+
+def _write_manifests(root: Path) -> None:
+    while True:
+        Store(root).write_manifest("s", MANIFEST)
+
+
+def test_a_killed_manifest_write_leaves_nothing_for_good(tmp_path: Path) -> None:
+    """Killed until something was left half written; the next write sweeps it, one at the same time does not."""
+    left = lambda: list(tmp_path.glob("studies/.*"))  # noqa: E731
+    for _ in range(500):
+        writer = multiprocessing.get_context("fork").Process(target=_write_manifests, args=(tmp_path,))
+        writer.start()
+        while not (tmp_path / "studies").exists() or (writer.is_alive() and not left()):
+            pass
+        writer.kill()
+        writer.join()
+        if left():
+            break
+    assert left() and Store(tmp_path).manifest("s") in (MANIFEST, None)
+    Store(tmp_path).write_manifest("s", MANIFEST)
+    assert not left() and Store(tmp_path).manifest("s") == MANIFEST
+    writers = [multiprocessing.get_context("fork").Process(target=_write_manifests, args=(tmp_path,)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    time.sleep(0.5)
+    assert all(writer.is_alive() for writer in writers), "nobody sweeps what another is writing"
+    for writer in writers:
+        writer.kill()
+        writer.join()
 
 
 def test_a_reason_with_the_name_of_any_file_is_kept(tmp_path: Path) -> None:

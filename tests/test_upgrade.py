@@ -29,8 +29,11 @@ from bench.run.going import run_cell
 from bench.run.lease import Lease
 from bench.run.runner import Running, run_study
 from bench.run.status import status
-from bench.run.upgrade import LOCK, open_store
+from bench.run.upgrade import open_store
 from bench.run.verify import check_stored
+from bench.store.digests import read_sealed, write_sealed
+from bench.store.files import LOCK
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.store.tracking import ATTEMPT, CELL_TAG, MlflowTracker
 from bench.store.versions import ABOUT, ROOM, VERSION, first_id, located
@@ -40,7 +43,7 @@ from bench.train.checkpoints import Every
 
 STORES = Path(__file__).parent / "stores"
 KILLS = int(os.environ.get("CYCLEBENCH_UPGRADE_KILLS", "8"))
-NEW = {"schema", "id", "cell", "settings", "former"}  # keys of a result that an upgrade changes
+NEW = {"schema", "id", "cell", "settings", "former", "files", "digest"}  # keys of a result that an upgrade changes
 TOUCHES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
@@ -89,7 +92,7 @@ def test_a_store_of_0713034_keeps_its_results_and_needs_no_run(old: Path, capsys
     manifest = store.manifest("old")
     assert manifest is not None and {cell.id for cell in manifest.cells} == ids
     assert not ids & former and not any((old / id).exists() for id in former)
-    assert json.loads((old / ABOUT).read_text()) == {"version": VERSION} and not (old / ROOM).exists()
+    assert read_sealed(old / ABOUT) == {"version": VERSION} and not (old / ROOM).exists()
     assert_nothing_to_run(store, made)
     for id in former:
         record = store.record(id)
@@ -145,14 +148,15 @@ def killed_at(root: Path, moment: int, told: Path | None = None) -> int:
     return forked(work)
 
 
-def test_killed_at_any_moment_it_ends_the_same(old: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
+@pytest.mark.parametrize("name", ["store-0713034.tgz", "store-3.tgz"])
+def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path, name: str) -> None:
+    old, whole = unpacked(name, tmp_path), tmp_path / "whole"
     shutil.copytree(old, whole)
     assert killed_at(whole, -1, tmp_path / "moments") == 0
     expected, moments = content(whole), int((tmp_path / "moments").read_text())
-    assert moments > 100
+    assert moments > 40
     draw = random.Random(int.from_bytes(os.urandom(4), "big"))
-    for number in range(KILLS):
+    for number in range(-(-KILLS // 2)):
         root, ends = tmp_path / f"killed {number}", [draw.randrange(1, moments) for _ in range(1 + number % 3)]
         shutil.copytree(old, root)
         for moment in ends:  # some are killed again while they go on
@@ -187,20 +191,19 @@ def test_an_empty_folder_is_begun_only_to_be_written_to(tmp_path: Path) -> None:
     open_store(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     open_store(tmp_path / "new", begin=True)
-    assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
+    assert read_sealed(tmp_path / "new" / ABOUT) == {"version": VERSION}
 
 
 def test_a_store_says_its_version_before_it_holds_anything(tmp_path: Path) -> None:
-    path = unpacked("store-3.tgz", tmp_path)
-    manifest = Store(path).manifest("three")
+    manifest = open_store(unpacked("store-3.tgz", tmp_path)).manifest("three")
     assert manifest is not None
     Store(tmp_path / "new").write_manifest("three", manifest)
-    assert json.loads((tmp_path / "new" / ABOUT).read_text()) == {"version": VERSION}
+    assert read_sealed(tmp_path / "new" / ABOUT) == {"version": VERSION}
 
 
 def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ABOUT).write_text('{"version": 99}')
-    with pytest.raises(UserError, match=r"^--runs: '.*' is a store of version 99 \(allowed: up to 3\)$"):
+    write_sealed(tmp_path / ABOUT, {"version": 99})
+    with pytest.raises(UserError, match=r"^--runs: '.*' is a store of version 99 \(allowed: up to 4\)$"):
         open_store(tmp_path)
 
 
@@ -213,6 +216,17 @@ def test_a_store_that_an_earlier_version_works_on_is_left_alone(old: Path) -> No
         open_store(old)
     lease.path.unlink()
     assert content(old) == before
+
+
+def test_a_store_of_version_3_is_left_alone_while_that_works_on_it(tmp_path: Path) -> None:
+    root = unpacked("store-3.tgz", tmp_path)
+    lease = Lease.take(root / ("a" * 64), 1)
+    assert lease is not None
+    with pytest.raises(UserError, match="of an earlier version, is running a cell"):
+        open_store(root)
+    with lease:
+        pass
+    assert_nothing_to_run(open_store(root), planned(root, "three"))
 
 
 def changed(root: Path, variant: str, change: Callable[[Any], object], keep: bool = False) -> tuple[str, str]:
@@ -243,11 +257,11 @@ def test_what_a_cell_starts_from_is_found_by_its_new_id(old: Path) -> None:
 
 def test_a_variant_that_is_not_installed_is_left_as_it_is(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, id = changed(old, "ztt", lambda cell: cell.update(variant="gone"))
-    before = content(old / id)
+    before = results(old)
     store = open_store(old)
     said = [line for line in capsys.readouterr().err.splitlines() if id[:12] in line]
     assert len(said) == 1 and "is left as it is: unknown variant 'gone'" in said[0]
-    assert content(old / id) == before and store.done(id)
+    assert results(old) == before and (old / id).is_dir() and store.sound(id, weights=True)
 
 
 def test_a_result_whose_configuration_was_changed_is_left_as_it_is(
@@ -308,10 +322,31 @@ def test_what_mlflow_holds_by_a_former_id_is_not_logged_again(old: Path) -> None
     assert set(tracker._logged()) == {(cell.cell.id, "") for cell in planned(old).cells}
 
 
-def test_a_store_of_this_version_is_read_by_every_later_one(tmp_path: Path) -> None:
-    """Of later versions, too: each adds the store it writes."""
-    root = unpacked("store-3.tgz", tmp_path)
-    before = results(root)
-    store = open_store(root)
+@pytest.mark.parametrize(("version", "name"), [(3, "three"), (4, "four")])
+def test_a_store_is_read_by_every_later_version(
+    tmp_path: Path, version: int, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each version adds the store it writes."""
+    root = unpacked(f"store-{version}.tgz", tmp_path)
+    before, ids = results(root), {path.parent.name for path in root.glob("*/result.json")}
+    store, made = open_store(root), planned(root, name)
     assert len(before) == 2 and results(root) == before
-    assert_nothing_to_run(store, planned(root, "three"))
+    assert {cell.cell.id for cell in made.cells} == ids and all(store.sound(id, weights=True) for id in ids)
+    assert [finding.problem for finding in check_stored(store, made.manifest.cells)] == ["", ""]
+    assert_nothing_to_run(store, made)
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_what_a_result_of_version_3_lies_beside_gets_its_digest(tmp_path: Path) -> None:
+    root = unpacked("store-3.tgz", tmp_path)
+    damaged, other = sorted(root.glob("*/result.json"))
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    store = open_store(root)
+    assert not store.sound(damaged.parent.name) and damaged.with_name("result.json.corrupt").exists()
+    record = store.record(other.parent.name)
+    assert isinstance(record, Record) and store.sound(record.id, weights=True)
+    model = {f"model/{path.name}" for path in (other.parent / "model").iterdir()}
+    assert record.files.keys() == {"trace.npz", "trace_valid.npz", *model}
+    assert record.files["trace.npz"] == hashlib.sha256((other.parent / "trace.npz").read_bytes()).hexdigest()
+    for path in root.rglob("*.json"):
+        assert "model" in path.parts or "tokenizer" in path.parts or read_sealed(path)

@@ -16,8 +16,8 @@ class HeadTailCycling(Variant):
     class Options(Strict):
         """n_prelude, n_coda: blocks that run once, before and after the cycled ones."""
 
-        n_prelude: int = Field(1, ge=0)
-        n_coda: int = Field(1, ge=0)
+        n_prelude: int = Field(1, ge=0, le=128)
+        n_coda: int = Field(1, ge=0, le=128)
 
     def schedule(self, model: ModelConfig) -> Schedule:
         return middle_cycle(model.n_blocks, model.n_cycles, self.options.n_prelude, self.options.n_coda)

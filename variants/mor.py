@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
-from bench.config import ModelConfig
+from bench.config import LARGE, ModelConfig
 from bench.model.flops import Flops
 from bench.model.parts import Recurrence
 from bench.model.schedule import Schedule
@@ -146,8 +146,8 @@ class MixtureOfRecursions(HeadTailCycling):
         """
 
         routing: Literal["expert", "token"] = "expert"
-        alpha: float | None = Field(None, gt=0.0)
-        weight: float | None = Field(None, ge=0.0)
+        alpha: float | None = Field(None, gt=0.0, le=LARGE)
+        weight: float | None = Field(None, ge=0.0, le=LARGE)
 
     def remembered(self, schedule: Schedule) -> tuple[int, ...]:
         """A flag as key and as value for every cycle; none for the first where the token chooses: all are in it."""

@@ -65,8 +65,8 @@ class RelaxedRecursive(HeadTailCycling):
     class Options(HeadTailCycling.Options):
         """rank: of the updates; prelude and coda are empty as in the paper, hence the whole stack is cycled."""
 
-        n_prelude: int = Field(0, ge=0)
-        n_coda: int = Field(0, ge=0)
+        n_prelude: int = Field(0, ge=0, le=128)
+        n_coda: int = Field(0, ge=0, le=128)
         rank: int = Field(8, ge=1, le=4096)
 
     def adapter(self, model: ModelConfig, schedule: Schedule) -> LowRank:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.config import ModelConfig
+from bench.config import LARGE, ModelConfig
 from bench.model.flops import Flops
 from bench.model.parts import Recurrence
 from bench.model.schedule import Schedule
@@ -124,7 +124,7 @@ class UniversalTransformer(BasicCycling):
         embedding: Embedding = "sinusoidal"
         halting: bool = True
         epsilon: float = Field(0.001, gt=0.0, lt=1.0)
-        cost: float = Field(0.01, ge=0.0)
+        cost: float = Field(0.01, ge=0.0, le=LARGE)
 
     def recurrence(self, model: ModelConfig, schedule: Schedule) -> UniversalRecurrence:
         chosen = self.options

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli import exits as exits
-from bench.cli import explore, models, performance
+from bench.cli import explore, models, performance, stores
 from bench.cli.options import (
+    DEFAULT_HANG,
     DEFAULT_RUNS,
     DEFAULT_TRACKER,
     DEFAULT_TRACKING,
     Formats,
+    Hang,
     Imports,
     Out,
     Overrides,
     Preset,
+    RunName,
     Runs,
     Storage,
     StudyName,
@@ -30,8 +33,8 @@ from bench.cli.options import (
     new_table,
     screen,
 )
-from bench.cli.runs import status, sync, verify
-from bench.errors import UserError
+from bench.cli.runs import status, sync, tell_run, verify
+from bench.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -105,6 +108,7 @@ def run(
     checkpoint_every: Annotated[
         str, typer.Option(metavar="TIME", help="Seconds (90s), minutes (10m) or optimizer steps (500).")
     ] = "60s",
+    hang: Hang = DEFAULT_HANG,
     storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -131,6 +135,7 @@ def run(
         address=address,
         retry=retry is not None,
         checkpoint_every=checkpoint_every,
+        hang=hang,
         storage=storage,
         tracking_uri=tracking_uri,
         tracker=tracker,
@@ -158,6 +163,7 @@ def sweep(
         float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
+    hang: Hang = DEFAULT_HANG,
     storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -173,6 +179,7 @@ def sweep(
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
     chosen = load_study(study, [*(overrides or ()), *limit], preset)  # a mistake is told before the long imports
+    from bench.run.executors import hang_seconds  # start-up
     from bench.run.upgrade import open_store  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
@@ -180,24 +187,26 @@ def sweep(
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
+    silent = hang_seconds(hang)
     store = open_store(runs, begin=True)
     url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)
-    result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision())
+    result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision(), silent)
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
         if rows:
-            table = new_table(f"{chosen.name}: {title}, chosen on validation data", *rows[0])
+            table = new_table(f"{chosen.sweep_name}: {title}, chosen on validation data", *rows[0])
             for row in rows:
                 table.add_row(*row.values())
             screen().print(table)
     for finding in findings(result):
         print(finding)
-    for path in write_sweep(result, out or runs / "reports" / chosen.name):
+    for path in write_sweep(result, out or runs / "reports" / chosen.sweep_name):
         print(path)
 
 
 @app.command()
 def report(
-    study: StudyName,
+    study: RunName,
+    overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
     out: Out = None,
@@ -214,16 +223,17 @@ def report(
     from bench.api import load_results  # start-up
     from bench.store.tracker import trackers  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     folder = Path("reports", "published") if publish else runs / "reports"
     results.report(out or folder / results.manifest.study, formats.split(","), publish)
+    tell_run(results)
     _tell(results)
     trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
 
 
 @app.command()
 def power(
-    study: StudyName,
+    study: RunName,
     effect: Annotated[
         float | None,
         typer.Option(
@@ -232,6 +242,7 @@ def power(
         ),
     ] = None,
     power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
@@ -241,7 +252,7 @@ def power(
     from bench.api import load_results  # start-up
     from reports.power import EXPECTED, power_rows  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
     asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
@@ -271,7 +282,18 @@ app.command("list")(explore.list_)
 app.command("costs")(explore.costs_)
 app.command("eval")(models.eval_)
 app.command("bench")(performance.bench_)
-for command in (explore.profile, status, sync, verify, models.convert, exits.generate, exits.execute):
+app.command("import")(stores.import_)
+for command in (
+    explore.profile,
+    status,
+    sync,
+    verify,
+    models.convert,
+    exits.generate,
+    exits.execute,
+    stores.export,
+    stores.clean,
+):
     app.command()(command)
 
 
@@ -287,6 +309,9 @@ def main() -> None:
         status = 2
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'no file'}", file=sys.stderr)
+        status = 2
+    except MemoryError as error:
+        print(f"error: the memory of this machine does not suffice: {first_line(error)}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Preset, Runs, StudyName
+from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, new_table, screen
 from bench.errors import UserError
 
 Threshold = Annotated[
@@ -61,7 +61,8 @@ def generate(
 
 
 def execute(
-    study: StudyName,
+    study: RunName,
+    overrides: Overrides = None,
     preset: Preset = None,
     rule: Annotated[str, typer.Option(help="The exit rule.")] = "zero_attention",
     threshold: Annotated[
@@ -75,8 +76,6 @@ def execute(
 
     With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
     """
-    from rich.console import Console  # start-up
-    from rich.table import Table  # start-up
     from transformers.utils import logging  # start-up
 
     from bench.api import load_results  # start-up
@@ -84,7 +83,8 @@ def execute(
     from reports.execution import columns  # start-up
 
     logging.disable_progress_bar()
-    table, results = Table(title="executed exits", title_justify="left"), load_results(study, runs, preset)
+    table = new_table("executed exits")
+    results = load_results(study, runs, preset, overrides or ())
     for label, measured in execute_study(results.store, results.manifest, rule, threshold or None, rounds, granularity):
         row = columns(label, measured)
         if not table.columns:
@@ -93,4 +93,4 @@ def execute(
         table.add_row(*row.values())
     if not table.columns:
         raise UserError(f"--rule: no finished cell of {study!r} has exits that {rule!r} can be used at")
-    Console(width=160).print(table)
+    screen().print(table)

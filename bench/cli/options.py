@@ -35,6 +35,21 @@ StudyName = Annotated[
         metavar="STUDY", help="A study's name (see `cyclebench list`) or a YAML file.", autocompletion=_studies
     ),
 ]
+AnyRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STUDY]", help="As of `cyclebench report`. Default: all runs there are.", autocompletion=_studies
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="A study's name or its YAML file, with the --set and --preset that it was run with; or what the run is "
+        "called (see `cyclebench status`).",
+        autocompletion=_studies,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,16 +80,27 @@ Imports = Annotated[
         is_eager=True,
     ),
 ]
+Hang = Annotated[
+    float,
+    typer.Option(
+        "--hang",
+        metavar="MINUTES",
+        help="A cell without a sign of life for so long is ended, as if its process had died.",
+    ),
+]
 Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with commas between: png, svg, pdf.")]
+DEFAULT_HANG = 60.0
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 
 
 def screen() -> Console:
-    """Standard output, at a width that holds the tables where there is no terminal to tell one."""
+    """Standard output, at a width that holds the tables where there is no terminal to tell one; what rich would take
+    for its own in a label is shown as it is.
+    """
     from rich.console import Console  # start-up
 
-    return Console() if sys.stdout.isatty() else Console(width=180)
+    return Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
 
 
 def new_table(title: str, *columns: str) -> Table:

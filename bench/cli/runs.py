@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,34 +14,50 @@ from bench.cli.options import (
     DEFAULT_RUNS,
     DEFAULT_TRACKER,
     DEFAULT_TRACKING,
+    AnyRun,
+    Overrides,
     Preset,
+    RunName,
     Runs,
-    StudyName,
     TrackerName,
     Tracking,
     command_line,
     new_table,
     screen,
 )
+from bench.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.api import Results
     from bench.run.status import Status
     from bench.store.manifest import Manifest
     from bench.store.store import Store
 
 
-def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -> None:
-    """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours."""
+def status(
+    study: AnyRun = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours.
+
+    Without STUDY: which runs of which studies there are, and what each is called.
+    """
+    if study is None:
+        _list_runs(runs)
+        return
     from bench.api import load_results  # start-up
     from bench.run.status import status as status_of  # start-up
     from reports.units import human  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     store, manifest = results.store, results.manifest
     found, console = status_of(store, manifest), screen()
     n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
     print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
     print(f"{found.waiting} waiting")
+    tell_run(results)
     if found.other_mode:
         print(f"{found.other_mode} done by an earlier version in another mode (in a stack, or alone) than would be now")
     if found.running:
@@ -67,6 +84,35 @@ def status(study: StudyName, preset: Preset = None, runs: Runs = DEFAULT_RUNS) -
     if found.done < n:
         flops = "unknown" if found.left_flops is None else f"{human(found.left_flops)} training FLOPs"
         print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
+
+
+def _list_runs(runs: Path) -> None:
+    """A row for every run of every study."""
+    from bench.run.upgrade import open_store  # start-up
+
+    store = open_store(runs)
+    manifests = [manifest for name in store.studies() if (manifest := store.manifest(name)) is not None]
+    if not manifests:
+        raise UserError(f"--runs: {str(runs)!r} holds no run of a study (allowed: the folder of results, see --help)")
+    table = new_table(f"Runs in {runs}", "name", "cells done", "seeds", "changed by --set")
+    for manifest in manifests:
+        done = sum(store.done(cell.id) for cell in manifest.cells)
+        changed = "\n".join(manifest.changed) or "-"
+        table.add_row(manifest.study, f"{done}/{len(manifest.cells)}", str(len(manifest.seeds)), changed)
+    screen().print(table)
+    print(
+        "report, status, power, verify, execute, sync and export take a name, or STUDY and the --set it was run with."
+    )
+
+
+def tell_run(results: Results) -> None:
+    """Print what was changed for this run of its study, and which other runs of it there are."""
+    from bench.api import run_in_words, runs_of  # start-up
+
+    if results.manifest.changed:
+        print(f"not the study as it is written: {run_in_words(results.manifest)}")
+    for other in runs_of(results.store, results.manifest.study):
+        print(f"another run of this study: {run_in_words(other)}")
 
 
 def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
@@ -115,7 +161,8 @@ def _duration(seconds: float | None) -> str:
 
 
 def sync(
-    study: StudyName,
+    study: RunName,
+    overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
     tracking_uri: Tracking = DEFAULT_TRACKING,
@@ -125,7 +172,7 @@ def sync(
     from bench.api import load_results  # start-up
     from bench.store.tracker import trackers  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     store, manifest = results.store, results.manifest
     window = trackers.get(tracker)(tracking_uri, store)
     window.trusting = False
@@ -136,7 +183,8 @@ def sync(
 
 
 def verify(
-    study: StudyName,
+    study: RunName,
+    overrides: Overrides = None,
     preset: Preset = None,
     sample: Annotated[int, typer.Option(min=0, help="Finished cells to run again.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Picks the sample.")] = 0,
@@ -146,7 +194,7 @@ def verify(
     from bench.api import load_results  # start-up
     from bench.run.verify import check_stored, rerun  # start-up
 
-    results = load_results(study, runs, preset)
+    results = load_results(study, runs, preset, overrides or ())
     store, cells = results.store, results.manifest.cells
     stored = check_stored(store, cells)
     again = rerun(store, cells, sample, seed)

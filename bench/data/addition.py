@@ -55,13 +55,22 @@ class Addition(Generated):
         """The most numbers in any split, which decide the width of the answer."""
         return max(self.options.max_numbers, *self.options.test_numbers, 0)
 
+    @property
+    def width(self) -> int:
+        """Digits of the largest sum of any split."""
+        return len(str(self.most * (10**self.options.digits - 1)))
+
+    @property
+    def length(self) -> int:
+        return int(self.options.max_numbers * (self.options.digits + 1) + self.width - 1)
+
     def further(self) -> dict[str, Self]:
         sizes = self.options.test_numbers
         return {str(n): self.resized(min_numbers=n, max_numbers=n, test_numbers=(self.most,)) for n in sizes}
 
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         chosen = self.options
-        width = len(str(self.most * (10**chosen.digits - 1)))  # of the sum, the same in every split
+        width = self.width
         group = chosen.digits + 1  # a number and the sign behind it
         text = np.full((count, chosen.max_numbers * group + width), PAD)
         scored = np.zeros(text.shape, dtype=bool)

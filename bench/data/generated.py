@@ -7,10 +7,14 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from bench.config import IGNORED, Strict
-from bench.data.task import Metric, Sample, Task, TaskData, Tokens, get_task, make_data, sequences_as_values
+from bench.config import IGNORED, LARGEST, Strict
+from bench.data.task import Metric, Sample, Task, TaskData, TaskSize, Tokens, get_task, make_data, sequences_as_values
 from bench.errors import UserError
 
+KEPT = 3 * 8  # bytes of a token of a split: of inputs, targets and what was seen
+DRAWN = 6 * 8  # the same while the split is drawn, with those that were drawn and parts to be put together
+TOOK = 2e-7  # seconds of a token: drawn, compared, counted for the level of chance
+LEAST = 1024  # sequences drawn at a time
 MIN_ACCEPTED = 0.01  # share of drawn sequences that must be usable and new
 
 
@@ -41,10 +45,10 @@ class Generated(Task):
             seed: of the data, not of the training.
         """
 
-        n_train: int = Field(20000, ge=1)
-        n_valid: int = Field(1000, ge=1)
-        n_test: int = Field(2000, ge=1)
-        seed: int = Field(0, ge=0)
+        n_train: int = Field(20000, ge=1, le=LARGEST)
+        n_valid: int = Field(1000, ge=1, le=LARGEST)
+        n_test: int = Field(2000, ge=1, le=LARGEST)
+        seed: int = Field(0, ge=0, le=LARGEST)
 
     @property
     def vocab_size(self) -> int:
@@ -66,6 +70,32 @@ class Generated(Task):
     def solvers(self, train: Sample, test: Sample) -> dict[str, float]:
         """Test accuracy of solvers that do a part of the task, by name, from the least to the most."""
         return {}
+
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence: what its options call so, else one is drawn to see."""
+        told = getattr(self.options, "length", None)
+        return told if isinstance(told, int) else self.sample(1, np.random.default_rng(0)).ids.shape[1]
+
+    def of_sequence(self) -> TaskSize:
+        """What one sequence of many takes while they are drawn."""
+        return TaskSize(DRAWN * self.length, TOOK * self.length)
+
+    def solving(self) -> float:
+        """Seconds that ``solvers`` take."""
+        return 0.0
+
+    def size(self) -> TaskSize:
+        chosen = self.options
+        splits = [(self, n) for n in (chosen.n_test, chosen.n_valid, chosen.n_train)]
+        splits += [(task, chosen.n_test) for task in self.further().values()]
+        kept, most, seconds = 0.0, 0.0, self.solving()
+        for task, count in splits:
+            one = task.of_sequence()
+            most = max(most, kept + one.bytes * max(LEAST, count))
+            kept += KEPT * task.length * count
+            seconds += one.seconds * max(LEAST, count)
+        return TaskSize(most, seconds)
 
     def resized(self, **changes: Any) -> Self:
         """The same task with some options changed. Raises UserError if they do not fit."""
@@ -101,7 +131,7 @@ class Generated(Task):
         found: list[Sample] = []
         got = 0
         while got < count:
-            size = max(1024, count - got)
+            size = max(LEAST, count - got)
             drawn = self.sample(size, rng)
             whole, length = sequences_as_values(drawn.ids), drawn.ids.shape[1]
             fresh = np.zeros(len(whole), dtype=bool)
@@ -115,9 +145,8 @@ class Generated(Task):
             )
             got += len(chosen)
             if got < count and len(chosen) < MIN_ACCEPTED * size:
-                values = ", ".join(f"{name} = {value}" for name, value in self.options.model_dump(mode="json").items())
                 raise UserError(
-                    f"{self.name}.options: {values} leave too few different sequences ({len(chosen)} new ones in "
+                    f"{self.told} leave too few different sequences ({len(chosen)} new ones in "
                     f"{size} drawn; allowed: {self.relief})"
                 )
         return Sample(

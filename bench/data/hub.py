@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from bench.config import LARGEST
 from bench.data.task import Task, TaskData, register
 from bench.data.text import TextOptions, text_data
 from bench.data.text_files import SHARES
@@ -32,7 +33,7 @@ class Hub(Task):
         config: str | None = None
         text_column: str = "text"
         streaming: bool = False
-        max_documents: int | None = Field(None, ge=3)
+        max_documents: int | None = Field(None, ge=3, le=LARGEST)
 
     def build(self) -> TaskData:
         found = self._load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field, model_validator
 
-from bench.config import IGNORED
+from bench.config import IGNORED, LARGEST
 from bench.data.generated import Generated
 from bench.data.task import Sample, register
 
@@ -32,9 +32,9 @@ class Memorisation(Generated):
 
         vocabulary: int = Field(256, ge=5, le=1 << 20)
         length: int = Field(32, ge=2, le=65536, multiple_of=2)
-        n_train: int = Field(256, ge=1)
-        n_valid: int = Field(256, ge=1)
-        n_test: int = Field(256, ge=1)
+        n_train: int = Field(256, ge=1, le=LARGEST)
+        n_valid: int = Field(256, ge=1, le=LARGEST)
+        n_test: int = Field(256, ge=1, le=LARGEST)
 
         @model_validator(mode="after")
         def _consistent(self) -> Memorisation.Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bench.config import IGNORED
 from bench.data.generated import Generated, Sizes, best_accuracy, distinct
-from bench.data.task import Sample, Tokens, register
+from bench.data.task import Sample, TaskSize, Tokens, register
 
 COUNTED = 20_000  # sequences of the train split that the levels of solvers are counted on
 BLOCK = 1 << 22  # numbers held at a time
@@ -64,6 +65,20 @@ class ModularChain(Generated):
     @property
     def vocab_size(self) -> int:
         return self.options.modulus + self.n_names + 1
+
+    @property
+    def length(self) -> int:
+        return int(3 * self.options.variables + 1 + self.options.queries)
+
+    def of_sequence(self) -> TaskSize:
+        whole = super().of_sequence()
+        return whole._replace(seconds=whole.seconds + 6e-8 * self.n_names)
+
+    def solving(self) -> float:
+        chosen, n = self.options, self.options.variables
+        levels = min(n, 3 * math.log(n) + 3)  # that deep are random graphs of so many lines
+        rows = min(chosen.n_train, COUNTED) + min(chosen.n_test, COUNTED)
+        return float(2.5e-8 * rows * chosen.queries * self.vocab_size * levels)
 
     def further(self) -> dict[str, Self]:
         sizes = self.options.test_variables

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import IGNORED
 from bench.data.generated import Generated, distinct
-from bench.data.task import Sample, Tokens, register
+from bench.data.task import Sample, TaskSize, Tokens, register
+
+Length = Annotated[int, Field(ge=4, le=65536)]
+Pairs = Annotated[int, Field(ge=1, le=16384)]
 
 
 @register("mqar")
@@ -38,17 +41,17 @@ class Mqar(Generated):
         """
 
         vocabulary: int = Field(256, ge=6, le=1 << 20)
-        length: int = Field(64, ge=4, le=65536)
-        pairs: int | list[int] = 4
+        length: Length = 64
+        pairs: Pairs | list[Pairs] = 4
         power: float = Field(0.01, gt=0.0, le=1.0)
         filler: Literal["random", "zero"] = "random"
-        test_shapes: tuple[tuple[int, int], ...] = ()
+        test_shapes: tuple[tuple[Length, Pairs], ...] = ()
 
         @field_validator("pairs")
         @classmethod
         def _pairs(cls, value: int | list[int]) -> int | list[int]:
             given = value if isinstance(value, list) else [value]
-            if not given or min(given) < 1 or len(set(given)) < len(given):
+            if not given or len(set(given)) < len(given):
                 raise ValueError("must be a number of at least 1, or a list of different ones")
             return value
 
@@ -70,6 +73,11 @@ class Mqar(Generated):
     @property
     def vocab_size(self) -> int:
         return self.options.vocabulary
+
+    def of_sequence(self) -> TaskSize:
+        whole, pairs = super().of_sequence(), self.options.pairs
+        most = max(pairs) if isinstance(pairs, list) else pairs
+        return whole._replace(seconds=whole.seconds + 5e-8 * self.vocab_size + 2e-9 * most * self.length)
 
     def further(self) -> dict[str, Self]:
         return {f"{n}x{k}": self.resized(length=n, pairs=k) for n, k in self.options.test_shapes}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bench.config import IGNORED
 from bench.data.generated import Generated, best_accuracy
-from bench.data.task import Sample, Tokens, register
+from bench.data.task import Sample, TaskSize, Tokens, register
 
+Hops = Annotated[int, Field(ge=0, le=65535)]
 COUNTED = 20_000  # sequences of the train split that the levels of solvers are counted on
 
 
@@ -46,7 +48,7 @@ class PHop(Generated):
                 position.
         """
 
-        hops: int | list[int] = 2
+        hops: Hops | list[Hops] = 2
         length: int = Field(64, ge=3, le=65536)
         alphabet: int = Field(4, ge=3, le=4096)
         dense: bool = True
@@ -55,9 +57,38 @@ class PHop(Generated):
         @classmethod
         def _hops(cls, value: int | list[int]) -> int | list[int]:
             given = value if isinstance(value, list) else [value]
-            if not given or min(given) < 0 or len(set(given)) < len(given):
+            if not given or len(set(given)) < len(given):
                 raise ValueError("must be a number of at least 0, or a list of different ones")
             return value
+
+        @model_validator(mode="after")
+        def _consistent(self) -> PHop.Options:
+            most = max(self.hops) if isinstance(self.hops, list) else self.hops
+            if most >= self.length:
+                raise ValueError(
+                    f"hops = {most} must be below length = {self.length}, since every hop leads to an earlier symbol "
+                    "(allowed: fewer hops, a longer sequence)"
+                )
+            return self
+
+    @property
+    def most(self) -> int:
+        """The largest number of hops."""
+        hops = self.options.hops
+        return max(hops) if isinstance(hops, list) else int(hops)
+
+    @property
+    def length(self) -> int:
+        return self.options.length + isinstance(self.options.hops, list)
+
+    def of_sequence(self) -> TaskSize:
+        whole, length = super().of_sequence(), self.length
+        table = 8 * (self.options.alphabet + 3 * length)  # of where a hop leads, while it is made
+        return TaskSize(max(whole.bytes, table), whole.seconds + 1e-8 * length * self.most)
+
+    def solving(self) -> float:
+        rows = min(self.options.n_train, COUNTED) + self.options.n_test
+        return 8e-8 * rows * self.length * self.most
 
     @property
     def vocab_size(self) -> int:
@@ -69,8 +100,7 @@ class PHop(Generated):
         return known * self.vocab_size + ids[:, :1] if isinstance(self.options.hops, list) else known
 
     def solvers(self, train: Sample, test: Sample) -> dict[str, float]:
-        hops = self.options.hops
-        most = max(hops) if isinstance(hops, list) else hops
+        most = self.most
         train = Sample(train.ids[:COUNTED], train.targets[:COUNTED])
         found = {}
         for done, walked in enumerate(zip(self._walk(train.ids, most), self._walk(test.ids, most), strict=True)):

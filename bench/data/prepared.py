@@ -8,23 +8,23 @@ machine. The files have digests: a damaged one is never trained on, but made aga
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from bench.config import Cell
 from bench.data.task import SPLITS, Metric, TaskData, dataset, task_data
 from bench.errors import CellError, UserError
+from bench.store.digests import digests_in, read_sealed, write_sealed
 from bench.store.files import whole_folder
 from bench.store.store import Store
+from bench.store.versions import read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,7 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
+    room.mkdir(parents=True, exist_ok=True)
     if not _stored(made, folder, room):
         found = load_prepared(folder)
         if found is not None:  # of a process that has been faster
@@ -94,9 +95,9 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
             "metric": asdict(data.metric),
             "bytes_per_token": data.bytes_per_token,
             "tests": list(data.tests),
-            "digests": _digests(target),
+            "digests": digests_in(target),
         }
-        (target / ABOUT).write_text(json.dumps(about, indent=1))
+        write_sealed(target / ABOUT, about)
 
 
 def load_prepared(folder: Path) -> TaskData | None:
@@ -104,37 +105,30 @@ def load_prepared(folder: Path) -> TaskData | None:
     Nothing of the folder is needed by name afterwards. Raises OSError if it cannot be read.
     """
     try:
-        about = json.loads((folder / ABOUT).read_text())
-        if about.pop("digests") != _digests(folder) or about["fingerprint"] != folder.name:
+        about = read_sealed(folder / ABOUT)
+        found = digests_in(folder)
+        del found[ABOUT]
+        if about.pop("digests") != found or about["fingerprint"] != folder.name:
             return None
         tests, metric = about.pop("tests"), Metric(**about.pop("metric"))
-        found = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
-        main, tokenizer = {name: found.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
+        splits = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
+        main, tokenizer = {name: splits.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
     except OSError as error:
         if error.errno in (None, errno.ENOENT):  # moved away meanwhile; transformers' own has no number
             return None
         raise
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=found)
+    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=splits)
 
 
 def prepared_shape(folder: Path) -> tuple[int, int] | None:
     """Vocabulary and length of the data in a folder, by what is told of them alone; None if that is missing."""
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = read(folder / ABOUT) or {}
         return int(about["vocab_size"]), int(about["length"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _digests(folder: Path) -> dict[str, Any]:
-    """SHA-256 by path of all files but the one that tells of the others."""
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ABOUT):
-        with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def _mapped(path: Path) -> pa.Table:

@@ -7,9 +7,9 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
-from bench.config import IGNORED
+from bench.config import IGNORED, LARGEST
 from bench.data.generated import Generated, Sizes
-from bench.data.task import Sample, register
+from bench.data.task import Sample, TaskSize, register
 
 
 @register("recall")
@@ -43,11 +43,16 @@ class Recall(Generated):
         noise: float = Field(0.0, ge=0.0, lt=1.0)
         noise_symbols: int = Field(16, ge=1, le=65536)
         test_lengths: Sizes = ()
-        n_train: int = Field(12800, ge=1)
+        n_train: int = Field(12800, ge=1, le=LARGEST)
 
     @property
     def vocab_size(self) -> int:
         return self.options.alphabet + (self.options.noise_symbols if self.options.noise else 0)
+
+    def of_sequence(self) -> TaskSize:
+        half = self.options.alphabet // 2  # values of its own for all keys, and one of them drawn among those shown
+        whole = super().of_sequence()
+        return TaskSize(max(whole.bytes, 17 * half), whole.seconds + 3.5e-8 * half)
 
     def further(self) -> dict[str, Self]:
         return {str(n): self.resized(length=n, test_lengths=()) for n in self.options.test_lengths}

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from bench.config import IGNORED
+from bench.config import IGNORED, LARGEST
 from bench.data.generated import Generated, Sizes
 from bench.data.task import Sample, register
 
@@ -39,7 +39,7 @@ class SelectiveCopy(Generated):
         length: int = Field(64, ge=3, le=65536)
         symbols: int = Field(8, ge=1, le=16384)
         test_lengths: Sizes = ()
-        n_train: int = Field(12800, ge=1)
+        n_train: int = Field(12800, ge=1, le=LARGEST)
 
         @model_validator(mode="after")
         def _consistent(self) -> SelectiveCopy.Options:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from bench.config import Strict, parse
 from bench.data.tokenizers import Tokens, number_tokenizer
+from bench.errors import shown
+from bench.limits import check_memory, check_time, machine_memory
 from bench.registry import Registry
 
 if TYPE_CHECKING:
@@ -96,6 +98,13 @@ class TaskData:
         return self.bytes_per_token[split] if self.bytes_per_token else None
 
 
+class TaskSize(NamedTuple):
+    """What data take to make. bytes: of memory, at once, at least; seconds: about, on one core."""
+
+    bytes: float
+    seconds: float
+
+
 class Task:
     """What a model is trained and judged on. Subclass it and decorate it with ``@register("name")``."""
 
@@ -112,6 +121,16 @@ class Task:
         """Make or load the data. Raises UserError if the options cannot be met."""
         raise NotImplementedError
 
+    def size(self) -> TaskSize:
+        """An estimate, from the options alone. By default nothing is known before the data are there."""
+        return TaskSize(0.0, 0.0)
+
+    @property
+    def told(self) -> str:
+        """The task and its options, as messages call them."""
+        values = ", ".join(f"{name} = {shown(value)}" for name, value in self.options.model_dump(mode="json").items())
+        return f"{self.name}.options: {values}"
+
 
 tasks: Registry[type[Task]] = Registry("task", "cyclebench.tasks", "bench.data.builtin")
 register, task_class = tasks.register, tasks.get
@@ -123,9 +142,22 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     return kind(parse(kind.Options, dict(options or {}), f"{name}.options"))
 
 
+def check_size(task: Task) -> None:
+    """Raises UserError if the task's data are more than this machine can hold, or take too long to make."""
+    size, relief = task.size(), "fewer or smaller sequences"
+    check_memory(size.bytes, machine_memory(), f"{task.told}:", relief)
+    check_time(size.seconds, f"{task.told}:", relief)
+
+
+def build(task: Task) -> TaskData:
+    """A task's data, made. Raises UserError if they are too large or the options cannot be met."""
+    check_size(task)
+    return task.build()
+
+
 @lru_cache(maxsize=8)
 def _build(name: str, options: str) -> TaskData:
-    return get_task(name, json.loads(options)).build()
+    return build(get_task(name, json.loads(options)))
 
 
 def task_data(name: str, options: dict[str, Any]) -> TaskData:

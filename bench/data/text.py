@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from pydantic import Field, field_validator
 
-from bench.config import Strict
+from bench.config import LARGEST, Strict
 from bench.data.task import Metric, TaskData, Tokens, make_data, sequences_as_values
 from bench.data.tokenizers import PRETRAINED, make_encoder, make_tokenizer
 from bench.errors import UserError
@@ -27,9 +27,9 @@ class TextOptions(Strict):
     length: int = Field(128, ge=2, le=65536)
     tokenizer: str = "bytes"
     bpe_vocab_size: int = Field(1024, ge=257, le=262144)
-    n_train: int | None = Field(None, ge=1)
-    n_valid: int | None = Field(None, ge=1)
-    n_test: int | None = Field(None, ge=1)
+    n_train: int | None = Field(None, ge=1, le=LARGEST)
+    n_valid: int | None = Field(None, ge=1, le=LARGEST)
+    n_test: int | None = Field(None, ge=1, le=LARGEST)
 
     @field_validator("tokenizer")
     @classmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import model_validator
 
-from bench.data.task import Task, TaskData, register
+from bench.data.task import Task, TaskData, TaskSize, register
 from bench.data.text import TextOptions, text_data
 from bench.errors import UserError
 
@@ -36,6 +37,12 @@ class TextFiles(Task):
                 raise ValueError("give either files, or all of train, valid and test")
             return self
 
+    def size(self) -> TaskSize:
+        chosen = self.options
+        paths = [path for group in (chosen.files, chosen.train, chosen.valid, chosen.test) for path in _paths(group)]
+        copies = 2 + (16 if chosen.tokenizer == "bytes" else 0)  # of a byte: its text, and the tokens of eight bytes
+        return TaskSize(copies * sum(os.stat(path).st_size for path in paths), 0.0)
+
     def build(self) -> TaskData:
         chosen = self.options
         if chosen.files:
@@ -50,10 +57,16 @@ def split_by_place(text: str) -> dict[str, list[str]]:
     return {"train": [text[:first]], "valid": [text[first:second]], "test": [text[second:]]}
 
 
+def _paths(patterns: Iterable[str]) -> list[str]:
+    """The files that each of the patterns matches, in order."""
+    found = [path for pattern in patterns for path in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in found if Path(path).is_file()]
+
+
 def _read(field: str, patterns: Sequence[str]) -> list[str]:
     texts = []
     for pattern in patterns:
-        paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        paths = _paths([pattern])
         if not paths:
             raise UserError(f"text.options.{field}: no file matches {pattern!r}")
         for path in paths:

@@ -18,6 +18,7 @@ from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.sources import load, load_tokenizer, locate
+from bench.store.digests import DamagedError, check_model
 
 
 @dataclass
@@ -52,6 +53,10 @@ def open_checkpoint(source: str) -> tuple[CycleForCausalLM, PreTrainedTokenizerB
     """A model of this suite by its folder; any other source as the plain stack it is, and its tokeniser."""
     where = locate(source)
     if where.gguf is None and '"cyclebench"' in (where.folder / "config.json").read_text(encoding="utf-8"):
+        try:
+            check_model(where.folder)
+        except DamagedError as error:
+            raise UserError(f"checkpoint {source!r}: {error}") from None
         return CycleForCausalLM.from_pretrained(where.folder).eval(), load_tokenizer(source)
     pretrained = load(source)
     return convert(pretrained, get_variant("vanilla"), pretrained.outline.shape), pretrained.tokenizer

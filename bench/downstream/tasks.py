@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.config import IGNORED
 from bench.data.batches import arrays
-from bench.data.task import TaskData, get_task, tasks
+from bench.data.task import TaskData, build, get_task, tasks
 from bench.data.text import TextOptions
 from bench.errors import UserError
 
@@ -49,7 +49,7 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     is_text = issubclass(tasks.get(name).Options, TextOptions)
     # A text is read in one piece: its first windows, not some all over it.
     keep = options.pop("n_test", None) if is_text else None
-    data = get_task(name, options).build()
+    data = build(get_task(name, options))
     documents = _text(data, tokenizer, keep) if is_text else _targets(data)
     about: dict[str, Any] = {
         "task": PREFIX + name,

@@ -16,6 +16,7 @@ from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.evaluate.trace import Trace
 from bench.model.costs import exit_flops, pass_flops
 from bench.model.network import Network
+from bench.processes import pulse
 
 EVAL_BATCH = 64  # sequences; fixed, so that float sums do not depend on a setting
 
@@ -42,6 +43,7 @@ def evaluate(
     lm.eval()
     found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for start in range(0, len(ids), EVAL_BATCH):
+        pulse()
         tokens = torch.from_numpy(ids[start : start + EVAL_BATCH]).to(lm.device)
         goal = torch.from_numpy(targets[start : start + EVAL_BATCH]).to(lm.device)
         rows = torch.arange(start, start + len(tokens), device=lm.device)

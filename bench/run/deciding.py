@@ -15,6 +15,7 @@ from bench.run.status import planned_flops
 from bench.store.manifest import DecisionRow, Manifest
 from bench.store.records import Outcome
 from bench.store.store import Store
+from bench.study.naming import base_of
 from bench.study.plan import Plan
 
 TRIES = 2  # of a look in one call: a result that turns out to be damaged is made again, once
@@ -67,13 +68,15 @@ def decide(plan: Plan, run: RunPlan, store: Store, tell: Callable[[str], object]
 
 
 def _declared(manifest: Manifest, store: Store, tell: Callable[[str], object]) -> Manifest:
-    """The manifest, which says so if the study declared something else when the first of its cells were run."""
-    before = store.manifest(manifest.study)
+    """The manifest, which says so if the study declared something else when the first of its cells were run: under its
+    own name, or, where it was not run under that yet, under that of another run of the same study.
+    """
+    own = store.manifest(manifest.study)
+    names = [name for name in store.studies() if base_of(name) == base_of(manifest.study)]
+    known = [own] if own is not None else [store.manifest(name) for name in names]
     row, ours = design(manifest), {cell.id for cell in manifest.cells}
-    if before is None or not any(cell.id in ours and store.done(cell.id) for cell in before.cells):
-        return manifest
-    same = before.decide is not None and not before.decide.changed and _promise(before) == _promise(manifest)
-    if same:
+    seen = [one for one in known if one and any(cell.id in ours and store.done(cell.id) for cell in one.cells)]
+    if all(one.decide and not one.decide.changed and _promise(one) == _promise(manifest) for one in seen):
         return manifest
     tell(
         "decide: looks, alpha or hypotheses were others when the first of these cells were run: what alpha promises "

@@ -42,7 +42,7 @@ def execute_study(
         data = task_data(cell.task, cell.task_options)
         rows = []
         with repeatable(cell.seed, cell.train.threads):
-            lm = CycleForCausalLM.from_pretrained(store.folder(cell.id) / "model").eval()
+            lm = CycleForCausalLM.from_pretrained(store.model(cell.id)).eval()
             for threshold in thresholds or sorted(set(tuned)):
                 rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield f"{planned.variant}, {planned.task}, seed {planned.seed}", rows[-1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from bench.model.costs import costs
 from bench.model.freezing import freeze
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
+from bench.processes import pulse
+from bench.run.lease import Lease, hold
 from bench.store.files import atomic_write, whole_folder
 from bench.store.records import Added, Configuration, CostRecord, HistoryEntry, Record, Timing, ZeroAttention
 from bench.store.store import Store
-from bench.store.versions import former_of_cell
+from bench.store.versions import MODEL, TRACES, former_of_cell, left_by
 from bench.study.start import initial_model
 from bench.train.checkpoints import Checkpoints, Every
 from bench.train.device import autocast, environment_of, pick_device, repeatable
@@ -38,6 +42,7 @@ def run_cell(
     every: Every | None = None,
     watch: WatchHistory | None = None,
     stacked: bool | None = None,
+    lease: Lease | None = None,
 ) -> Record:
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
     the result.
@@ -47,14 +52,18 @@ def run_cell(
         every: how often to write a checkpoint.
         watch: called with every entry of the history; what it raises ends the cell without a result.
         stacked: whether in a stack, None as the cell says; another mode gives other last digits.
+        lease: of the cell, None to wait for it.
 
     Raises:
         CellError: with a reason if training cannot go on or the data are not those the cell was planned with.
     """
-
-    with repeatable(cell.seed, cell.train.threads), Team(cell, store.root, run_rank) as team:
+    with (
+        hold(store.folder(cell.id)) if lease is None else nullcontext(lease) as held,
+        repeatable(cell.seed, cell.train.threads),
+        Team(cell, store.root, run_rank) as team,
+    ):
         try:
-            going = Going(cell, store, report, every, watch, stacked, team)
+            going = Going(cell, store, held, report, every, watch, stacked, team)
             ((_, error),) = train_together([going.training])
         except Exception as found:
             error = found
@@ -72,18 +81,19 @@ class Going:
         self,
         cell: Cell,
         store: Store,
+        lease: Lease | None,
         report: Report | None = None,
         every: Every | None = None,
         watch: WatchHistory | None = None,
         stacked: bool | None = None,
         team: Team | None = None,
     ) -> None:
-        """team: of the cell's processes, which is started here."""
-        self.cell, self.store, self.started = cell, store, time.time()
+        """lease: of the cell; None in a process that writes nothing; team: of the cell's processes, which is started
+        here.
+        """
+        self.cell, self.store, self.lease, self.started = cell, store, lease, time.time()
         self.folder, team = store.folder(cell.id), team or ALONE
         team.start()
-        if team.rank == 0:
-            _sweep(self.folder)
         self.data = data = cell_data(cell, store)
         variant, device = get_variant(cell.variant, cell.options), pick_device(cell.train)
         torch.manual_seed(cell.seed)
@@ -94,13 +104,17 @@ class Going:
         lm.to(device)  # type: ignore[arg-type]
         # Dropout: the same stream whatever the variant's initialisation has drawn, and another one for every rank.
         torch.manual_seed(team.seed(cell.seed))
-        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team)
+        room = lease.room if lease is not None else self.folder
+        checkpoints = Checkpoints(self.folder / "checkpoints", cell.id, every or Every(), team, room)
         self.training = Training(lm, data, cell.train, cell.seed, report, checkpoints, watch, team, stacked)
 
     def finish(self) -> Record:
-        """Test the trained model, store what the cell leaves and return its result."""
+        """Test the trained model, store what the cell leaves and return its result. Raises LeaseLostError or OSError if
+        another process has taken the cell meanwhile; then nothing of it appears any more.
+        """
         cell, store, folder, data, lm, cost = self.cell, self.store, self.folder, self.data, self.training.lm, self.cost
-        started, history = self.started, self.training.at.history
+        assert self.lease is not None
+        room, started, history = self.lease.room, self.started, self.training.at.history
         with autocast(cell.train, lm.device):
             found = examine(lm, data, cell.evaluation)
             further, slices = further_scores(lm, data, found.test)
@@ -141,13 +155,17 @@ class Going:
             settings=settings_of(cell),
             former=former_of_cell(folder).ids,
         )
-        shutil.rmtree(folder / "model", ignore_errors=True)  # of a try that died before its result
-        with whole_folder(folder / "model", folder) as target:
+        pulse()
+        self.lease.check()
+        with suppress(FileNotFoundError):  # of a try that died before its result
+            os.rename(folder / MODEL, room / "before")
+        with whole_folder(folder / MODEL, room) as target:
             save_checkpoint(lm, target, data.tokenizer(), _lineage(cell, record), data.length, _scores(cell, record))
-        atomic_write(folder / "trace.npz", trace.to_bytes())
-        atomic_write(folder / "trace_valid.npz", valid.to_bytes())
-        store.write_cell(cell.id, cell)
-        store.write_result(cell.id, record)  # last: its presence says that everything else is there
+        for name, found_trace in zip(TRACES, (trace, valid), strict=True):
+            atomic_write(folder / name, found_trace.to_bytes(), room)
+        store.write_cell(cell.id, cell, room)
+        record = record.but(files=left_by(folder))
+        store.write_result(cell.id, record, room)  # last: its presence says that everything else is there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return record
 
@@ -161,7 +179,7 @@ def settings_of(cell: Cell) -> dict[str, dict[str, Any]]:
 def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:
     """Go through a cell's training as one of its other processes; what has ended it too early."""
     with team, repeatable(cell.seed, cell.train.threads):
-        ((_, error),) = train_together([Going(cell, Store(root), team=team).training])
+        ((_, error),) = train_together([Going(cell, Store(root), None, team=team).training])
         return error
 
 
@@ -185,9 +203,3 @@ def _scores(cell: Cell, record: Record) -> list[dict[str, Any]]:
         {"task": cell.task, "metric": name, "value": value, "cycles": cell.model.n_cycles, "flops_per_token": cost}
         for name, value in metrics.items()
     ]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers have left half written."""
-    for path in (*folder.glob(".[!l]*"), *folder.glob("checkpoints/.*")):  # not of the lease: that one is being renewed
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

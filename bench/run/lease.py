@@ -5,6 +5,10 @@ the next number holds the cell: creating a file that must not exist succeeds for
 system too. A number may be taken when the one before it has been given back, when its holder is known to be dead (it
 ran on this machine), or when it has not been renewed for a while *by the watch of whoever looks at it*: clocks of
 different machines are never compared.
+
+A holder may be stopped at any moment, and go on when another has the cell. So it writes nothing into the cell's folder
+but by way of a room of its own, from which whole files are moved to their places; the next holder takes the rooms of
+those before away, by one renaming each, before it looks at the cell. From then on nothing of theirs can appear.
 """
 
 from __future__ import annotations
@@ -12,12 +16,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.processes import gone, me
+from bench.processes import gone, me, pulse
 from bench.store.files import atomic_write
 
 BEAT = 5.0  # seconds between renewals
@@ -40,8 +45,11 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _latest(folder: Path) -> tuple[int, Path] | None:
-    numbers = [int(path.suffix[1:]) for path in folder.glob("lease.*") if path.suffix[1:].isdigit()]
-    return (max(numbers), folder / f"lease.{max(numbers)}") if numbers else None
+    with contextlib.suppress(FileNotFoundError):
+        names = (name for name in os.listdir(folder) if name.startswith("lease."))
+        numbers = [int(name[6:]) for name in names if name[6:].isdigit()]
+        return (max(numbers), folder / f"lease.{max(numbers)}") if numbers else None
+    return None
 
 
 def read_lease(folder: Path) -> dict[str, Any] | None:
@@ -89,15 +97,20 @@ def hold(folder: Path) -> Lease:
         lease = None if number is None else Lease.take(folder, number)
         if lease is not None:
             return lease
+        pulse()
         time.sleep(1)
 
 
 class Lease:
-    """A cell held by this process; a context manager that renews it and gives it back."""
+    """A cell held by this process; a context manager that renews it and gives it back.
+
+    room: where the holder fills what it moves into the cell's folder when it is whole.
+    """
 
     def __init__(self, folder: Path, number: int, beat: float = BEAT) -> None:
         """Use ``take``."""
         self.folder, self.number, self.beat = folder, number, beat
+        self.room = folder / f".work.{number}.{os.getpid()}"
         self._value: dict[str, Any] = {"owner": me(), "since": time.time(), "released": False}
         self._stop, self._lost = threading.Event(), False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -117,6 +130,8 @@ class Lease:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(json.dumps(lease._value).encode())
+            lease._sweep()
+            lease.room.mkdir()
         except OSError:
             lease.path.unlink(missing_ok=True)
             raise
@@ -126,6 +141,17 @@ class Lease:
     def path(self) -> Path:
         return self.folder / f"lease.{self.number}"
 
+    def _sweep(self) -> None:
+        """Take away what former holders have left half written, before their eyes if they are still there."""
+        for path in (*self.folder.glob(".*"), *self.folder.glob("checkpoints/.*")):
+            with contextlib.suppress(FileNotFoundError):
+                if not path.is_dir():
+                    path.unlink()
+                    continue
+                if not path.name.startswith(".swept."):
+                    path = path.rename(self.folder / f".swept.{self.number}{path.name}")
+                shutil.rmtree(path, ignore_errors=True)
+
     def __enter__(self) -> Lease:
         self._thread.start()
         return self
@@ -134,6 +160,7 @@ class Lease:
         """Give the cell back. The file stays, as the next number depends on it, until the cell has a result."""
         self._stop.set()
         self._thread.join()
+        shutil.rmtree(self.room, ignore_errors=True)
         with contextlib.suppress(OSError):
             if (self.folder / "result.json").exists():
                 for path in self.folder.glob("lease.*"):
@@ -144,6 +171,9 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseLostError if another process has taken the cell: what it is doing must not be done twice."""
+        with contextlib.suppress(OSError):  # of a disk that does not answer: then it is not known
+            latest = _latest(self.folder)
+            self._lost |= latest is None or latest[0] != self.number
         if self._lost:
             raise LeaseLostError(f"lease {self.number} of {self.folder.name[:12]} was taken over")
 
@@ -153,12 +183,11 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(self.beat):
-            latest = _latest(self.folder)
-            if latest is None or latest[0] != self.number:
-                self._lost = True
-                return
             try:
+                self.check()
                 self._write()
+            except LeaseLostError:
+                return
             except OSError:  # a full disk: the time stamp alone may still be had
                 with contextlib.suppress(OSError):
                     os.utime(self.path)

@@ -29,10 +29,10 @@ class Progress:
         self._bars: Bars | None = None
         if self.console.is_terminal:
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -78,7 +78,9 @@ class Progress:
     def drop(self, key: str, text: str) -> None:
         """A cell stopped without an outcome and is tried again; text: why."""
         if key in self._labels:
+            label = self._labels[key]
             self._say(f"{self._remove(key)}: {text}")
+            self._labels[key] = label
 
     def finish(self, key: str, text: str, failed: bool = False) -> None:
         """A cell ended, here or in another process; text: what came out of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +18,7 @@ from bench.data.task import get_task, task_data
 from bench.errors import UserError, first_line
 from bench.model.variant import get_variant
 from bench.plugins import import_files
-from bench.processes import me
 from bench.run.going import settings_of
-from bench.run.lease import EXPIRY, LeaseWatch, read_lease
 from bench.store.versions import RECORDS, cell_folders, first_id, former_of, former_of_cell, manifests, move_cell, read
 from bench.study.entries import VariantEntry
 from bench.study.plan import make_plan
@@ -61,20 +58,6 @@ class Renaming:
                 self.unknown.add(folder.name)
             elif found.schema is None or found.schema < RESULTS_SCHEMA:
                 self.found[folder.name] = found
-
-    def check_idle(self) -> None:
-        """Raises UserError if a process of an earlier version runs a cell: it would write to where the cell was."""
-        watch, until = LeaseWatch(EXPIRY), time.monotonic() + EXPIRY + 1
-        busy = {*self.found, *self.unknown}
-        while busy := {id for id in busy if watch.free(self.root / id) is None}:
-            held = [lease for id in busy if (lease := read_lease(self.root / id)) is not None]
-            if held and (time.monotonic() > until or _here(held[0])):
-                owner = held[0]["owner"]
-                raise UserError(
-                    f"{self.root}: process {owner['pid']} on {owner['host']}, of an earlier version, is running a cell "
-                    "of this store: let it end first"
-                )
-            time.sleep(1)
 
     def move_all(self) -> None:
         """Give every cell its new id: first those that others start from, finished ones before others."""
@@ -215,11 +198,6 @@ def _source(found: Found) -> str:
     """The id of the cell that a cell starts from, '' if it starts from none."""
     source = str((found.told.get("init") or {}).get("source", ""))
     return source.removeprefix(CELL_SOURCE) if source.startswith(CELL_SOURCE) else ""
-
-
-def _here(lease: dict[str, Any]) -> bool:
-    """Whether the holder of a lease is a process of this machine: then it is known to be alive."""
-    return bool(lease["owner"]["machine"] == me()["machine"])
 
 
 def _kind_here(train: TrainConfig) -> Kind:

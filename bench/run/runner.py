@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,8 +13,8 @@ import torch
 
 from bench.config import CELL_SOURCE
 from bench.data.prepared import prepare
-from bench.run.cells import Job, failure
-from bench.run.executors import Event, Executor
+from bench.run.cells import Job, add_to_log, failure, give_up
+from bench.run.executors import HANG, Event, Executor
 from bench.run.executors.local import LocalExecutor
 from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
@@ -46,6 +45,7 @@ class Running:
         address: of a Ray cluster, None starts one here.
         beat, expiry: of leases, in seconds.
         pack: cells in one stack at most, 1 for each with a copy of itself, None for as many as pay.
+        hang: seconds without a sign of life after which cells are ended, as if their process had died.
     """
 
     jobs: int | None = None
@@ -56,6 +56,7 @@ class Running:
     beat: float = BEAT
     expiry: float = EXPIRY
     pack: int | None = None
+    hang: float = HANG
 
 
 def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Records:
@@ -68,8 +69,8 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
     """
     store.write_manifest(plan.study.name, plan.manifest)
     unique = {planned.cell.id: planned for planned in plan.cells}
-    failures = store.failures(unique)
-    done = {id for id in unique if id not in failures and store.done(id)}
+    done = {id for id in unique if store.done(id)}
+    failures = store.failures(id for id in unique if id not in done)
     for id in done:
         store.tidy(id)
     todo = _wanted(unique, done, failures, how.retry)
@@ -109,10 +110,10 @@ def _wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Fail
 
 def _executor(how: Running, todo: list[Planned]) -> Executor:
     if how.executor == "ray":
-        return RayExecutor(how.jobs or len(todo), how.address)
+        return RayExecutor(how.jobs or len(todo), how.address, how.hang)
     gpus = torch.cuda.device_count() if any(planned.cell.train.device != "cpu" for planned in todo) else 0
     each = max(planned.cell.train.processes for planned in todo)
-    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus, each)
+    return LocalExecutor(min(len(todo), how.jobs or default_jobs(todo, gpus)), gpus, each, how.hang)
 
 
 def default_jobs(todo: list[Planned], gpus: int) -> int:
@@ -143,11 +144,13 @@ class _Study:
         self.jobs = 0
         self.elsewhere: set[str] = set()
         self.deaths: Counter[str] = Counter()
+        self.given_up: dict[str, Failure] = {}  # of waiting cells that have died too often
         self.watch = LeaseWatch(how.expiry)
 
     def run(self) -> Iterator[Outcome]:
         """Yield every cell's record."""
         while self.waiting or self.running:
+            yield from self._give_up()
             self._give_out()
             if not self.running:
                 time.sleep(LOOK / 4)
@@ -173,16 +176,22 @@ class _Study:
 
     def _job(self, planned: Planned) -> Job | None:
         """None while another process holds the cell."""
-        id, how, now = planned.cell.id, self.how, time.monotonic()
+        id, how = planned.cell.id, self.how
+        if id in self.given_up or (number := self._free(id)) is None:
+            return None
+        del self.waiting[id]
+        label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
+        return Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
+
+    def _free(self, id: str) -> int | None:
+        """The number of the next lease of a waiting cell, None while another process holds it."""
+        now = time.monotonic()
         if self.waiting[id] > now:
             return None
         number = self.watch.free(self.store.folder(id))
         if number is None:
             self.waiting[id] = now + LOOK
-            return None
-        del self.waiting[id]
-        label = f"{planned.variant} {planned.task} seed {planned.cell.seed}"
-        return Job(planned.cell, label, self.store.root, how.every, number, self.failed.get(id), how.beat)
+        return number
 
     def _take_in(self, event: Event) -> Iterator[Outcome]:
         id, kind, arguments = event
@@ -192,24 +201,41 @@ class _Study:
         if kind == "found":
             self.elsewhere.add(id)
             return
-        self.running.pop(id, None)
-        record = arguments[0] if kind == "end" else self._died(id, arguments[0])
-        if record is None:
-            self.waiting[id] = time.monotonic() + LOOK
+        if kind == "output":
+            add_to_log(self.store.folder(id), *arguments)
             return
-        self.progress.finish(id, *_told(record))
-        yield record
+        self.running.pop(id, None)
+        if kind == "died":
+            self._died(id, *arguments)
+        elif arguments[0] is None:
+            self.waiting[id] = time.monotonic() + LOOK
+        else:
+            self.progress.finish(id, *_told(arguments[0]))
+            yield arguments[0]
 
-    def _died(self, id: str, reason: str) -> Failure | None:
-        """A failure if the cell's workers have died too often, None if it is worth another try."""
+    def _died(self, id: str, reason: str, tail: str | None) -> None:
+        """Have the cell tried again, or given up if its workers have died too often. tail: of what was printed."""
         self.deaths[id] += 1
         self.progress.drop(id, f"{reason}, after {self.deaths[id]} of {DEATHS} tries")
-        if self.deaths[id] < DEATHS:
-            return None
-        record = failure(self.todo[id].cell, f"{reason}, {DEATHS} times", "environment")
-        with suppress(OSError):
-            self.store.write_failure(id, record)
-        return record
+        self.waiting[id] = 0.0
+        if self.deaths[id] >= DEATHS:
+            told = f"{reason}, {DEATHS} times"
+            self.given_up[id] = failure(self.todo[id].cell, told, "environment", tail)
+
+    def _give_up(self) -> Iterator[Outcome]:
+        """Store why cells have failed whose workers have died too often, unless other processes have them."""
+        for id in list(self.given_up):
+            if (number := self._free(id)) is None:
+                continue
+            mine = self.given_up[id]
+            record = give_up(self.store, self.todo[id].cell, number, mine, self.failed.get(id))
+            if record is None:
+                continue
+            del self.given_up[id], self.waiting[id]
+            if record is not mine:
+                self.elsewhere.add(id)
+            self.progress.finish(id, *_told(record))
+            yield record
 
 
 def _told(record: Outcome) -> tuple[str, bool]:

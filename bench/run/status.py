@@ -62,11 +62,13 @@ def status(store: Store, manifest: Manifest) -> Status:
     found, shares, records = Status(), list[tuple[Group, float]](), dict[Group, Record]()
     for cell in manifest.cells:
         group, folder = (cell.variant, cell.task), store.folder(cell.id)
-        if group not in records and store.done(cell.id):  # one of each is read, for what it cost
-            record = store.record(cell.id)  # a damaged one is set aside, and done no more
+        done = store.sound(cell.id)
+        if done and group not in records:  # one of each is looked at, for what it cost
+            record = store.record(cell.id)
+            done = record is not None and record.status == "done"
             if record is not None and record.status == "done":
                 records[group] = record
-        if store.done(cell.id):
+        if done:
             found.done += 1
             found.other_mode += store.current(cell.id) in other_mode
             continue

@@ -37,14 +37,20 @@ class Finding:
 
 
 def check_stored(store: Store, cells: list[CellRow]) -> list[Finding]:
-    """Look at every stored result: that its id is that of its configuration, that its data are still the same, and
-    that its trace gives its metrics, that it was computed in the mode that its configuration says. An older result of
-    another mode is noted only: it was as good when it was made.
+    """Look at every stored result: that every byte of it, of its traces and of its model is as it was written, that its
+    id is that of its configuration, that its data are still the same, that its trace gives its metrics, and that it was
+    computed in the mode that its configuration says. An older result of another mode is noted only: it was as good when
+    it was made. What is damaged is set aside.
     """
     found = []
     for listed in cells:
-        record = store.record(listed.id)
+        there = store.done(listed.id) or (store.folder(listed.id) / "result.json.corrupt").exists()
+        record = store.record(listed.id) if store.sound(listed.id, weights=True) else None
         if record is None or record.status != "done":
+            if there:
+                found.append(
+                    Finding(listed.id, listed.name, "stored", "it is damaged: the `run` command runs it again")
+                )
             continue
         try:
             problem = _stored_problem(store, listed.id, record)
@@ -69,7 +75,7 @@ def _stored_problem(store: Store, id: str, record: Record) -> str:
         return f"the data have the fingerprint {fingerprint[:12]}, then {cell.fingerprint[:12]}"
     if record.other_mode and not record.former:
         return _other_mode(record)
-    trace = Trace.from_bytes((store.folder(id) / "trace.npz").read_bytes())
+    trace = Trace.from_bytes(store.trace(id))
     for name, value in trace.leaving(trace.n_cycles).items():
         if value != record.test(name):
             return f"its trace gives a test {name} of {value!r}, its result says {record.test(name)!r}"
@@ -87,7 +93,8 @@ def rerun(store: Store, cells: list[CellRow], sample: int, seed: int = 0) -> lis
     found = []
     for listed in chosen:
         record = store.record(listed.id)
-        assert record is not None and record.status == "done"
+        if record is None or record.status != "done":  # damaged, which is told elsewhere
+            continue
         cell = record.cell.cell()
         with tempfile.TemporaryDirectory() as scratch:
             try:

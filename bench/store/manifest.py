@@ -146,6 +146,9 @@ class Manifest(Stored):
     """What a study's last run consists of.
 
     Attributes:
+        study: what the run is called: the study's name, and a digest behind it where ``--set`` has changed the study
+            (``bench.study.naming``).
+        changed: what differs from the study as it is written, in words.
         exit_rule: the one rule, by its key, whose points fronts may use beside exit points.
         git: the revision it was run at, None outside a checkout.
         lock: every installed distribution as ``name==version``.
@@ -156,6 +159,7 @@ class Manifest(Stored):
     """
 
     study: str
+    changed: list[str] = Field(default_factory=list)
     question: str
     reference: str | None
     exit_rule: str | None = None
@@ -267,9 +271,19 @@ SearchRow = ThresholdRow | BudgetRow
 
 
 class SweepResult(Stored):
-    """What a study's sweep has found. max_flops: the limit, FLOPs per token; storage: the trials' database."""
+    """What a study's sweep has found.
+
+    Attributes:
+        study: what the sweep is called: as the run that it is of, with what ``--set`` has changed of the sweep.
+        of: what that run is called; older results do not tell it, and are called like it.
+        changed: what differs from the study as it is written, in words.
+        max_flops: the limit, FLOPs per token.
+        storage: the trials' database.
+    """
 
     study: str
+    of: str = ""
+    changed: list[str] = Field(default_factory=list)
     question: str
     max_flops: float | None
     storage: str

@@ -7,6 +7,7 @@ on purpose: nothing here imports torch, so that reports and the state of a study
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -241,6 +242,7 @@ class Record(Stored):
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
         former: ids that the cell had in earlier versions of the store.
+        files: SHA-256 by path of what the cell has left beside: its traces and its model.
         execution: what was measured of executed exits afterwards, from a file of its own.
     """
 
@@ -263,6 +265,7 @@ class Record(Stored):
     stacked: bool = False
     settings: dict[str, dict[str, Any]] = {}
     former: list[str] = []
+    files: dict[str, str] = {}
     execution: dict[str, list[ExecutionRow]] = {}
 
     def test(self, metric: str) -> float:
@@ -282,7 +285,7 @@ class Failure(Stored):
         kind: ``cell`` if it would fail again (its loss is not finite, its code is wrong), ``environment`` if it may not
             (no memory, no room on the disk, a killed process), None where that was not told.
         at: seconds since 1970.
-        traceback: None where it is of no use.
+        traceback: where in the code; of a process that has died, the end of what it wrote; None where neither is known.
         settings, former: as of a result.
     """
 
@@ -306,3 +309,12 @@ Outcome = Record | Failure
 def configuration(record: Outcome) -> dict[str, Any]:
     """All that a cell is, with the options at their defaults, which its own configuration leaves out."""
     return {**record.cell.dump(), **record.settings}
+
+
+def dotted(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration by dotted keys."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from dotted(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner

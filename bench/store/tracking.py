@@ -101,7 +101,8 @@ class MlflowTracker(Tracker):
         client, new = connect(self.uri, closely)
         self.emptied |= new
         self.lock = lock_beside(sqlite_file(self.uri) or self.store.root / "mlflow")
-        tags = {STUDY: manifest.study, "mlflow.note.content": manifest.question, "git": str(manifest.git)}
+        about = "\n\n".join([manifest.question, *manifest.changed])
+        tags = {STUDY: manifest.study, "mlflow.note.content": about, "git": str(manifest.git)}
         of_study = f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'"
         with self.lock:
             self.experiment = _experiment(client)

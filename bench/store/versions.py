@@ -19,13 +19,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bench.store.files import atomic_write
+from bench.store.digests import digest_of, digests_in, is_sealed, read_sealed, write_sealed
+from bench.store.files import sweep
 
-VERSION = 3  # of the store: raise it when ids or files change, and teach bench.run.upgrade the step
+VERSION = 4  # of the store: raise it when ids or files change, and teach bench.run.upgrade the step
+SEALED = 4  # the version from which on JSON files tell their digests
 ABOUT, FORMER = "store.json", "former.json"
 ROOM = ".upgrade"  # where a cell's new folder is filled and its old one is emptied: nothing in it is needed
 MANIFESTS = ("studies", "sweeps")
 RECORDS = ("result.json", "failure.json")
+TRACES = ("trace.npz", "trace_valid.npz")
+MODEL = "model"
 LATE = ("residual_scale",)  # fields of a shape that version 2 got when it had ids already
 ID = re.compile("[0-9a-f]{64}")
 
@@ -48,20 +52,18 @@ class FormerCell(BaseModel):
     other_mode: bool = False
 
 
-class _About(BaseModel):
-    version: int
-
-
 def stored_version(root: Path) -> int | None:
     """The version that a store says it has, None if it says none: it is new, of the first versions, or damaged."""
-    with suppress(FileNotFoundError, NotADirectoryError, ValidationError):
-        return _About.model_validate_json((root / ABOUT).read_bytes()).version
-    return None
+    path = root / ABOUT
+    version = (read(path) or {}).get("version")
+    if not isinstance(version, int) or (version >= SEALED and not is_sealed(path.read_bytes())):
+        return None
+    return version
 
 
 def write_version(root: Path) -> None:
     """Say that a store is of this version."""
-    _write(root / ABOUT, {"version": VERSION})
+    write_sealed(root / ABOUT, {"version": VERSION})
 
 
 def cell_folders(root: Path) -> Iterator[Path]:
@@ -81,16 +83,17 @@ def manifests(root: Path) -> list[Path]:
 
 
 def former_of(root: Path) -> Former:
-    """What a store remembers of earlier versions."""
-    with suppress(FileNotFoundError, ValidationError):
-        return Former.model_validate_json((root / FORMER).read_bytes())
-    return Former()
+    """What a store remembers of earlier versions. Where that is damaged, the cells themselves are asked."""
+    with suppress(ValidationError):
+        if (told := read(root / FORMER)) is not None:
+            return Former.model_validate(told)
+    return _gathered(root, Former()) if (root / FORMER).exists() else Former()
 
 
 def former_of_cell(folder: Path) -> FormerCell:
     """What a cell's folder tells of its former ids."""
-    with suppress(FileNotFoundError, ValidationError):
-        return FormerCell.model_validate_json((folder / FORMER).read_bytes())
+    with suppress(ValidationError):
+        return FormerCell.model_validate(read(folder / FORMER) or {})
     return FormerCell()
 
 
@@ -114,9 +117,10 @@ def first_id(cell: Mapping[str, Any], schema: int) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, None if it is missing or damaged."""
-    with suppress(FileNotFoundError, ValueError):
-        value = json.loads(path.read_bytes())
+    """What a JSON file of this version or of an earlier one holds, None if it is missing or damaged."""
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        data = path.read_bytes()
+        value = read_sealed(path) if is_sealed(data) else json.loads(data)
         return value if isinstance(value, dict) else None
     return None
 
@@ -141,9 +145,9 @@ def move_cell(root: Path, old: str, new: str, files: Mapping[str, dict[str, Any]
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial, copy_function=_link, ignore=shutil.ignore_patterns("lease.*", ".*"))
         for name, value in files.items():
-            _write(partial / name, value)
+            write_sealed(partial / name, value)
         ids = [*former_of_cell(source).ids, old]
-        _write(partial / FORMER, FormerCell(ids=ids, other_mode=other_mode).model_dump())
+        write_sealed(partial / FORMER, FormerCell(ids=ids, other_mode=other_mode).model_dump())
         os.rename(partial, target)
     elif old not in former_of_cell(target).ids:
         return False
@@ -158,21 +162,55 @@ def clear_room(root: Path) -> None:
     """Remove what a killed upgrade has left half done."""
     shutil.rmtree(root / ROOM, ignore_errors=True)
     for folder in (root, *(root / kind for kind in MANIFESTS)):
-        for path in folder.glob(".*.json.*"):  # of files that were not written to their end
-            path.unlink(missing_ok=True)
+        sweep(folder)
+
+
+def left_by(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a cell has left beside its result, by path in its folder: its traces and its model."""
+    traces = {name: digest_of(folder / name) for name in TRACES if (folder / name).is_file()}
+    return traces | {f"{MODEL}/{name}": digest for name, digest in digests_in(folder / MODEL).items()}
+
+
+def seal_all(root: Path) -> None:
+    """Give every JSON file of a store its digest, and every result those of what lies beside it, as they are now."""
+    for folder in cell_folders(root):
+        sweep(folder)  # of an upgrade that was killed
+        for path in folder.glob("*.json"):
+            value = read(path)
+            if value is not None and path.name == "result.json" and "files" not in value:
+                write_sealed(path, {**value, "files": left_by(folder)})
+            else:
+                _seal(path)
+    for folder in root.glob("data/*"):
+        sweep(folder)
+    for path in (root / FORMER, *manifests(root), *root.glob("data/*/data.json")):
+        _seal(path)
+
+
+def _seal(path: Path) -> None:
+    """Give a JSON file its digest, if it has none; a damaged one is left to whoever reads it."""
+    value = read(path)
+    if value is not None and not is_sealed(path.read_bytes()):
+        write_sealed(path, value)
 
 
 def write_former(root: Path, ids: Mapping[str, str]) -> None:
     """Write down former ids, with what the cells themselves tell, beside those that are known already."""
     known = former_of(root)
-    found = dict(ids)
-    other = set(known.other_mode)
+    merged = _gathered(root, known.model_copy(update={"ids": {**known.ids, **ids}}))
+    write_sealed(root / FORMER, merged.model_dump())
+
+
+def _gathered(root: Path, known: Former) -> Former:
+    """What is known, with what the cells themselves tell."""
+    found, other = dict[str, str](), set(known.other_mode)
     for folder in cell_folders(root):
         told = former_of_cell(folder)
         found |= dict.fromkeys(told.ids, folder.name)
         other |= {folder.name} if told.other_mode else set()
-    merged = {old: found.get(new, new) for old, new in sorted({**known.ids, **found}.items())}
-    _write(root / FORMER, Former(ids=merged, other_mode=sorted(other)).model_dump())
+    merged = {**known.ids, **found}
+    ids = {old: merged.get(new, new) for old, new in sorted(merged.items())}
+    return Former(ids=ids, other_mode=sorted(other))
 
 
 def rename_in_manifests(root: Path, ids: Mapping[str, str]) -> None:
@@ -188,7 +226,7 @@ def rename_in_manifests(root: Path, ids: Mapping[str, str]) -> None:
     for path in manifests(root):
         before = read(path)
         if before is not None and (after := renamed(before)) != before:
-            _write(path, after)
+            write_sealed(path, after)
 
 
 def _link(source: str, target: str) -> None:
@@ -197,7 +235,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    atomic_write(path, json.dumps(value, indent=1, allow_nan=False).encode())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from bench.config import FIRST_PILOT, Strict
+from bench.config import FIRST_PILOT, LARGE, LARGEST, Strict
 from bench.stats import SIGNIFICANT, Looks
 from bench.store.manifest import DecideRow
 
@@ -27,20 +27,12 @@ class Decide(Strict):
         max_cells: number of all cells of the study; None: no limit.
     """
 
-    looks: tuple[int, ...] = PLAIN.pairs
-    shares: tuple[float, ...] = ()
-    alpha: float = SIGNIFICANT
-    within: dict[str, float] = Field(default_factory=dict)
-    max_flops: float | None = Field(None, gt=0, allow_inf_nan=False)
-    max_cells: int | None = Field(None, ge=1)
-
-    @field_validator("within")
-    @classmethod
-    def _bounds(cls, value: dict[str, float]) -> dict[str, float]:
-        for metric, bound in value.items():
-            if not 0 < bound < float("inf"):
-                raise ValueError(f"{metric} = {bound:g} must be above 0")
-        return value
+    looks: tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...] = PLAIN.pairs
+    shares: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
+    alpha: float = Field(SIGNIFICANT, ge=0.0, le=1.0)
+    within: dict[str, Annotated[float, Field(gt=0.0, le=LARGE)]] = Field(default_factory=dict)
+    max_flops: float | None = Field(None, gt=0, le=LARGE)
+    max_cells: int | None = Field(None, ge=1, le=LARGEST)
 
     @model_validator(mode="after")
     def _possible(self) -> Decide:

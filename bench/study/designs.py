@@ -7,6 +7,7 @@ every combination of the values. The new entries are labelled by what differs: `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from itertools import product
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from bench.errors import unknown
 from bench.study.entries import Entry
 
+MOST = 1000  # entries that one design may stand for
 E = TypeVar("E", bound="Entry")
 
 
@@ -33,6 +35,9 @@ def _expand(entry: E) -> Iterable[E]:
     for design in ("changes", "grid"):
         for key, values in getattr(entry, design).items():
             _check(entry, f"{entry.label}.{design}.{key}", key, values)
+    made = 1 + sum(map(len, entry.changes.values())) if entry.changes else math.prod(map(len, entry.grid.values()))
+    if made > MOST:
+        raise ValueError(f"{entry.label}: the design stands for {made:,} entries (allowed: up to {MOST:,})")
     if entry.changes:
         settings = [{}, *({key: value} for key, values in entry.changes.items() for value in values)]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -60,8 +61,8 @@ class VariantEntry(Entry):
 def check_distinct(field: str, entries: Sequence[Entry]) -> None:
     """Raises ValueError if two entries of a list have the same label."""
     labels = [entry.label for entry in entries]
-    for label in labels:
-        if labels.count(label) > 1:
+    for label, count in Counter(labels).items():
+        if count > 1:
             raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")
 
 

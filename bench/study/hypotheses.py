@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from bench.config import Strict
+from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
 from bench.evaluate.targets import AREA, COSTS, target_of
 from bench.store.manifest import HypothesisRow, Measure
@@ -46,8 +46,8 @@ class Hypothesis(Strict):
     same: tuple[str, str] | None = None
     task: str = ALL
     metric: str | None = None
-    margin: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    within: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    margin: float = Field(0.0, ge=0.0, le=LARGE)
+    within: float | None = Field(None, gt=0.0, le=LARGE)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Hypothesis:

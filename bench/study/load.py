@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.house import STUDIES
 from bench.plugins import import_files
 from bench.study.decide import Decide
 from bench.study.hypotheses import Hypothesis
+from bench.study.naming import Change, changes_between, changes_typed
 from bench.study.overrides import apply_override
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
@@ -27,6 +29,15 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
+def names_a_study(source: str) -> bool:
+    """Whether ``load_study`` takes it for a file, or for a study that comes with the suite."""
+    return _is_file(source) or source in study_names()
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith((".yaml", ".yml")) or "/" in source
+
+
 def load_study(source: str, overrides: Sequence[str] = (), preset: str | None = None) -> Study:
     """A study from a YAML file or by the name of one that comes with the suite, at one of its presets (``small`` if it
     has it), with ``key=value`` overrides applied.
@@ -34,7 +45,7 @@ def load_study(source: str, overrides: Sequence[str] = (), preset: str | None = 
     Raises UserError, in one line, for whatever is wrong in the file or the overrides.
     """
     path: Path | None = None
-    if source.endswith((".yaml", ".yml")) or "/" in source:
+    if _is_file(source):
         path = Path(source)
         if not path.is_file():
             raise UserError(f"study file {source!r} does not exist")
@@ -64,6 +75,7 @@ def study_from(
     if not isinstance(raw, dict):
         raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
     raw = at_preset(raw, preset, where)
+    written = deepcopy(raw) if overrides else raw
     for override in overrides:
         apply_override(raw, override)
     if isinstance(imports := raw.get("imports"), list) and all(isinstance(path, str) for path in imports):
@@ -77,7 +89,15 @@ def study_from(
         for variant in study.variants:
             study.cell_model(variant, task)
             study.cell_train(variant, task)
-    return study
+    return study.as_changed(_changes(written, study, overrides)) if overrides else study
+
+
+def _changes(written: dict[str, Any], study: Study, overrides: Sequence[str]) -> tuple[Change, ...]:
+    """What the overrides have changed of the study as it is written."""
+    try:
+        return changes_between(Study.model_validate(written), study)
+    except (ValidationError, UserError):  # it lacks something that the overrides give
+        return changes_typed(overrides)
 
 
 def _study_error(where: str, error: ValidationError) -> UserError:

@@ -10,11 +10,10 @@ from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, unknown
 from bench.study.decide import Decide
 from bench.study.hypotheses import Hypothesis
+from bench.study.naming import ADDRESSES
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.study.yaml_text import parse_yaml
-
-ADDRESSES = ("label", "name", "claim")  # how ``--set`` calls an entry of a list
 
 
 @dataclass(frozen=True)

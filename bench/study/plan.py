@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig
-from bench.data.task import TaskData, get_task, task_data
+from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
+from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, unknown
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
@@ -20,6 +20,7 @@ from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
 from bench.train.device import device_kind, pick_device
 from bench.train.modes import resolved
+from bench.train.room import check_room
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
     target, each = config.steps * step_flops(reference, config), step_flops(entry, train)
     steps = max(1, round(target / each))
     text = f"steps {train.steps} -> {steps} ({steps * each:.4g} training FLOPs, target {target:.4g})"
-    return train.model_copy(update={"steps": steps}), text
+    where = f"variants.{entry.label}: budget = {entry.budget!r}"
+    return parse(TrainConfig, {**train.model_dump(), "steps": steps}, where), text
 
 
 def _start(init: str | None, entry: VariantEntry, cell: Cell | None) -> Init | None:
@@ -118,6 +120,8 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
     tasks, built = [], {}
     for task in study.tasks:
+        check_size(get_task(task.name, task.options))  # before hours are spent on the data of another one
+    for task in study.tasks:
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json", exclude_defaults=True)
         data = built[task.label] = task_data(task.name, task_options)
@@ -133,8 +137,10 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 check_start(init, entry.sharing, variant, model, data)
             variant.schedule(model)  # an impossible shape or device must be refused before anything runs
             train.check(model)
+            kind = device_kind(train)
+            check_room(f"{entry.label} on {task.label}", variant, model, train, study.evaluation, data, kind)
             outside = init is not None and start is None
-            train = resolved(train, device_kind(train), variant, model, data.vocab_size, data.length, outside)
+            train = resolved(train, kind, variant, model, data.vocab_size, data.length, outside)
             if text or steps:
                 chosen[entry.label][task.label] = text or steps
             for seed in study.seeds:
@@ -155,6 +161,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
     _check_alike(cells)
     manifest = Manifest(
         study=study.name,
+        changed=study.changed,
         question=study.question,
         reference=study.reference,
         exit_rule=study.exit_rule,

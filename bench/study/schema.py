@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from bench.config import CELL_SOURCE, FIRST_PILOT, EvalConfig, ModelConfig, Strict, TrainConfig, parse
-from bench.errors import UserError, unknown
+from bench.config import CELL_SOURCE, FIRST_PILOT, LARGEST, EvalConfig, ModelConfig, Strict, TrainConfig, parse
+from bench.errors import UserError, shown, unknown
 from bench.model.variant import Variant, get_variant
 from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
 from bench.study.hypotheses import Hypothesis, check_labels
+from bench.study.naming import NAME, Change, name_of
 from bench.study.sweep import Sweep
 
 MOST_SEEDS = FIRST_PILOT
+MOST_CELLS = 100_000
+MOST_CLAIMS = 1000
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]
+Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 
 
 class Tune(Strict):
@@ -32,8 +37,8 @@ class Tune(Strict):
     """
 
     trials: int = Field(8, ge=1, le=1000)
-    lr: tuple[float, float] = (1e-4, 1e-2)
-    seed: int = Field(1_000_000, ge=0)
+    lr: tuple[Rate, Rate] = (1e-4, 1e-2)
+    seed: int = Field(1_000_000, ge=0, le=LARGEST)
 
     @field_validator("lr")
     @classmethod
@@ -60,7 +65,7 @@ class Study(Strict):
             alone.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=f"^{NAME}$")
     question: str
     imports: tuple[str, ...] = ()
     reference: str | None = None
@@ -70,12 +75,14 @@ class Study(Strict):
     evaluation: EvalConfig = EvalConfig()
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=MOST_SEEDS)
-    hypotheses: tuple[Hypothesis, ...] = ()
+    seeds: tuple[Seed, ...] = Field(min_length=1, max_length=MOST_SEEDS)
+    hypotheses: tuple[Hypothesis, ...] = Field((), max_length=MOST_CLAIMS)
     exit_rule: str | None = None
     tune: Tune | None = None
     decide: Decide | None = None
     sweep: Sweep | None = None
+    _changes: tuple[Change, ...] = PrivateAttr(())
+    _written: str = PrivateAttr("")  # its name before these changes
 
     @model_validator(mode="before")
     @classmethod
@@ -109,18 +116,24 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= 1 << 63:
-            raise ValueError(f"seeds = {list(self.seeds)} must be different, from 0 to 2^63 - 1")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {shown(list(self.seeds))} must be different")
+        cells = len(self.variants) * len(self.tasks) * len(self.seeds)
+        if cells > MOST_CELLS:
+            raise ValueError(
+                f"{len(self.variants)} variants on {len(self.tasks)} tasks with {len(self.seeds)} seeds are {cells:,} "
+                f"cells (allowed: up to {MOST_CELLS:,})"
+            )
         if self.decide is not None:
             self.decide.check(self.seeds, len(self.hypotheses))
         if self.tune is not None and self.tune.seed in self.seeds:
             raise ValueError(
-                f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {list(self.seeds)}"
+                f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {shown(list(self.seeds))}"
             )
         if self.sweep is not None and self.sweep.budgets is not None and self.sweep.budgets.seed in self.seeds:
             raise ValueError(
                 f"sweep.budgets.seed = {self.sweep.budgets.seed} must be none of the seeds that are reported: "
-                f"{list(self.seeds)}"
+                f"{shown(list(self.seeds))}"
             )
         check_distinct("tasks", self.tasks)
         check_distinct("variants", self.variants)
@@ -144,6 +157,32 @@ class Study(Strict):
     def decides(self) -> bool:
         """Whether seeds are added until the hypotheses are decided: not on pilots."""
         return self.decide is not None and min(self.seeds) < FIRST_PILOT
+
+    def as_changed(self, changes: tuple[Change, ...]) -> Study:
+        """The study under the name that it has with these changes to what is written."""
+        found = self.model_copy()
+        found._changes, found._written = changes, self.name
+        return found.model_copy(update={"name": name_of(self.name, found._of_cells)})
+
+    @property
+    def _of_cells(self) -> list[Change]:
+        """Changes to more than the sweep, which looks at a study and changes nothing of it."""
+        return [change for change in self._changes if change.key.split(".")[0] != "sweep"]
+
+    @property
+    def changed(self) -> list[str]:
+        """What ``--set`` has made another than it is written, in words; nothing of the sweep."""
+        return [str(change) for change in self._of_cells]
+
+    @property
+    def sweep_name(self) -> str:
+        """What the study's sweep is called, with what has been changed of the sweep itself."""
+        return name_of(self._written or self.name, self._changes)
+
+    @property
+    def sweep_changed(self) -> list[str]:
+        """``changed``, with what has been changed of the sweep itself."""
+        return [str(change) for change in self._changes]
 
     def init_of(self, entry: VariantEntry) -> str | None:
         """What the entry's models start from; None: random weights."""

@@ -15,6 +15,7 @@ from bench.pretrained.convert import convert
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, outline
 from bench.store.store import Store
+from bench.store.versions import MODEL
 
 FREE = ("n_cycles", "n_blocks", "dropout")  # of a shape whose other fields the source decides
 
@@ -69,7 +70,11 @@ def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleForCausalLM:
         id = cell.init.source.removeprefix(CELL_SOURCE)
         if not store.done(id):
             raise CellError(f"the cell it starts from, {id[:12]}, has no result")
-        pretrained = load(str(store.folder(id) / "model"))
+        try:
+            pretrained = load(str(store.folder(id) / MODEL))
+        except UserError as error:
+            store.sound(id, weights=True)  # sets aside what is damaged, so that it is made again
+            raise CellError(f"the cell it starts from, {id[:12]}, cannot be used: {error}") from None
     else:
         if digest(cell.init.source) != cell.init.digest:
             raise CellError(f"the source {cell.init.source!r} has changed since the cell was planned")

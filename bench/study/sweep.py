@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from bench.config import ModelConfig, Strict, TrainConfig
+from bench.config import LARGE, LARGEST, ModelConfig, Strict, TrainConfig
 from bench.errors import unknown
 
+Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(ge=-LARGE, le=LARGE)]
 FIELDS = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
 
 
@@ -21,15 +22,20 @@ class Range(Strict):
         log: the values are spread evenly over their logarithm.
     """
 
-    low: int | float
-    high: int | float
-    step: int | float | None = Field(None, gt=0)
+    low: Number
+    high: Number
+    step: Number | None = None
     log: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Range:
         if self.low > self.high:
             raise ValueError(f"low = {self.low} must not be above high = {self.high}")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step = {self.step} must be above 0")
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        if whole and not isinstance(self.step or 1, int):
+            raise ValueError(f"step = {self.step} must be whole between whole numbers")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs low above 0 and no step")
         return self
@@ -64,7 +70,7 @@ class BudgetSweep(Strict):
     trials: int = Field(16, ge=1, le=100_000)
     ranges: dict[str, Range | list[Any]] = Field(min_length=1)
     prune: bool = True
-    seed: int = Field(1_000_000, ge=0)
+    seed: int = Field(1_000_000, ge=0, le=LARGEST)
 
     @field_validator("ranges")
     @classmethod
@@ -92,10 +98,10 @@ class Sweep(Strict):
         seed: of the samplers that propose trials.
     """
 
-    max_flops: float | None = Field(None, gt=0)
+    max_flops: float | None = Field(None, gt=0, le=LARGE)
     thresholds: ThresholdSweep | None = None
     budgets: BudgetSweep | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _something(self) -> Sweep:

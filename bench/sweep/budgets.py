@@ -17,6 +17,7 @@ schedule would still be at its high learning rate. It would look worse than it w
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,20 @@ from optuna.distributions import (
 from optuna.trial import Trial, TrialState, create_trial
 
 from bench.data.task import task_data
-from bench.errors import CellError, UserError
+from bench.errors import UserError
 from bench.evaluate.trace import Trace
 from bench.model.costs import costs
 from bench.model.variant import get_variant, variants
-from bench.run.cells import Tell
-from bench.run.going import run_cell
-from bench.run.lease import LeaseLostError, hold
+from bench.processes import pulse
+from bench.run.cells import GivenUpError, Job, Tell, run_job
+from bench.run.lease import LeaseWatch
 from bench.store.manifest import BudgetRow, BudgetTrial
 from bench.store.store import Store
 from bench.study.plan import Planned, make_plan
 from bench.study.schema import Study, VariantEntry
 from bench.study.sweep import BudgetSweep, Range
 from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_trials, optimize
+from bench.train.checkpoints import Every
 
 STARTUP = 4  # no trial is stopped before it has so many rivals
 WARMUP = 0.2  # no trial is stopped before this share of its training
@@ -78,10 +80,6 @@ class BudgetJob:
     @property
     def task(self) -> str:
         return self.study.tasks[0].label
-
-
-class _PrunedError(Exception):
-    """Raised in the middle of a training."""
 
 
 def space(entry: VariantEntry, spec: BudgetSweep) -> dict[str, BaseDistribution]:
@@ -133,13 +131,16 @@ def opened(job: BudgetJob) -> optuna.Study:
 
 
 def run_trials(job: BudgetJob, tell: Tell) -> None:
-    """Run trials until as many are finished as were asked for. tell: called with events for the progress bars."""
+    """Run trials until as many are finished as were asked for. tell: called with events for the progress bars, and with
+    ``trial`` (number, what it tries in words, its cell or None) before anything of the study's own code is run for one.
+    """
     store = Store(job.root)
     study = opened(job)
     ranges = space(job.entry, job.spec)
 
     def objective(trial: Trial) -> tuple[float, float]:
         params = {key: _suggest(trial, key, ranges[key]) for key in ranges}
+        tell("trial", (trial.number, str(params), None))
         try:
             planned = planned_at(job, params)
         except UserError as error:
@@ -160,38 +161,64 @@ def _trained(
     planned: Planned, job: BudgetJob, store: Store, study: optuna.Study, trial: Trial, flops: float, tell: Tell
 ) -> float:
     """Train the trial's cell unless it has a result, keep its learning curve for its rivals, return its score."""
-    cell, steps = planned.cell, planned.cell.train.steps
-    curve: list[tuple[float, float]] = []
+    cell, steps, label = planned.cell, planned.cell.train.steps, f"{planned.variant} {planned.task}"
+    curve, pruned = list[tuple[float, float]](), list[str]()
 
     def watch(entry: dict[str, float]) -> None:
         curve.append((entry["step"] / steps, entry["valid_loss"]))
         if job.spec.prune and behind(study, *curve[-1], flops):
-            raise _PrunedError
+            pruned.append(f"pruned at {curve[-1][0]:.0%} of the training")
+            raise GivenUpError(pruned[0])
 
-    def report(step: int, loss: float, speed: float) -> None:
-        lease.check()
-        tell("update", (cell.id, step, loss, speed))
+    def told(kind: str, arguments: tuple[Any, ...]) -> None:
+        if kind == "update":
+            tell("update", (cell.id, *arguments))
 
-    tell("start", (cell.id, f"{planned.variant} {planned.task} trial {trial.number}", steps))
-    try:
-        if not store.done(cell.id):
-            with hold(store.folder(cell.id)) as lease:
-                if not store.done(cell.id):  # by another process that held it
-                    run_cell(cell, store, report, watch=watch)
-    except _PrunedError:
-        text = f"pruned at {curve[-1][0]:.0%} of the training"
-        tell("finish", (cell.id, text, False))
-        trial.set_user_attr("curve", curve)
-        raise StoppedError(text, pruned=True) from None
-    except (CellError, LeaseLostError) as error:
-        tell("finish", (cell.id, f"failed: {error}", True))
-        raise StoppedError(str(error), pruned=False) from None
+    tell("start", (cell.id, f"{label} trial {trial.number}", steps))
+    tell("trial", (trial.number, str(trial.params), cell))
+    watching, record = LeaseWatch(), store.record(cell.id)
+    failed = record.at if record is not None and record.status == "failed" else None
+    while record is None or record.status == "failed":
+        number = watching.free(store.folder(cell.id))
+        curve.clear()
+        found = None
+        if number is not None:
+            found = run_job(Job(cell, label, job.root, Every(), number, failed, watch=watch), told)
+        if pruned:
+            tell("finish", (cell.id, pruned[0], False))
+            trial.set_user_attr("curve", curve)
+            raise StoppedError(pruned[0], pruned=True)
+        if found is not None and found.status == "failed":
+            tell("finish", (cell.id, f"failed: {found.reason}", True))
+            raise StoppedError(found.reason, pruned=False)
+        record = found
+        if record is None:  # in another process
+            pulse()
+            time.sleep(1)
     score = valid_score(store, cell.id)[job.metric]
     tell("finish", (cell.id, f"validation {job.metric.replace('_', ' ')} {score:.3f}", False))
-    record = store.record(cell.id)
-    assert record is not None and record.status == "done"
     trial.set_user_attr("curve", [(entry.step / steps, entry.valid_loss) for entry in record.history])
     return score
+
+
+def bury(job: BudgetJob, number: int, reason: str, last: bool) -> None:
+    """Tell of a trial whose process has died: it is tried again, unless this was the last time.
+
+    Args:
+        job: that it is one of.
+        number: of the trial.
+        reason: why its process died.
+        last: whether it counts as done, as a failure.
+    """
+    study = opened(job)
+    trial = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+    if trial.state != TrialState.RUNNING:
+        return
+    if last:
+        study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+    study.tell(number, state=TrialState.FAIL)
+    if not last:
+        study.enqueue_trial(trial.params)
 
 
 def behind(study: optuna.Study, share: float, loss: float, flops: float) -> bool:
@@ -219,7 +246,7 @@ def forward_flops(planned: Planned) -> float:
 
 def valid_score(store: Store, id: str) -> dict[str, float]:
     """What a trained cell gives at full depth on the whole validation split."""
-    trace = Trace.from_bytes((store.folder(id) / "trace_valid.npz").read_bytes())
+    trace = Trace.from_bytes(store.trace(id, "valid"))
     return trace.leaving(trace.n_cycles)
 
 

@@ -6,41 +6,58 @@ import hashlib
 import json
 import os
 import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from bench.config import Cell
 from bench.errors import UserError
-from bench.plugins import pack
-from bench.processes import become_worker, worker_context
+from bench.run.cells import TellOf, add_to_log, failure, give_up
+from bench.run.executors import HANG, Event
+from bench.run.executors.local import LocalExecutor
+from bench.run.lease import LeaseWatch
 from bench.run.progress import Progress
+from bench.run.runner import DEATHS
 from bench.store.environment import environments
 from bench.store.manifest import SWEPT, CellRow, Manifest, SweepResult, ThresholdRow
 from bench.store.store import Store
 from bench.store.tracker import Tracker
+from bench.study.naming import base_of
 from bench.study.plan import make_plan
 from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
 from bench.sweep.storage import done, open_storage, running, shown_url
 
+At = tuple[int, str, Cell | None]
+"""A trial that a worker is at: its number, what it tries in words, and its cell once that is known."""
+
 
 def run_sweep(
-    study: Study, store: Store, url: str, jobs: int | None, tracker: Tracker, command: str, revision: str | None
+    study: Study,
+    store: Store,
+    url: str,
+    jobs: int | None,
+    tracker: Tracker,
+    command: str,
+    revision: str | None,
+    hang: float = HANG,
 ) -> SweepResult:
     """Run the trials that are still wanting, ``jobs`` processes at a time, and write ``sweeps/<study>.json``.
 
-    Several commands, on several machines, may do this at once on one storage: each adds to the same trials. Raises
-    UserError if the study has no ``sweep``, or no trained cell whose thresholds could be swept.
+    Several commands, on several machines, may do this at once on one storage: each adds to the same trials. hang:
+    seconds without a sign of life after which a worker is ended. Raises UserError if the study has no ``sweep``, no
+    trained cell whose thresholds could be swept, or a search whose workers die again and again.
     """
     if study.sweep is None:
         raise UserError(f"study {study.name!r} has no sweep: add sweep.thresholds or sweep.budgets to it")
     open_storage(url, closely=True)  # wrong addresses are told, and tables made, before there are workers
     jobs = jobs or os.cpu_count() or 1
     result = SweepResult(
-        study=study.name,
+        study=study.sweep_name,
+        of=study.name,
+        changed=study.sweep_changed,
         question=study.question,
         max_flops=study.sweep.max_flops,
         storage=shown_url(url),
@@ -56,7 +73,7 @@ def run_sweep(
         manifest, threshold_jobs = _threshold_jobs(study, store, url)
         result.tasks = manifest.tasks
         tracker.begin(manifest)
-        for found in _searched(threshold_jobs, jobs):
+        for found in _searched(threshold_jobs, jobs, hang):
             result.thresholds.append(found)
             tracker.add_search(found)
         order = {job.name: number for number, job in enumerate(threshold_jobs)}
@@ -64,9 +81,13 @@ def run_sweep(
     if study.sweep.budgets is not None:
         manifest, budget_jobs = _budget_jobs(study, store, url, command, revision)
         result.tasks = manifest.tasks
-        _trained(budget_jobs, jobs)
+        if study.sweep_name not in [sweep.study for sweep in store.sweeps()]:
+            store.write_sweep(result)  # so that `cyclebench clean` knows where the trials are
+        _trained(budget_jobs, jobs, hang)
         result.budgets = [budgets.row(job) for job in budget_jobs]
-        rows = {
+        before = store.manifest(manifest.study)
+        rows = {cell.id: cell for cell in before.cells} if before else {}  # of other limits and ranges
+        rows |= {
             id: CellRow(variant=row.variant, task=row.task, seed=row.seed, id=id)
             for row in result.budgets
             for id in row.cells
@@ -91,7 +112,8 @@ def _threshold_jobs(study: Study, store: Store, url: str) -> tuple[Manifest, lis
         if store.done(cell.id):
             groups.setdefault((cell.variant, cell.task), []).append(cell.id)
     if manifest is None or not groups:
-        raise UserError(f"study {study.name!r} has no trained cells to sweep (run: cyclebench run {study.name})")
+        again = f"cyclebench run {base_of(study.name)}{' with the same --set' if study.changed else ''}"
+        raise UserError(f"study {study.name!r} has no trained cells to sweep (run: {again})")
     missing = len(manifest.cells) - sum(map(len, groups.values()))
     if missing:
         print(f"{missing} of the study's cells are not done and left out", file=sys.stderr)
@@ -162,68 +184,131 @@ def _name(study: Study, *parts: str, what: list[Any]) -> str:
     return " / ".join([study.name, *parts, digest])
 
 
-def _searched(jobs: list[thresholds.ThresholdJob], workers: int) -> Iterator[ThresholdRow]:
-    """The rows of the searches, as they end."""
-    with Progress(len(jobs)) as progress, _pool(min(workers, len(jobs)), progress) as (pool, _):
-        waiting: dict[Future[ThresholdRow], thresholds.ThresholdJob] = {}
-        for job in jobs:
-            label = f"{job.variant} {job.task} {job.rule}"
-            progress.start(job.name, label, job.spec.trials)
-            waiting[pool.submit(thresholds.search, job)] = job
-        for future in as_completed(waiting):
-            row = future.result()
-            progress.finish(waiting[future].name, f"{row.trials} trials, {len(row.front)} on the front")
-            yield row
+def _searched(jobs: list[thresholds.ThresholdJob], workers: int, hang: float) -> Iterator[ThresholdRow]:
+    """The rows of the searches, as they end. Raises UserError if one cannot be ended."""
+    named, deaths = {job.name: job for job in jobs}, Counter[str]()
+    with Progress(len(jobs)) as progress, LocalExecutor(min(workers, len(jobs)), hang=hang) as executor:
+        waiting = list(named)
+        out = 0
+        while waiting or out:
+            while waiting and out < executor.slots:
+                job = named[waiting.pop(0)]
+                if not deaths[job.name]:
+                    progress.start(job.name, f"{job.variant} {job.task} {job.rule}", job.spec.trials)
+                executor.give([job.name], partial(_search, job))
+                out += 1
+            for event in executor.poll():
+                if event.kind == "died":
+                    out -= 1
+                    deaths[event.id] += 1
+                    if deaths[event.id] == DEATHS:
+                        raise UserError(f"sweep: {event.id!r}: {event.arguments[0]}, {DEATHS} times")
+                    waiting.append(event.id)
+                elif event.kind == "end":
+                    out -= 1
+                    row = _or_raised(event)
+                    progress.finish(event.id, f"{row.trials} trials, {len(row.front)} on the front")
+                    yield row
 
 
-def _trained(jobs: list[budgets.BudgetJob], workers: int) -> None:
-    """Run the budget trials: as many workers as there may be on every search, one search after the other."""
+def _search(job: thresholds.ThresholdJob, tell: TellOf) -> Iterator[tuple[str, ThresholdRow | Exception]]:
+    try:
+        yield job.name, thresholds.search(job)
+    except Exception as error:
+        yield job.name, error
+
+
+def _trained(jobs: list[budgets.BudgetJob], workers: int, hang: float) -> None:
+    """Run the budget trials: as many workers as there may be on every search, one search after the other. Raises
+    UserError if one cannot go on.
+    """
     searches = [(job, budgets.opened(job)) for job in jobs]
     for _, study in searches:
         running(study)  # gives up the trials of dead processes: they are not done
     with Progress(sum(job.spec.trials for job in jobs)) as progress:
         progress.skip(sum(min(done(study), job.spec.trials) for job, study in searches))
+        crew = _Crew(progress)
         while True:
             busy = [running(study) for _, study in searches]
-            crew = [job for job, study in searches for _ in range(min(workers, job.spec.trials - done(study)))]
-            if crew:
-                with _pool(workers, progress) as (pool, events):
-                    for future in as_completed([pool.submit(_budget_worker, job, events) for job in crew]):
-                        future.result()
+            wanted = [job for job, study in searches for _ in range(min(workers, job.spec.trials - done(study)))]
+            if wanted:
+                with LocalExecutor(min(workers, len(wanted)), hang=hang) as executor:
+                    crew.work(executor, wanted)
             elif any(busy):
                 time.sleep(1)  # in another process, or one that has died
             else:
                 return
 
 
-def _budget_worker(job: budgets.BudgetJob, events: Any) -> None:
-    budgets.run_trials(job, lambda kind, arguments: events.put((kind, arguments)))
+class _Crew:
+    """Workers on budget trials, each on one trial after another."""
 
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.deaths: Counter[tuple[str, str]] = Counter()  # by search and what was tried
 
-@contextmanager
-def _pool(workers: int, progress: Progress) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """Worker processes, and a queue of progress events that they may fill."""
-    context = worker_context()
-    with context.Manager() as manager:
-        events = manager.Queue()
-        listener = threading.Thread(target=_listen, args=(events, progress), daemon=True)
-        listener.start()
-        pool = ProcessPoolExecutor(workers, context, initializer=become_worker, initargs=(pack(),))
-        try:
-            yield pool, events
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
+    def work(self, executor: LocalExecutor, wanted: list[budgets.BudgetJob]) -> None:
+        """Give every job a worker, as there is room for one, until all have ended."""
+        waiting = {f"{number} {job.name}": job for number, job in enumerate(wanted)}
+        out: dict[str, budgets.BudgetJob] = {}
+        at: dict[str, At] = {}
+        while waiting or out:
+            while waiting and len(out) < executor.slots:
+                key = next(iter(waiting))
+                out[key] = waiting.pop(key)
+                executor.give([key], partial(_work, key, out[key]))
+            for event in executor.poll():
+                job = out[event.id]
+                if event.kind in ("start", "update", "finish"):
+                    getattr(self.progress, event.kind)(*event.arguments)
+                elif event.kind == "trial":
+                    at[event.id] = event.arguments
+                elif event.kind == "output":
+                    cell = at[event.id][2] if event.id in at else None
+                    if cell is not None:
+                        add_to_log(Store(job.root).folder(cell.id), *event.arguments)
+                elif event.kind == "died":
+                    self._bury(job, at.pop(event.id, None), *event.arguments)
+                    waiting[event.id] = out.pop(event.id)
+                elif event.kind == "end":
+                    del out[event.id]
+                    _or_raised(event)
+
+    def _bury(self, job: budgets.BudgetJob, at: At | None, reason: str, tail: str | None) -> None:
+        """A worker has died at a trial, or without one: that is tried again, but not for ever."""
+        number, tried, cell = at or (None, "", None)
+        self.deaths[job.name, tried] += 1
+        count = self.deaths[job.name, tried]
+        last, told = count >= DEATHS, f"{reason}, {DEATHS} times"
+        if number is None:
+            if last:
+                raise UserError(f"sweep: {job.name!r}: {told}")
+            return
+        budgets.bury(job, number, told, last)
+        if cell is None:
+            return
+        if last:
+            store = Store(job.root)
+            known, lease = store.record(cell.id), LeaseWatch().free(store.folder(cell.id))
+            if lease is not None:
+                before = known.at if known is not None and known.status == "failed" else None
+                give_up(store, cell, lease, failure(cell, told, "environment", tail), before)
+            self.progress.finish(cell.id, f"failed: {told}", True)
         else:
-            pool.shutdown()
-        finally:
-            events.put(None)
-            listener.join(timeout=5)
+            self.progress.drop(cell.id, f"{reason}, after {count} of {DEATHS} tries")
 
 
-def _listen(events: Any, progress: Progress) -> None:
-    while (event := events.get()) is not None:
-        name, arguments = event
-        getattr(progress, name)(*arguments)
+def _work(key: str, job: budgets.BudgetJob, tell: TellOf) -> Iterator[tuple[str, Exception | None]]:
+    try:
+        budgets.run_trials(job, partial(tell, key))
+        yield key, None
+    except Exception as error:
+        yield key, error
+
+
+def _or_raised(event: Event) -> Any:
+    """What a worker has found. Raises what was raised there."""
+    (found,) = event.arguments
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from bench.errors import UserError, first_line
 from bench.store.databases import Tables, make_whole, sqlite_file
+from bench.store.store import TRIALS
 
 BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and without one until it is given up
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
@@ -45,7 +46,7 @@ class StoppedError(Exception):
 def default_url(runs: Path) -> str:
     """A SQLite file beside the results."""
     runs.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{runs / 'optuna.db'}"
+    return f"sqlite:///{runs / TRIALS}"
 
 
 def shown_url(url: str) -> str:
@@ -223,3 +224,29 @@ def best_within(study: optuna.Study, flops: float) -> FrozenTrial | None:
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     within = [trial for trial in trials if trial.values[1] <= flops * (1 + 1e-9)]
     return min(within, key=lambda trial: (sign * trial.values[0], trial.values[1], trial.number), default=None)
+
+
+def cells_of_sweeps(runs: Path, url: str | None, known: Mapping[str, str]) -> set[str]:
+    """The ids of the cells that the trials of sweeps have trained, or are at; a trial that is judged already without a
+    result needs none.
+
+    Args:
+        runs: folder of the results.
+        url: of the trials' database; by default that beside the results, if there is one.
+        known: databases by the sweeps that say they have their trials there.
+
+    Raises:
+        UserError: if one of them is another.
+    """
+    beside = runs / TRIALS
+    here = shown_url(url) if url is not None else f"sqlite:///{beside}"
+    for sweep, other in known.items():
+        if other != here and (url is not None or Path(other).name != TRIALS):
+            raise UserError(f"--storage: the sweep {sweep} has its trials in {other} (allowed: that address)")
+    if url is None and not beside.exists():
+        return set()
+    storage = open_storage(url or here)
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    told = [trial.user_attrs for study in studies for trial in study.get_trials(deepcopy=False)]
+    wanted = [about for about in told if not about.keys() & {"reason", "refused"}]
+    return {str(about["cell"]) for about in wanted if "flops_per_token" in about}

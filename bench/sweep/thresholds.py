@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, Trial
 from bench.evaluate.record import BUDGETS
 from bench.evaluate.rules import get_rule
 from bench.evaluate.trace import ORACLES, Trace
+from bench.processes import pulse
 from bench.store.manifest import ThresholdRow, TunedShares
-from bench.store.store import Store
+from bench.store.store import Split, Store
 from bench.study.sweep import ThresholdSweep
 from bench.sweep.storage import best_within, done, open_storage, open_trials, optimize_cheap
 
@@ -52,10 +53,9 @@ class ThresholdJob:
     worker: int = 0
 
 
-def traces(store: Store, ids: tuple[str, ...], split: str) -> list[Trace]:
-    """The stored traces of cells; split: ``valid`` or ``test``."""
-    file = {"valid": "trace_valid.npz", "test": "trace.npz"}[split]
-    return [Trace.from_bytes((store.folder(id) / file).read_bytes()) for id in ids]
+def traces(store: Store, ids: tuple[str, ...], split: Split) -> list[Trace]:
+    """The stored traces of cells. Raises UserError if one is damaged."""
+    return [Trace.from_bytes(store.trace(id, split)) for id in ids]
 
 
 def tunable(trace: Trace, rules: tuple[str, ...]) -> list[str]:
@@ -102,6 +102,7 @@ def search(job: ThresholdJob) -> ThresholdRow:
         return [level.threshold(shares) for level in levels]
 
     def objective(trial: Trial) -> tuple[float, float]:
+        pulse()
         for name in names:
             trial.suggest_float(name, 0, 1)
         score = _mean([trace.score(job.rule, at) for trace, at in zip(valid, thresholds(trial), strict=True)])

@@ -73,12 +73,16 @@ class Position:
 class Checkpoints:
     """The checkpoints of one cell in a folder, named by their step."""
 
-    def __init__(self, folder: Path, cell: str, every: Every, team: Team | None = None) -> None:
+    def __init__(
+        self, folder: Path, cell: str, every: Every, team: Team | None = None, room: Path | None = None
+    ) -> None:
         """cell: its id, so that a file that strays here from another cell is not taken (its former ids are told by a
         file in the folder above); team: whose rank 0 writes,
-        while all of its ranks must call ``save`` and ``load``.
+        while all of its ranks must call ``save`` and ``load``; room: where files are filled (``bench.run.lease``), by
+        default the folder.
         """
         self.folder, self.cell, self.every, self.log, self.team = folder, cell, every, cell_logger(cell), team
+        self.room = room
         self._last = (time.monotonic(), 0)
 
     def due(self, step: int) -> bool:
@@ -102,7 +106,7 @@ class Checkpoints:
         told = {"cell": self.cell, **{key: getattr(position, key) for key in TOLD}}
         text = json.dumps(told)
         try:
-            with whole_file(self.folder / f"{position.step:09d}.safetensors") as partial:
+            with whole_file(self.folder / f"{position.step:09d}.safetensors", self.room) as partial:
                 save_file(tensors, partial, {"position": text, "digest": _digest(tensors, text)})
             for path in self._files()[KEPT:]:
                 path.unlink()

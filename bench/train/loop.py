@@ -23,6 +23,7 @@ from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.costs import training_flops
 from bench.model.language_model import CycleForCausalLM
+from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
@@ -151,7 +152,8 @@ class Training:
         """Take the step whose gradients are there; loss: scalar, at full depth, not yet read."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.at.step, self.config)
-        nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.lm.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.config.cuda_graphs)
         self.at.pending.append(loss)
@@ -262,6 +264,7 @@ def train_together(runs: Sequence[Training]) -> Iterator[tuple[Training, Excepti
 
 def _step(group: Sequence[Training]) -> dict[Training, Exception]:
     """The next step of all; what ends any of them. Raises what goes wrong before any has taken it."""
+    pulse()
     since = time.perf_counter()
     losses = gradients(group)
     for run, loss in zip(group, losses, strict=True):
@@ -374,6 +377,8 @@ def _evaluations(config: TrainConfig, flops: NDArray[np.float64]) -> set[int]:
     """Steps after which to validate: every so many steps, every so many FLOPs, and at the end."""
     every = config.eval_every or max(1, config.steps // 10)
     due = {*range(every, config.steps + 1, every), config.steps}
+    if config.eval_every_flops is not None and config.eval_every_flops <= np.diff(flops, prepend=0.0).min():
+        return {*range(1, config.steps + 1)}  # at every step: the marks would be more than those
     if config.eval_every_flops is not None:
         marks = np.arange(1, int(flops[-1] // config.eval_every_flops) + 1) * config.eval_every_flops
         due |= {int(step) + 1 for step in np.searchsorted(flops, marks)}

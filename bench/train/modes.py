@@ -8,6 +8,7 @@ only how many cells go into one stack.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -23,6 +24,7 @@ from bench.model.variant import Variant
 from bench.train.loop import loss_of
 from bench.train.packing import run_stacked, stacks
 
+DEEP, FEW = 64, 6  # steps of a model that is tried with so few cycles and blocks
 LEAST = 4  # models in a stack: with fewer, stacking costs more time than it saves
 CPU_FLOPS = 6e8  # of a step, on one CPU thread: above it the arithmetic takes the time, not the calls
 CUDA_FLOPS = 1e12  # of a step of all models of a stack: that much keeps a GPU busy
@@ -99,9 +101,24 @@ def _pays(variant: Variant, model: ModelConfig, vocab_size: int, length: int, co
 
 def _possible(variant: Variant, model: ModelConfig, vocab_size: int, length: int, config: TrainConfig) -> bool:
     """``stackable``, remembered: a study asks for every seed and learning rate."""
+    model = _shallow(variant, model)
     options = json.dumps(variant.options.model_dump(mode="json"), sort_keys=True)
     alike = config.model_copy(update={"lr": 1e-3, "steps": 1})
     return _remembered(cast(Any, type(variant)), options, model, vocab_size, length, alike)
+
+
+def _shallow(variant: Variant, model: ModelConfig) -> ModelConfig:
+    """A shape that does what the given one does, in fewer cycles and blocks where these are many: to try it takes a
+    thirtieth of a second a step, and neither number decides which kinds of operations run.
+    """
+    if variant.schedule(model).depth <= DEEP:
+        return model
+    for fields in (("n_cycles", "n_blocks"), ("n_cycles",)):
+        fewer = model.model_copy(update={field: min(getattr(model, field), FEW) for field in fields})
+        with suppress(UserError):  # the prelude and the coda may need more blocks
+            variant.schedule(fewer)
+            return fewer
+    return model
 
 
 @lru_cache(maxsize=1024)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +16,9 @@ from typing import Any
 from bench.errors import UserError, first_line
 from bench.plugins import pack as packed_plugins
 from bench.plugins import unpack
-from bench.processes import quiet
+from bench.processes import on_pulse, quiet
 from bench.run.cells import Job, run_jobs
-from bench.run.executors import POLL, Event
+from bench.run.executors import HANG, POLL, Event, silence
 from bench.store.records import Outcome
 
 KNOCK = 10.0  # seconds a cluster has to answer
@@ -30,8 +32,9 @@ class RayExecutor:
     lost does not run a cell twice.
     """
 
-    def __init__(self, slots: int, address: str | None) -> None:
-        """slots: tasks handed to Ray at a time; address: of a cluster, None for one that is started on this machine.
+    def __init__(self, slots: int, address: str | None, hang: float = HANG) -> None:
+        """slots: tasks handed to Ray at a time; address: of a cluster, None for one that is started on this machine;
+        hang: seconds without a sign of life after which a task that has begun is ended.
 
         Raises UserError if Ray is not installed or the cluster does not answer.
         """
@@ -41,7 +44,7 @@ class RayExecutor:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # optional
         except ImportError:
             raise UserError("--executor: 'ray' needs Ray (pip install 'cyclebench[ray]')") from None
-        self.slots, self._ray = slots, ray
+        self.slots, self.hang, self._ray = slots, hang, ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -57,6 +60,8 @@ class RayExecutor:
         self._task = ray.remote(max_retries=0, max_calls=0)(_task)
         self._packed = packed_plugins()
         self._out: dict[Any, list[str]] = {}  # the ids of a task's cells
+        self._heard: dict[str, float] = {}  # by id: of cells whose tasks have begun
+        self._hung: set[Any] = set()
 
     def __enter__(self) -> RayExecutor:
         return self
@@ -83,16 +88,27 @@ class RayExecutor:
         for reference in done:
             events += self._told()  # what it said before it ended
             ids = self._out.pop(reference)
+            for id in ids:
+                self._heard.pop(id, None)
             try:
                 events += [Event(id, "end", (record,)) for id, record in self._ray.get(reference).items()]
             except self._ray.exceptions.RayTaskError as error:  # an error of ours, or of what is installed there
                 raise error.as_instanceof_cause() from None
             except self._ray.exceptions.RayError as error:
-                events += [Event(id, "died", (f"its task was lost: {type(error).__name__}",)) for id in ids]
+                lost = silence(self.hang) if reference in self._hung else f"its task was lost: {type(error).__name__}"
+                events += [Event(id, "died", (lost, None)) for id in ids]
+        for reference, ids in self._out.items():
+            heard = max((self._heard[id] for id in ids if id in self._heard), default=math.inf)
+            if time.monotonic() - heard > self.hang and reference not in self._hung:
+                self._hung.add(reference)
+                self._ray.cancel(reference, force=True)
         return events
 
     def _told(self) -> list[Event]:
-        return [Event(*event) for event in self._events.get_nowait_batch(self._events.qsize())]
+        events = [Event(*event) for event in self._events.get_nowait_batch(self._events.qsize())]
+        out = {id for ids in self._out.values() for id in ids}
+        self._heard |= {event.id: time.monotonic() for event in events if event.id in out}
+        return [event for event in events if event.kind != "alive"]
 
 
 def _knock(address: str | None) -> None:
@@ -105,6 +121,7 @@ def _knock(address: str | None) -> None:
 def _task(pack: Sequence[Job], root: str, events: Any, packed: bytes) -> dict[str, Outcome | None]:
     quiet()
     unpack(packed)
+    on_pulse(partial(_tell, events, pack[0].cell.id, "alive", ()))
     return dict(run_jobs([replace(job, root=Path(root)) for job in pack], partial(_tell, events)))
 
 
