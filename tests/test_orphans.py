@@ -90,7 +90,7 @@ def test_whatever_works_for_a_process_ends_soon_after_that_was_killed(tmp_path: 
     code = "import workers; workers.start({}, [*workers.processes.PRELOADED{}])"
     assert not left_by_a_killed(tmp_path, ["-c", code.format(1, "")], serving)
     sleeping = lambda found: sum("sleep" in each.cmdline() for each in found) == 2  # noqa: E731
-    assert not left_by_a_killed(tmp_path, ["-c", code.format(2, "[:1]")], sleeping)
+    assert not left_by_a_killed(tmp_path, ["-c", code.format(2, "[:2]")], sleeping)
 
 
 @pytest.mark.long
