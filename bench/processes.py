@@ -175,8 +175,11 @@ def end_orphans() -> None:
 
 
 def _fork_server() -> int | None:
-    """The process id of this process's own, None if it has none."""
-    return getattr(forkserver._forkserver, "_forkserver_pid", None)
+    """The process id of this process's own, None if it has none: a fork of a process knows that of the other."""
+    found = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    with suppress(psutil.Error):
+        return found if found is not None and psutil.Process(found).ppid() == os.getpid() else None
+    return None
 
 
 def _helpers() -> set[int]:

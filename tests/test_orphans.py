@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from test_runner import RAW, numbers, plan
 from test_sweep_killed import trials
 
 from bench.plugins import import_files
-from bench.run.executors.local import SPOKEN
+from bench.run.executors.local import SPOKEN, Unheard
 from bench.run.runner import Running, run_study
 from bench.store.digests import read_sealed
 from bench.store.records import Failure, Record
@@ -201,6 +202,14 @@ def test_what_a_variant_does_to_its_process_harms_its_own_cell_alone(
     assert len(strays) == 6
     alive = [psutil.Process(pid) for pid in strays if psutil.pid_exists(pid)]
     assert running(alive) == [], "what a cell leaves running is ended with it"
+
+
+def test_printing_does_not_fail_when_nobody_listens_any_more() -> None:
+    """Else a cell whose command was killed would have failed, of itself."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Unheard(writer, "w") as deaf:
+        assert deaf.write(b"anything") == 8
 
 
 def test_a_stray_of_a_finished_cell_ends_before_its_study(tmp_path: Path) -> None:
