@@ -29,7 +29,7 @@ from bench.study.load import study_from
 from bench.sweep.run import run_sweep
 from bench.sweep.storage import default_url
 
-PATIENCE = 60.0  # seconds for something to come; nobody is judged by it
+PATIENCE = 300.0  # seconds for something to come; nobody is judged by it
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
