@@ -1,4 +1,4 @@
-"""Imported by the fork server of multiprocessing, before all else: what workers come from does not outlive its parent.
+"""Imported early by the fork server of multiprocessing: what workers come from does not outlive its parent.
 
 By itself it would end when the last of its workers has ended, and not before it has imported torch.
 """

@@ -25,7 +25,8 @@ import psutil
 
 from bench.plugins import unpack
 
-PRELOADED = ["bench.forkserver", "cyclebench", "bench.run.cells", "bench.run.going", "bench.study.plan"]
+# The first sees to it that the others are ours, whatever lies in the current folder.
+PRELOADED = ["cyclebench", "bench.forkserver", "bench.run.cells", "bench.run.going", "bench.study.plan"]
 PULSE = 1.0  # seconds between signs of life, at least
 FOLLOW = 0.5  # seconds between looks at whether the parent is still there
 REAP = 5.0  # seconds that killed processes have to be gone
@@ -174,8 +175,11 @@ def end_orphans() -> None:
 
 
 def _fork_server() -> int | None:
-    """The process id of this process's own, None if it has none."""
-    return getattr(forkserver._forkserver, "_forkserver_pid", None)
+    """The process id of this process's own, None if it has none: a fork of a process knows that of the other."""
+    found = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    with suppress(psutil.Error):
+        return found if found is not None and psutil.Process(found).ppid() == os.getpid() else None
+    return None
 
 
 def _helpers() -> set[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
@@ -18,6 +17,7 @@ from bench.config import IGNORED
 from bench.data.batches import arrays
 from bench.data.prepared import load_prepared, save
 from bench.data.task import TaskData, get_task
+from bench.store.digests import read_sealed, write_sealed
 from bench.store.manifest import TaskRow
 from bench.study.plan import make_plan
 from bench.study.schema import Study
@@ -138,9 +138,9 @@ def test_levels_are_read_from_prepared_data_and_old_folders_have_none(tmp_path: 
     save(made, folder, tmp_path)
     read = load_prepared(folder)
     assert read is not None and read.metric == made.metric and len(read.metric.solvers) == 2
-    about = json.loads((folder / "data.json").read_text())
+    about = read_sealed(folder / "data.json")
     del about["metric"]["solvers"]
-    (folder / "data.json").write_text(json.dumps(about))
+    write_sealed(folder / "data.json", about)
     old = load_prepared(folder)
     assert old is not None and old.metric.levels == made.metric.levels and old.metric.solvers == {}
 

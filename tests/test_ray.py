@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_orphans import MISCHIEF, entry
 from test_runner import numbers, plan
 
+from bench.plugins import import_files
 from bench.run.runner import Running, run_study
 from bench.store.store import Store
 from bench.train.checkpoints import Every
@@ -63,6 +65,19 @@ def test_a_study_survives_the_loss_of_a_node(
     here = run_study(made, Store(tmp_path / "here"), Running(jobs=1), lambda *_: None)
     for id, record in results.items():
         assert numbers(record) == numbers(here[id])
+
+
+@pytest.mark.long
+def test_a_task_without_a_sign_of_life_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr("bench.run.runner.DEATHS", 1)
+    (tmp_path / "mischief.py").write_text(MISCHIEF)
+    import_files([tmp_path / "mischief.py"], "--import")
+    made = plan(variants=[entry("hang"), "htc"], reference=None, seeds=[0])
+    found = run_study(made, Store(tmp_path / "ray"), Running(jobs=1, executor="ray", hang=8.0), _nothing)
+    hung, other = (found[planned.cell.id] for planned in made.cells)
+    assert hung.status == "failed" and hung.reason == "no sign of life for 0.133333 minutes (--hang), 1 times"
+    assert other.status == "done"
 
 
 def test_a_cluster_that_does_not_answer_is_told_in_one_line(tmp_path: Path) -> None:

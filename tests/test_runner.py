@@ -281,6 +281,8 @@ def test_a_result_that_is_damaged_within_is_run_again(
         (["run", "quick", "--job", "2"], "No such option"),
         (["rnu"], "No such command"),
         (["run", "quick", "--jobs", "0"], "--jobs"),
+        (["run", "quick", "--hang", "0"], "--hang: 0.0 (allowed: a number of minutes above 0)"),
+        (["sweep", "quick", "--hang", "nan"], "--hang: nan (allowed: a number of minutes above 0)"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,28 +42,26 @@ def run_cell(
     every: Every | None = None,
     watch: WatchHistory | None = None,
     stacked: bool | None = None,
-    lease: Lease | None = None,
 ) -> Record:
     """Train and test one cell, from its last checkpoint if there is one; store its model, trace and result, and return
-    the result.
+    the result. Waits until no other process holds the cell.
 
     Args:
         report: called with the step, the mean loss since the last call and tokens per second.
         every: how often to write a checkpoint.
         watch: called with every entry of the history; what it raises ends the cell without a result.
         stacked: whether in a stack, None as the cell says; another mode gives other last digits.
-        lease: of the cell, None to wait for it.
 
     Raises:
         CellError: with a reason if training cannot go on or the data are not those the cell was planned with.
     """
     with (
-        hold(store.folder(cell.id)) if lease is None else nullcontext(lease) as held,
+        hold(store.folder(cell.id)) as lease,
         repeatable(cell.seed, cell.train.threads),
         Team(cell, store.root, run_rank) as team,
     ):
         try:
-            going = Going(cell, store, held, report, every, watch, stacked, team)
+            going = Going(cell, store, lease, report, every, watch, stacked, team)
             ((_, error),) = train_together([going.training])
         except Exception as found:
             error = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -98,7 +99,7 @@ class LocalExecutor:
             with suppress(OSError):
                 worker.connection.send(None)
             worker.connection.close()
-            worker.output.close()  # nobody listens: who prints without end fails, instead of waiting
+            worker.output.close()  # who prints without end does not wait for a listener any more
             if error is not None:
                 worker.process.terminate()
         for worker in self._workers:
@@ -208,10 +209,22 @@ def _print_to(printed: Connection) -> None:
         os.dup2(printed.fileno(), number)
     printed.close()
     sys.stdout, sys.stderr = (
-        open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        io.TextIOWrapper(
+            io.BufferedWriter(Unheard(number, "w", closefd=False)), "utf-8", "backslashreplace", line_buffering=True
+        )
         for number in (1, 2)
     )
     faulthandler.enable(sys.stderr)
+
+
+class Unheard(io.FileIO):
+    """A pipe that may be written to even if nobody listens: a cell does not fail because its parent was killed."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
 
 
 def _send(connection: Connection, worker: int, id: str, kind: str, arguments: tuple[Any, ...]) -> None:
