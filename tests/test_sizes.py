@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import gpt2
 from pydantic import BaseModel, Field
 from test_runner import RAW, plan
 
@@ -17,9 +19,9 @@ from bench.data.generated import Generated
 from bench.data.task import check_size, get_task, tasks
 from bench.errors import UserError, shown
 from bench.model.variant import variants
-from bench.study.conversion import Conversion
+from bench.study.conversion import Conversion, convert_to
 from bench.study.load import study_from
-from bench.study.profile import Comparison
+from bench.study.profile import Comparison, profile
 from bench.study.schema import Study
 
 ENDS = [{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}]
@@ -170,6 +172,20 @@ def test_what_a_budget_in_flops_comes_to_has_a_range() -> None:
     cheap = {"name": "htc", "label": "cheap", "budget": "flops", "train": {"batch_size": 1}}
     with pytest.raises(UserError, match=r"variants\.cheap: budget = 'flops'\.steps: .*less than or equal to 10000000"):
         plan(variants=[{"name": "htc", "train": {"batch_size": 4096, "steps": 10_000}}, cheap])
+
+
+@pytest.mark.parametrize("sizes", [{"length": 10**18}, {"vocab_size": 1}], ids=str)
+def test_what_is_profiled_has_a_range(sizes: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=rf"{next(iter(sizes))}: \d+ must be from 2 to 16,777,216"):
+        profile(["htc"], **sizes)
+
+
+def test_a_conversion_that_no_machine_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, wide = gpt2(tmp_path / "source", n_layer=2), ["options.rank=4096", "model.n_cycles=512"]
+    monkeypatch.setenv(limits.MEMORY, "1")
+    with pytest.raises(UserError, match=r"relaxed: [\d,]+ parameters would take at least .* of 1 GiB here"):
+        convert_to(source, "relaxed", wide, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,13 @@ def test_accumulation_does_not_change_the_gradient(data: TaskData) -> None:
         assert a == pytest.approx(b, rel=1e-4)
 
 
+def test_without_clipping_gradients_are_as_they_are(data: TaskData) -> None:
+    free, wide, clipped = (
+        timeless(run(data, CONFIG.model_copy(update={"grad_clip": clip}))[1]) for clip in (None, 1e30, 0.01)
+    )
+    assert free == wide != clipped
+
+
 def test_history_is_by_step_tokens_and_flops(data: TaskData) -> None:
     _, history = run(data, CONFIG.model_copy(update={"eval_every": 5}))
     assert [entry["step"] for entry in history] == [5, 10, 12]

@@ -83,7 +83,8 @@ def run(
     overrides: Overrides = None,
     preset: Preset = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Cells at a time. Default: the cores over a cell's threads and processes.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Cells at a time. Default: the cores over a cell's threads and processes."),
     ] = None,
     pack: Annotated[
         int | None,
@@ -162,7 +163,7 @@ def sweep(
     max_flops: Annotated[
         float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: the cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Worker processes. Default: the cores.")] = None,
     hang: Hang = DEFAULT_HANG,
     storage: Storage = None,
     runs: Runs = DEFAULT_RUNS,

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from bench.config import ModelConfig, Sharing, Strict, parse
 from bench.errors import UserError
-from bench.model.costs import count, pass_flops
+from bench.limits import check_memory, machine_memory
+from bench.model.costs import count, meta_model, pass_flops
 from bench.model.parts import PARTS
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert, logit_difference
@@ -67,6 +68,9 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
     model = target_shape(shape, given.n_cycles if made.cycled else 1, asked.model, variant)
     sources_of(asked.sharing, shape.n_blocks, made.schedule(model))
     pretrained = load(source)
+    sizes = pretrained.outline.vocab_size, pretrained.outline.positions
+    params = count(meta_model(made, model, *sizes).parameters())
+    check_memory(4 * params, machine_memory(), f"{variant}: {params:,} parameters", "fewer cycles or smaller options")
     lm = convert(pretrained, made, model, asked.sharing, seed)
     off = logit_difference(lm, pretrained)
     length = min(CARD_LENGTH, lm.config.max_position_embeddings)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import ModelConfig, Strict, parse
+from bench.errors import UserError
 from bench.model.costs import Costs, costs
 from bench.model.match import Match
 from bench.model.schedule import Schedule
@@ -17,6 +18,8 @@ from bench.study.designs import expand
 from bench.study.entries import VariantEntry, check_distinct, check_reference
 from bench.study.overrides import Keys, apply_override
 from bench.study.shapes import matched, relevant
+
+MOST = 1 << 24  # tokens of a sequence, and of a vocabulary: sizes of tensors are then still numbers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ def profile(
     Raises:
         UserError: one line that says what is wrong.
     """
+    for field, value in (("length", length), ("vocab_size", vocab_size)):
+        if not 2 <= value <= MOST:
+            raise UserError(f"{field}: {value} must be from 2 to {MOST:,}")
     asked = comparison(variants, set)
     found = []
     for entry in asked.variants:
