@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.config import EvalConfig, ModelConfig, TrainConfig
-from bench.errors import UserError, unknown
+from bench.errors import UserError, shown, unknown
 from bench.study.decide import Decide
 from bench.study.hypotheses import Hypothesis
 from bench.study.naming import ADDRESSES
@@ -75,15 +75,15 @@ def apply_override(raw: dict[str, Any], override: str, keys: Keys = OF_STUDY) ->
     """
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise UserError(f"--set {override!r} must be KEY=VALUE, for example {keys.example}")
-    value = parse_yaml(text, f"--set {override}")
+        raise UserError(f"--set {shown(override)} must be KEY=VALUE, for example {keys.example}")
+    value = parse_yaml(text, f"--set {shown(override)}")
     *parents, last = key.split(".")
     here: Any = raw
     for depth, part in enumerate(parents):
         here = _descend(here, part, parents[:depth], keys)
     if isinstance(here, list):
         raise UserError(
-            f"--set {override!r}: {key} is an entry; set one of its fields, for example {key}.options.NAME=VALUE"
+            f"--set {shown(override)}: {key} is an entry; set one of its fields, for example {key}.options.NAME=VALUE"
         )
     keys.check(parents, last)
     here[last] = value
@@ -106,5 +106,5 @@ def _descend(here: Any, part: str, parents: Sequence[str], keys: Keys) -> Any:
         keys.check(parents, part)
         here[part] = {}
     if not isinstance(here[part], dict | list):
-        raise UserError(f"--set: {path} is a value ({here[part]!r}), not a group of fields")
+        raise UserError(f"--set: {path} is a value ({shown(here[part])}), not a group of fields")
     return here[part]
