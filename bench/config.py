@@ -65,13 +65,12 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 
 def _scalars(value: Any) -> Iterator[Any]:
     """What a value of lists and mappings is made of."""
-    waiting = [value]
+    waiting, seen = [value], set[int]()
     while waiting:
         inner = waiting.pop()
-        if isinstance(inner, dict):
-            waiting += inner.values()
-        elif isinstance(inner, list | tuple):
-            waiting += inner
+        if isinstance(inner, dict | list | tuple):
+            waiting += () if id(inner) in seen else inner.values() if isinstance(inner, dict) else inner
+            seen.add(id(inner))
         else:
             yield inner
 
@@ -90,6 +89,9 @@ def parse(kind: type[Config], values: Any, where: str) -> Config:
         raise from_validation(where, error, kind.model_fields) from None
 
 
+Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
 class RopeScaling(Strict):
     """How rotary positions are stretched beyond the length a model was trained at; the names are transformers'.
 
@@ -98,15 +100,15 @@ class RopeScaling(Strict):
     """
 
     rope_type: Literal["linear", "llama3", "yarn"]
-    factor: float = Field(ge=1.0, le=LARGE)
-    original_max_position_embeddings: int | None = Field(None, ge=1, le=LARGEST)
-    low_freq_factor: float | None = Field(None, gt=0.0, le=LARGE)
-    high_freq_factor: float | None = Field(None, gt=0.0, le=LARGE)
-    attention_factor: float | None = Field(None, gt=0.0, le=LARGE)
-    beta_fast: float | None = Field(None, gt=0.0, le=LARGE)
-    beta_slow: float | None = Field(None, gt=0.0, le=LARGE)
-    mscale: float | None = Field(None, ge=0.0, le=LARGE)
-    mscale_all_dim: float | None = Field(None, ge=0.0, le=LARGE)
+    factor: float = Field(ge=1.0, le=1e6)
+    original_max_position_embeddings: int | None = Field(None, ge=1, le=1 << 40)
+    low_freq_factor: Ratio | None = None
+    high_freq_factor: Ratio | None = None
+    attention_factor: Ratio | None = None
+    beta_fast: Ratio | None = None
+    beta_slow: Ratio | None = None
+    mscale: float | None = Field(None, ge=0.0, le=1e6)
+    mscale_all_dim: float | None = Field(None, ge=0.0, le=1e6)
     truncate: bool | None = None
 
     @model_validator(mode="after")

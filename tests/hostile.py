@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from test_runner import RAW
 
-from bench.config import EvalConfig, ModelConfig, TrainConfig
+from bench.config import EvalConfig, ModelConfig, RopeScaling, TrainConfig
 from bench.data.generated import Generated
 from bench.data.task import tasks
 from bench.model.variant import variants
@@ -119,13 +119,18 @@ def oversized(draw: Any) -> Any:
     raw["variants"] = [{"name": variant, "options": {}}]
     kinds = {**PARTS, "tasks": tasks.get(task).Options, "variants": variants.get(variant).Options}
     for _ in range(draw(st.integers(1, 4))):
-        part = draw(st.sampled_from([*kinds, "tasks", "seeds", "ranges"]))
+        part = draw(st.sampled_from([*kinds, "tasks", "seeds", "ranges", "rope_scaling"]))
         value = draw(numbers())
         if part == "seeds":
             raw["seeds"] = value
         elif part == "ranges":
             ends = dict(zip(("low", "high", "step"), draw(st.lists(numbers(), min_size=2, max_size=3)), strict=False))
             raw["sweep"] = {"budgets": {"ranges": {"train.steps": ends | {"log": draw(st.booleans())}}}}
+        elif part == "rope_scaling":
+            kind = draw(st.sampled_from(["linear", "llama3", "yarn"]))
+            given = draw(st.dictionaries(st.sampled_from(numeric(RopeScaling)), st.floats(1e-7, 1e7) | sizes))
+            needed = {"factor": 8, "original_max_position_embeddings": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+            raw["model"] |= {"family": "llama", part: {"rope_type": kind, **needed, **given}}
         elif fields := numeric(kinds[part]):
             fields_of = raw[part] if part in PARTS else raw[part][0]["options"]
             fields_of[draw(st.sampled_from(fields))] = value
