@@ -1,14 +1,21 @@
-"""SQLite files of MLflow and Optuna: whole or not there, whoever begins when, and whatever became of them."""
+"""SQLite files of MLflow and Optuna: whole or not there, whoever begins when, and whatever became of them.
+
+``CYCLEBENCH_TRACKING_KILLS`` sets how often a process is killed while it makes tables (4 by default).
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -22,6 +29,7 @@ from bench.store.databases import ForeignError, Tables, make_whole, sqlite_file,
 from bench.store.mlflow_server import _tables
 from bench.sweep.storage import TABLES
 
+KILLS = int(os.environ.get("CYCLEBENCH_TRACKING_KILLS", "4"))
 LIBRARIES = {"MLflow": _tables, "Optuna": lambda: TABLES}
 
 
@@ -245,6 +253,40 @@ def test_half_made_tables_become_whole(tables: Tables, quick: Tables, tmp_path: 
         told = list[str]()
         assert make_whole(path, quick, told.append) == ("damaged" in str(told)), "completed, or begun anew"
         assert used(tables, path, "first") == ["first"]
+
+
+def killed(make: Callable[[], object], moment: int) -> None:
+    """Call something in a process that kills itself before a statement or before it renames or removes a file."""
+    child = os.fork()
+    if child == 0:
+        try:
+            seen = 0
+
+            def count(*arguments: Any) -> None:
+                nonlocal seen
+                seen += arguments[0] not in ("open", "import")
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            event.listen(Engine, "before_cursor_execute", count)
+            sys.addaudithook(lambda name, _: count(name) if name in ("os.rename", "os.rmdir", "os.remove") else None)
+            make()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def test_killed_while_it_makes_tables_it_makes_them_the_next_time(tmp_path: Path) -> None:
+    """Optuna's: MLflow's are in test_tracking_complete.py."""
+    chance = random.Random(int.from_bytes(os.urandom(4), "big"))
+    TABLES.make(sqlite_url(tmp_path / "first.db"))
+    every = statements(lambda: TABLES.make(sqlite_url(tmp_path / "second.db")), -1)
+    for number in range(KILLS):
+        path, moment = tmp_path / f"{number}.db", chance.randrange(1, every + 5)
+        killed(lambda path=path: make_whole(path, TABLES, pytest.fail), moment)  # type: ignore[misc]
+        assert not make_whole(path, TABLES, pytest.fail)
+        assert used(TABLES, path, "first") == ["first"], moment
+        assert not list(tmp_path.glob(".*.new")), moment
 
 
 def test_processes_at_once_make_one(templates: dict[str, Path], tables: Tables, tmp_path: Path) -> None:

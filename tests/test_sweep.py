@@ -155,7 +155,7 @@ def budget_job(root: Path, trials: int, max_flops: float | None = None, **spec: 
     ranges: Any = {"model.n_cycles": {"low": 1, "high": 4}, "train.steps": [5, 10], "options.lookup": ["step"]}
     found = BudgetSweep.model_validate({"trials": trials, "ranges": ranges, **spec})
     url = default_url(root)
-    return budgets.BudgetJob("b", study_from(dict(RAW), (), "x"), "accuracy", True, found, max_flops, 0, root, url)
+    return budgets.BudgetJob("b", "k", study_from(dict(RAW), (), "x"), "accuracy", True, found, max_flops, 0, root, url)
 
 
 def test_budget_trials_are_cells_and_go_on(tmp_path: Path) -> None:

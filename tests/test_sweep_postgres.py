@@ -16,7 +16,7 @@ from test_sweep import budget_job, job, stored
 
 from bench.processes import worker_context
 from bench.sweep import budgets, thresholds
-from bench.sweep.storage import BATCH, counts
+from bench.sweep.storage import BATCH, counts, open_storage
 
 WORKERS, TRIALS, TRIED = 2, 120, 4
 
@@ -60,6 +60,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             call(str(binaries / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.long
+def test_commands_that_begin_at_once_make_the_tables_once(server: str) -> None:
+    with ProcessPoolExecutor(3, worker_context()) as pool:
+        assert list(pool.map(tables_of, [server] * 3)) == [True] * 3
+
+
+def tables_of(url: str) -> bool:
+    return open_storage(url).get_current_version() == open_storage(url).get_head_version()
 
 
 @pytest.mark.long

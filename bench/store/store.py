@@ -20,7 +20,18 @@ from bench.store.digests import END, DamagedError, digest_of, is_sealed, read_se
 from bench.store.files import locked, sweep
 from bench.store.manifest import SWEPT, TUNING, Manifest, SearchRow, SweepResult
 from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
-from bench.store.versions import MODEL, TRACES, Former, former_of, holds_something, stored_version, write_version
+from bench.store.versions import (
+    MODEL,
+    TRACES,
+    Former,
+    cell_folders,
+    former_of,
+    holds_something,
+    stored_version,
+    write_version,
+)
+
+TRAINED_FOR = "searches.json"  # in the folder of a cell
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -39,6 +50,10 @@ Trim = Callable[[dict[str, Any]], dict[str, Any]]
 
 class _Samples(BaseModel):
     samples: list[dict[str, float]] = []
+
+
+class _Searches(BaseModel):
+    searches: list[str] = []
 
 
 class Records(Mapping[str, Outcome]):
@@ -236,6 +251,17 @@ class Store:
         """What the cell took of the machine; empty if that is not known."""
         found = self._load(self.folder(id) / "usage.json", _Samples)
         return found.samples if found else []
+
+    def note_trained_for(self, id: str, search: str) -> None:
+        """Note that a search has had a cell trained: its database may be lost."""
+        known = self._load(self.folder(id) / TRAINED_FOR, _Searches) or _Searches()
+        if search not in known.searches:
+            self._dump(self.folder(id) / TRAINED_FOR, {"searches": [*known.searches, search]})
+
+    def trained_for(self, search: str) -> list[str]:
+        """The cells that a search has had trained."""
+        found = {folder.name: self._load(folder / TRAINED_FOR, _Searches) for folder in cell_folders(self.root)}
+        return sorted(id for id, noted in found.items() if noted is not None and search in noted.searches)
 
     def write_manifest(self, study: str, manifest: Manifest) -> None:
         """Store which cells a study consists of; with the first study of a store, which version it has."""

@@ -41,6 +41,7 @@ from bench.processes import pulse
 from bench.run.cells import GivenUpError, Job, Tell, run_job
 from bench.run.lease import LeaseWatch
 from bench.store.manifest import BudgetRow, BudgetTrial
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.study.plan import Planned, make_plan
 from bench.study.schema import Study, VariantEntry
@@ -59,11 +60,13 @@ class BudgetJob:
 
     Attributes:
         name: of the Optuna study.
+        key: the same search has the same one, whatever ids cells have.
         study: with this variant and this task alone.
         metric, higher_is_better: the task's.
     """
 
     name: str
+    key: str
     study: Study
     metric: str
     higher_is_better: bool
@@ -162,12 +165,12 @@ def _trained(
 ) -> float:
     """Train the trial's cell unless it has a result, keep its learning curve for its rivals, return its score."""
     cell, steps, label = planned.cell, planned.cell.train.steps, f"{planned.variant} {planned.task}"
-    curve, pruned = list[tuple[float, float]](), list[str]()
+    seen, pruned = list[tuple[float, float]](), list[str]()
 
     def watch(entry: dict[str, float]) -> None:
-        curve.append((entry["step"] / steps, entry["valid_loss"]))
-        if job.spec.prune and behind(study, *curve[-1], flops):
-            pruned.append(f"pruned at {curve[-1][0]:.0%} of the training")
+        seen.append((entry["step"] / steps, entry["valid_loss"]))
+        if job.spec.prune and behind(study, *seen[-1], flops):
+            pruned.append(f"pruned at {seen[-1][0]:.0%} of the training")
             raise GivenUpError(pruned[0])
 
     def told(kind: str, arguments: tuple[Any, ...]) -> None:
@@ -180,13 +183,13 @@ def _trained(
     failed = record.at if record is not None and record.status == "failed" else None
     while record is None or record.status == "failed":
         number = watching.free(store.folder(cell.id))
-        curve.clear()
+        seen.clear()
         found = None
         if number is not None:
             found = run_job(Job(cell, label, job.root, Every(), number, failed, watch=watch), told)
         if pruned:
             tell("finish", (cell.id, pruned[0], False))
-            trial.set_user_attr("curve", curve)
+            trial.set_user_attr("curve", seen)
             raise StoppedError(pruned[0], pruned=True)
         if found is not None and found.status == "failed":
             tell("finish", (cell.id, f"failed: {found.reason}", True))
@@ -197,8 +200,14 @@ def _trained(
             time.sleep(1)
     score = valid_score(store, cell.id)[job.metric]
     tell("finish", (cell.id, f"validation {job.metric.replace('_', ' ')} {score:.3f}", False))
-    trial.set_user_attr("curve", [(entry.step / steps, entry.valid_loss) for entry in record.history])
+    trial.set_user_attr("curve", curve(record))
+    store.note_trained_for(cell.id, job.key)
     return score
+
+
+def curve(record: Record) -> list[tuple[float, float]]:
+    """The share of its training that a cell had done at its validations, and their losses."""
+    return [(entry.step / record.cell.train["steps"], entry.valid_loss) for entry in record.history]
 
 
 def bury(job: BudgetJob, number: int, reason: str, last: bool) -> None:

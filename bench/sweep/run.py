@@ -28,6 +28,7 @@ from bench.study.naming import base_of
 from bench.study.plan import make_plan
 from bench.study.schema import Study
 from bench.sweep import budgets, thresholds
+from bench.sweep.known import take_in
 from bench.sweep.storage import done, open_storage, running, shown_url
 
 At = tuple[int, str, Cell | None]
@@ -159,12 +160,11 @@ def _budget_jobs(
             alone = free.model_copy(update={"variants": (entry,), "tasks": (task,)})
             cell = next(p.cell for p in plan.cells if (p.variant, p.task) == (entry.label, task.label))
             metric = next(row for row in plan.manifest.tasks if row.label == task.label)
-            ranges = sweep.budgets.model_dump(mode="json", exclude={"trials"})
+            what = [sweep.budgets.model_dump(mode="json", exclude={"trials"}), sweep.max_flops, sweep.seed]
             jobs.append(
                 budgets.BudgetJob(
-                    name=_name(
-                        study, entry.label, task.label, "budgets", what=[cell.id, ranges, sweep.max_flops, sweep.seed]
-                    ),
+                    name=_name(study, entry.label, task.label, "budgets", what=[cell.id, *what]),
+                    key=_name(study, entry.label, task.label, "budgets", what=what),
                     study=alone,
                     metric=metric.metric,
                     higher_is_better=metric.higher_is_better,
@@ -222,7 +222,7 @@ def _trained(jobs: list[budgets.BudgetJob], workers: int, hang: float) -> None:
     """Run the budget trials: as many workers as there may be on every search, one search after the other. Raises
     UserError if one cannot go on.
     """
-    searches = [(job, budgets.opened(job)) for job in jobs]
+    searches = [(job, take_in(job)) for job in jobs]
     for _, study in searches:
         running(study)  # gives up the trials of dead processes: they are not done
     with Progress(sum(job.spec.trials for job in jobs)) as progress:
