@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,9 @@ def test_power_of_few_pairs_says_no_more_than_they_do() -> None:
     assert power_rows(*sample(5, 0.1), 0.01, 0.8)[0]["sd 95 % interval"].startswith("[0.")
 
 
-def test_the_terminal_prints_the_verdicts(tmp_path: Path) -> None:
+def test_the_terminal_prints_the_verdicts(tmp_path: Path, no_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(no_runs, tmp_path)
     manifest, results = sample(8, 0.1)
     store, manifest = Store(tmp_path), declare(manifest.but(study="quick"), task="p_hop")
     store.write_manifest("quick", manifest)

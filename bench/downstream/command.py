@@ -13,7 +13,7 @@ from bench.downstream.tasks import ours
 from bench.errors import UserError
 from bench.pretrained.share import FACTS, add_scores
 from bench.store.files import atomic_write
-from bench.store.tracking import log_evaluation
+from bench.store.tracking import log_evaluations
 from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
 
@@ -42,8 +42,7 @@ def evaluate_all(
     results = out / "results.json"
     atomic_write(results, json.dumps(rows, indent=1).encode())
     paths = [results, *plot_scores(rows, out)]
-    for checkpoint in checkpoints:
-        log_evaluation(tracking_uri, checkpoint, [row for row in rows if row["checkpoint"] == checkpoint], paths)
+    log_evaluations(tracking_uri, rows, paths)
     return rows, paths
 
 

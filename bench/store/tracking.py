@@ -103,7 +103,7 @@ class MlflowTracker(Tracker):
         self.lock = lock_beside(sqlite_file(self.uri) or self.store.root / "mlflow")
         about = "\n\n".join([manifest.question, *manifest.changed])
         tags = {STUDY: manifest.study, "mlflow.note.content": about, "git": str(manifest.git)}
-        of_study = f"tags.`{STUDY}` = '{manifest.study}' AND tags.`role` = 'study'"
+        of_study = f"tags.`{STUDY}` = {_quoted(manifest.study)} AND tags.`role` = 'study'"
         with self.lock:
             self.experiment = _experiment(client)
             found = client.search_runs([self.experiment], of_study, max_results=1)
@@ -122,6 +122,8 @@ class MlflowTracker(Tracker):
 
     def catch_up(self, manifest: Manifest) -> None:
         """Log what the store holds of a study and this does not. What it has said to hold is not looked at again."""
+        if self.broken:
+            return
         holding = self.holding(manifest)
         if not self.known:
             self._look(holding)
@@ -165,7 +167,7 @@ class MlflowTracker(Tracker):
 
     def _children(self, tag: str, value: str) -> list[Any]:
         """The runs of a cell or of a search."""
-        where = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{tag}` = '{value}'"
+        where = f"tags.`mlflow.parentRunId` = '{self.parent}' AND tags.`{tag}` = {_quoted(value)}"
         return list(self.client.search_runs([self.experiment], where))
 
     def _kept(self, runs: list[Any], held: Callable[[Any], bool]) -> bool:
@@ -262,29 +264,46 @@ class MlflowTracker(Tracker):
             self.client.set_terminated(self.parent)
 
 
+def _experiment(client: Any) -> str:
+    """The id of the suite's experiment, which is made if need be."""
+    if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except Exception:  # another process was faster
+            if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _quoted(value: str) -> str:
+    """A value in a filter of MLflow, which knows no way to write a quote within quotes of its kind."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
 def _digest(keys: Iterable[Key]) -> str:
     return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
 
 
-def log_evaluation(uri: str, checkpoint: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
-    """Log a checkpoint's downstream scores as a run of its own; a failing server is one warning.
+def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
+    """Log the downstream scores of checkpoints, each as a run of its own; a failing server is one warning.
 
     Metrics are named task/metric; their step is the number of cycles.
     """
     try:
         client, _ = connect(uri)
-        run = client.create_run(
-            _experiment(client), tags={"role": "evaluation", "checkpoint": checkpoint}, run_name=f"eval {checkpoint}"
-        )
-        for row in rows:
-            name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
-            client.log_metric(run.info.run_id, f"{row['task']}/{name}", row["value"], step=row["cycles"])
-            client.log_metric(
-                run.info.run_id, f"{row['task']}/flops_per_token", row["flops_per_token"], step=row["cycles"]
-            )
-        for path in paths:
-            client.log_artifact(run.info.run_id, str(path))
-        client.set_terminated(run.info.run_id)
+        id = _experiment(client)
+        for checkpoint in dict.fromkeys(row["checkpoint"] for row in rows):
+            tags = {"role": "evaluation", "checkpoint": checkpoint}
+            run = client.create_run(id, tags=tags, run_name=f"eval {checkpoint}").info.run_id
+            for row in rows:
+                if row["checkpoint"] != checkpoint:
+                    continue
+                name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
+                client.log_metric(run, f"{row['task']}/{name}", row["value"], step=row["cycles"])
+                client.log_metric(run, f"{row['task']}/flops_per_token", row["flops_per_token"], step=row["cycles"])
+            for path in paths:
+                client.log_artifact(run, str(path))
+            client.set_terminated(run)
     except Exception as error:
         reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
