@@ -186,10 +186,11 @@ def test_a_later_one_is_refused_and_left_as_it_is(quick: Tables, path: Path) -> 
     assert path.read_bytes() == before and kept(path) == {}
 
 
-def test_tables_of_another_program_are_left_as_they_are(tables: Tables, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("metrics", "experiments", "studies", "trials"), ("runs", "tags")])
+def test_tables_of_another_program_are_left_as_they_are(names: tuple[str, ...], tables: Tables, tmp_path: Path) -> None:
     path = tmp_path / "some.db"
     with closing(sqlite3.connect(path)) as database, database:
-        for name in ("metrics", "experiments", "studies", "trials", "mine"):  # names of theirs, columns of its own
+        for name in (*names, "mine"):  # names of theirs, columns of its own
             database.execute(f"CREATE TABLE {name} (anything TEXT)")
         database.execute("INSERT INTO mine VALUES ('dear')")
     before = path.read_bytes()

@@ -129,9 +129,10 @@ def _made_whole(path: Path, tables: Tables, new: Path, tell: Callable[[str], obj
                 raise
             reason = first_line(error)
         new.unlink(missing_ok=True)
-    if reason or any(Path(f"{path}{end}").exists() for end in BESIDE):  # of a database that is gone: not of the new one
-        kept = _put_aside(path)
-        tell(f"{path} is damaged and kept as {kept.name}{f' ({reason})' if reason else ''}; a new one is begun")
+    if reason:
+        tell(f"{path} is damaged and kept as {_put_aside(path).name} ({reason}); a new one is begun")
+    elif any(Path(f"{path}{end}").exists() for end in BESIDE):  # of a database that was removed, not of the new one
+        tell(f"{path} was removed, what belonged to it is kept as {_put_aside(path).name}-...")
     tables.make(sqlite_url(new))
     _put_in_place(new, path)
     return bool(reason)
@@ -188,6 +189,7 @@ def _renew(path: Path, tables: Tables, new: Path, tell: Callable[[str], object])
             source.backup(target)
             names, revisions = _content(source)
         shutil.copyfile(before, new)
+        shutil.copymode(path, new)
         try:
             tables.make(sqlite_url(new))
         except Exception as error:
@@ -213,12 +215,14 @@ def _damaged(error: Exception) -> bool:
     """Whether an error, of reading a file or of bringing it up to date, is the file's fault: not the machine's, nor the
     library's.
     """
+    if isinstance(error, ForeignError):
+        return False
     cause: BaseException | None = error
     while cause is not None:
         if (code := getattr(cause, "sqlite_errorcode", None)) is not None:
             return code & 0xFF in DAMAGED
         cause = getattr(cause, "orig", None) or cause.__cause__ or cause.__context__
-    return not isinstance(error, (ForeignError, *NOT_OF_A_FILE))
+    return not isinstance(error, NOT_OF_A_FILE)
 
 
 def _free_name(path: Path, kind: str) -> Path:
