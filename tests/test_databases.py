@@ -1,6 +1,6 @@
 """SQLite files of MLflow and Optuna: whole or not there, whoever begins when, and whatever became of them.
 
-``CYCLEBENCH_TRACKING_KILLS`` sets how often a process is killed while it makes tables (4 by default).
+``CYCLEBENCH_TRACKING_KILLS`` sets how often a process is killed while it makes tables (3 by default).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.store.databases import ForeignError, Tables, make_whole, sqlite_file,
 from bench.store.mlflow_server import _tables
 from bench.sweep.storage import TABLES
 
-KILLS = int(os.environ.get("CYCLEBENCH_TRACKING_KILLS", "4"))
+KILLS = int(os.environ.get("CYCLEBENCH_TRACKING_KILLS", "3"))
 LIBRARIES = {"MLflow": _tables, "Optuna": lambda: TABLES}
 
 

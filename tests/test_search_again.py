@@ -48,6 +48,7 @@ def command(root: Path, *words: str) -> Ended:
     return ended
 
 
+@pytest.mark.long
 def test_after_an_upgrade_trials_of_tuning_are_found_again(old: Path) -> None:
     store = open_store(old)
     before = results(old)

@@ -133,6 +133,7 @@ def server(tmp_path: Path, no_runs: Path) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.mark.long
 def test_a_real_server_that_is_stopped_started_and_held_up_loses_nothing(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

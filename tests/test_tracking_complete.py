@@ -1,6 +1,6 @@
 """MLflow agrees with the store after every command, whatever was killed, damaged, stopped or run beside it.
 
-``CYCLEBENCH_TRACKING_KILLS`` sets how often a process is killed while it begins to log (4 by default); ``make torture``
+``CYCLEBENCH_TRACKING_KILLS`` sets how often a process is killed while it begins to log (3 by default); ``make torture``
 kills 40 times.
 """
 
@@ -31,7 +31,7 @@ from bench.store.manifest import Manifest
 from bench.store.store import Store
 from bench.store.tracking import CELL_TAG, MlflowTracker
 
-KILLS = int(os.environ.get("CYCLEBENCH_TRACKING_KILLS", "4"))
+KILLS = int(os.environ.get("CYCLEBENCH_TRACKING_KILLS", "3"))
 TOUCHES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "sqlite3.connect")
 OTHER = MANIFEST.but(study="other", cells=MANIFEST.cells[:2])
 
@@ -70,6 +70,7 @@ def of(store: Store, study: str = MANIFEST.study) -> Manifest:
     return manifest
 
 
+@pytest.mark.long
 def test_three_commands_that_begin_at_once_with_no_database(tmp_path: Path) -> None:
     """Neither MLflow's nor Optuna's, which keeps the trials of the tuning."""
     tune = {"trials": 2, "lr": [1e-4, 1e-2], "seed": 90}
