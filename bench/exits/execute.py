@@ -96,12 +96,13 @@ def execute(
         part = slice(start, start + batch)
         tokens, goal = (upload(column[part], lm.device) for column in (ids, targets))
         found += run(lm, tokens, goal, np.arange(start, start + len(tokens)), known, threshold, n_cycles)
-    loss, correct = torch.cat([left.score for left in found], 1).cpu().numpy()
+    loss, correct, *cycles = torch.cat([left.score for left in found], 1).cpu().numpy()
     seconds = time.perf_counter() - started
     lm.train(training)
     order = np.argsort(np.concatenate([left.rows for left in found]))
     cycle = np.concatenate([left.cycle for left in found])[order]
-    flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles)
+    ran = np.stack(cycles, 1).astype(np.int64)[order] if cycles else None
+    flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles, ran)
     return Executed(cycle, loss[order], correct[order], (targets != IGNORED).sum(1), flops, seconds)
 
 
@@ -112,7 +113,8 @@ class _Left:
     Attributes:
         rows: [N], which they are.
         cycle: that they, or their tokens, left after, [N] or [N, T].
-        score: their loss and correct targets [2, N], on the device.
+        score: their loss and correct targets [2, N], on the device; where sequences decide on how many tokens a cycle
+            runs, these numbers as well [2 + C, N], 0 for a cycle that they did not take.
     """
 
     rows: NDArray[np.int64]
@@ -121,11 +123,19 @@ class _Left:
 
 
 def executed_flops(
-    lm: Network, rule: Rule, cycle: NDArray[np.int64], length: int, n_cycles: int | None
+    lm: Network,
+    rule: Rule,
+    cycle: NDArray[np.int64],
+    length: int,
+    n_cycles: int | None,
+    ran: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Forward FLOPs [N] of sequences of ``length`` that, or whose tokens, leave after ``cycle`` ([N] or [N, T])."""
+    """Forward FLOPs [N] of sequences of ``length`` that, or whose tokens, leave after ``cycle`` ([N] or [N, T]). ran:
+    as of ``rule_flops``.
+    """
     if cycle.ndim == 1:
-        return rule_flops(lm, rule, length, n_cycles)[cycle - 1] * length
+        found = rule_flops(lm, rule, length, n_cycles, ran)
+        return np.broadcast_to(found, (len(cycle), found.shape[-1]))[np.arange(len(cycle)), cycle - 1] * length
     reads = rule.reads_zero_attention, rule.reads_logits
     return np.array([token_exit_flops(lm, row, lm.device.type, *reads, n_cycles) for row in cycle.tolist()], float)
 
@@ -144,12 +154,14 @@ def _batch(
     """
     device = tokens.device
     state = lm.embed(tokens, n_cycles=n_cycles)
-    last, found = state.schedule.n_cycles, list[_Left]()
+    last, found, ran = state.schedule.n_cycles, list[_Left](), list[Tensor]()
     watch = SignalWatch([rule] if rule is not None else [], upload(rows, device))
     lm.start(state)
     for number in range(1, last + 1):
         state.context.with_mass = rule is not None and rule.reads_zero_attention and number < last
         lm.cycle(number - 1, state)
+        if lm.recurrence is not None and (counts := lm.recurrence.ran(number - 1, state)) is not None:
+            ran.append(counts)
         logits, leaves = None, np.full(len(rows), number == last)
         if rule is not None and number < last:
             logits, signals = watch.look(lm, state, number)
@@ -162,11 +174,15 @@ def _batch(
             logits = lm.lm_head(lm.read_out(state if not len(stay) else state.select(at)))
         elif len(stay):
             logits = logits[at]
-        found.append(_Left(rows[gone], np.full(len(gone), number), _score(logits.float(), goal[at])))
+        score = _score(logits.float(), goal[at])
+        if ran:
+            none = torch.zeros_like(score[0])
+            score = torch.stack([*score, *(counts[at] for counts in ran), *[none] * (last - number)])
+        found.append(_Left(rows[gone], np.full(len(gone), number), score))
         if not len(stay):
             break
         at = upload(stay, device)
-        state, goal, rows = state.select(at), goal[at], rows[stay]
+        state, goal, rows, ran = state.select(at), goal[at], rows[stay], [counts[at] for counts in ran]
         watch.keep(at)
     return found
 

@@ -54,7 +54,14 @@ class Configuration(Stored):
 
 
 class CostRecord(Stored):
-    """What a cell's model costs; see ``bench.model.costs.Costs``. train_flops: executed, of the whole training."""
+    """What a cell's model costs; see ``bench.model.costs.Costs``.
+
+    Attributes:
+        train_flops: executed, of the whole training.
+        ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
+            tokens by cycle. The forward FLOPs, here and at exit points, are then those of that split. None where they
+            decide nothing, and in results stored before 0.2, which count the shares of the training.
+    """
 
     length: int
     depth: int
@@ -66,6 +73,7 @@ class CostRecord(Stored):
     kv_bytes_per_token: int
     activation_bytes: int
     train_flops: float
+    ran: list[float] | None = None
 
 
 class Added(Stored):
