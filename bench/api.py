@@ -262,7 +262,7 @@ def run(
         out: folder of the report, by default inside ``runs``.
         formats: of the report's figures: ``png``, ``svg``, ``pdf``.
         command: what the report says it was made by.
-        tell: called with lines about what the matching chose.
+        tell: called with lines about what the matching chose, and what there is to know of the data.
 
     Raises:
         UserError: one line that says what is wrong.
@@ -297,6 +297,8 @@ def run(
     for entry in plan.manifest.variants:
         if entry.chosen:
             tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")
+    for note in plan.manifest.notes:
+        tell(note)
     if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
         tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
 

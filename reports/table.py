@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,12 +201,24 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
                 "KV bytes/token": human(total.kv_bytes_per_token),
                 "activation bytes/sequence": human(total.activation_bytes),
             }
+            if total.ran is not None:
+                row["tokens by cycle"] = ", ".join(f"{share:.0%}" for share in total.ran)
             for label, addition in added.items():
                 share = addition.flops_per_token / total.forward_flops_per_token
                 row[f"{label} adds"] = f"{human(addition.params)} parameters, {share:.2%} of FLOPs"
             rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key, "-") for key in keys} for row in rows]
+
+
+def of_test(results: Mapping[str, Outcome]) -> str:
+    """What there is to say of the FLOPs if a variant's depend on the text; empty if none do."""
+    if not any(record.status == "done" and record.costs.ran for record in results.values()):
+        return ""
+    return (
+        "Where a variant chooses the tokens of a cycle by what they say, forward FLOPs are those of the tokens that it "
+        "chose on the test split, here and on every axis; its training FLOPs are those that were executed."
+    )
 
 
 def csv_of_cells(manifest: Manifest, results: dict[str, Outcome]) -> str:

@@ -21,6 +21,8 @@ from bench.study.start import check_start, external, target_shape
 from bench.train.device import device_kind, pick_device
 from bench.train.modes import resolved
 
+LOOKS_AHEAD = "looks at tokens to come when it is tested: its scores are not those of a language model"
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -121,7 +123,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json", exclude_defaults=True)
         data = built[task.label] = task_data(task.name, task_options)
-        tasks.append(TaskRow(label=task.label, task=task.name, **_metric(data)))
+        tasks.append(TaskRow(label=task.label, task=task.name, **_about(data)))
         # What others start from comes first, since its id is part of theirs.
         for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
@@ -160,7 +162,13 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         exit_rule=study.exit_rule,
         seeds=list(study.seeds),
         variants=[
-            VariantRow(label=e.label, variant=e.name, match=e.match or e.budget, chosen=_merge(chosen[e.label]))
+            VariantRow(
+                label=e.label,
+                variant=e.name,
+                match=e.match or e.budget,
+                chosen=_merge(chosen[e.label]),
+                **({"notes": [LOOKS_AHEAD]} if study.variant(e).looks_ahead else {}),
+            )
             for e in study.variants
         ],
         tasks=tasks,
@@ -204,9 +212,9 @@ def _starts(study: Study) -> dict[str, str]:
     return {label: start.label for label, start in starts.items() if start is not None}
 
 
-def _metric(data: TaskData) -> dict[str, Any]:
+def _about(data: TaskData) -> dict[str, Any]:
     metric = asdict(data.metric)
-    return {"metric": metric.pop("name"), **metric}
+    return {"metric": metric.pop("name"), **metric, **({"notes": list(data.notes)} if data.notes else {})}
 
 
 def _merge(by_task: dict[str, str]) -> str:
