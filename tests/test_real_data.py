@@ -347,16 +347,22 @@ def test_a_store_has_the_same_files_as_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [False, True])
-def test_columns(tmp_path: Path, room: bool) -> None:
+def test_columns(tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     column, empty = (Column(np.int16, tmp_path if room else None) for _ in range(2))
     for start in range(0, 60, 12):
         column.add(np.arange(start, start + 12))
     found = column.whole()
     assert found.dtype == np.int16 and found.tolist() == list(range(60)) and not len(empty.whole())
-    table, some = found.reshape(20, 3), np.array([1, 7, 19])
-    assert rows_of(table, np.arange(20), None) is table
-    np.testing.assert_array_equal(rows_of(table, some, tmp_path if room else None), table[some])
+    table, wanted = found.reshape(20, 3), np.arange(20) % 3 > 0
+    assert rows_of(table, wanted | True) is table is rows_of(table, wanted | True, 20)
+    monkeypatch.setattr("bench.data.columns.PIECE", 12)
+    for keep in (None, 1, 5, 12, 13, 40):
+        expected = table[wanted]
+        if keep is not None and keep < len(expected):
+            expected = expected[np.arange(keep) * len(expected) // keep]
+        np.testing.assert_array_equal(rows_of(table, wanted, keep, tmp_path if room else None), expected)
     assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
     assert [list(batch) for batch in batches(["a" * (1 << 19), "b" * (1 << 19), "c"])] == [
         ["a" * (1 << 19), "b" * (1 << 19)],
         ["c"],

@@ -48,13 +48,22 @@ def pieces(rows: int, width: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def rows_of(values: NDArray[Any], chosen: NDArray[np.int64], room: Path | None) -> NDArray[Any]:
-    """The chosen rows of values [N, T]; all of them in their order are the values as they are."""
-    if len(chosen) == len(values):
+def rows_of(
+    values: NDArray[Any], wanted: NDArray[np.bool_], keep: int | None = None, room: Path | None = None
+) -> NDArray[Any]:
+    """The wanted rows [N] of values [N, T], or so many of them, evenly spaced; all of them: the values as they are."""
+    n = int(wanted.sum())
+    if n == len(values) and (keep is None or keep >= n):
         return values
-    found = Column(values.dtype, room)
-    for part in pieces(len(chosen), values.shape[1]):
-        found.add(values[chosen[part]].ravel())
+    ranks = np.arange(keep) * n // keep if keep is not None and keep < n else None
+    found, done = Column(values.dtype, room), 0
+    for part in pieces(*values.shape):
+        at = part.start + np.flatnonzero(wanted[part])
+        done += len(at)
+        if ranks is not None:
+            first, last = np.searchsorted(ranks, [done - len(at), done])
+            at = at[ranks[first:last] - (done - len(at))]
+        found.add(values[at].ravel())
     return found.whole().reshape(-1, values.shape[1])
 
 

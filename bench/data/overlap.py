@@ -12,30 +12,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.data.columns import pieces
+
 Digests = NDArray[np.uint64]
 
 PASSAGE = 100  # bytes of UTF-8, about 18 words of English: longer than what two authors write by chance
 KEPT = 1 << 20  # passages of a held-out split to look for at most
 CHUNK = 1 << 17  # bytes at a time
-ROWS = 1 << 13  # windows at a time
 TABLE = 24  # bits of the table that says at once that a passage is not among those looked for
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def window_digests(ids: NDArray[Any]) -> Digests:
-    """A digest of every window [N, T]."""
-    places = np.arange(1, ids.shape[1] + 1, dtype=np.uint64) * GOLDEN
-    found = np.empty(len(ids), np.uint64)
-    for start in range(0, len(ids), ROWS):
-        part = slice(start, start + ROWS)
-        found[part] = _mixed(ids[part].astype(np.uint64) + places).sum(1)
-    return found
-
-
 def in_others(ids: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
     """Which windows [N, T] stand in one of the other splits, of windows as long, as well."""
-    held = np.unique(np.concatenate([window_digests(other) for other in others]))
-    return np.isin(window_digests(ids), held)
+    held = np.unique(np.concatenate([np.concatenate(list(_windows(other))) for other in others]))
+    found = [_among(digests, held)[1] for digests in _windows(ids)]
+    return np.concatenate([np.empty(0, bool), *found])
+
+
+def _windows(ids: NDArray[Any]) -> Iterator[Digests]:
+    """Digests of windows [N, T], some at a time."""
+    places = np.arange(1, ids.shape[1] + 1, dtype=np.uint64) * GOLDEN
+    for part in pieces(*ids.shape):
+        yield _mixed(ids[part].astype(np.uint64) + places).sum(1)
+
+
+def _among(digests: Digests, held: Digests) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where digests would stand among held ones, which are sorted, and which of them do."""
+    at = np.searchsorted(held, digests).clip(max=max(0, len(held) - 1))
+    return at, held[at] == digests if len(held) else np.zeros(len(digests), bool)
 
 
 def shared_passages(documents: Mapping[str, Iterable[str]], n_bytes: Mapping[str, int]) -> list[str]:
@@ -71,10 +76,8 @@ class _Held:
 
     def mark(self, digests: Digests, seen: NDArray[np.bool_]) -> None:
         """Note in ``seen`` which of the held passages are among the digests."""
-        likely = digests[self.table[self._place(digests)]]
-        if len(likely) and len(self.digests):
-            at = np.searchsorted(self.digests, likely).clip(max=len(self.digests) - 1)
-            seen[at[self.digests[at] == likely]] = True
+        at, there = _among(digests[self.table[self._place(digests)]], self.digests)
+        seen[at[there]] = True
 
     def among(self, others: Iterable[Digests]) -> NDArray[np.bool_]:
         """Which of the held passages are among the others' digests."""

@@ -88,18 +88,16 @@ def distinct_splits(
     """
     found, notes = {}, []
     for name, others in (("train", ("valid", "test")), ("valid", ("test",)), ("test", ())):
-        ids = splits[name].ids
-        chosen = np.arange(len(ids))
+        ids, targets = splits[name][:2]
+        fresh = np.ones(len(ids), bool)
         if others:
-            chosen = np.flatnonzero(~in_others(ids, [splits[other].ids for other in others]))
-        if gone := len(ids) - len(chosen):
+            fresh = ~in_others(ids, [splits[other].ids for other in others])
+        if gone := int((~fresh).sum()):
             notes.append(f"{gone:,} of {len(ids):,} sequences of {name} left out: {' or '.join(others)} has them too")
-        keep = getattr(options, f"n_{name}")
-        if keep is not None and keep < len(chosen):
-            chosen = chosen[np.arange(keep) * len(chosen) // keep]
-        if not len(chosen):
+        if not fresh.any():
             raise UserError(f"split {name!r} holds nothing that the other splits do not hold as well")
-        found[name] = Sample(rows_of(ids, chosen, room), rows_of(splits[name].targets, chosen, room))
+        keep = getattr(options, f"n_{name}")
+        found[name] = Sample(rows_of(ids, fresh, keep, room), rows_of(targets, fresh, keep, room))
     return {name: found[name] for name in splits}, notes  # in the order that the fingerprint is made of
 
 
