@@ -50,7 +50,7 @@ class Router(Recurrence):
     def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
         super().__init__()
         self.n_cycles, self.alpha, self.weight, self.z, self.ahead = n_cycles, alpha, weight, z, ahead
-        self.width = model.d_model
+        self.width, self.chooses = model.d_model, not ahead
 
     def z_loss(self, logits: Tensor) -> list[Tensor]:
         """``z mean(logsumexp(logits)^2)`` over the tokens, for logits [B, T, routes]; nothing where z is 0."""

@@ -335,9 +335,14 @@ def measured_flops(lm: Network, batch: int, length: int, training: bool = False,
 
 def counted_flops(run: Callable[[], Any]) -> int:
     """FLOPs that PyTorch's own counter sees while ``run`` is called."""
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's own counter, a context manager, which knows the CPU's fused attention too."""
+    return FlopCounterMode(display=False, custom_mapping=_cpu_attention())
 
 
 def _cpu_attention() -> dict[Any, Callable[..., int]]:

@@ -124,10 +124,12 @@ class Recurrence(Part):
     each cycle, [B, T], as ``state.memory["halting"]``, where exit rules find it.
 
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
+    chooses: whether each sequence decides, when the model is not training, how many of its tokens a cycle runs on.
     """
 
     label = "recurrence"
     reinjects: bool = False
+    chooses: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""
@@ -151,8 +153,8 @@ class Recurrence(Part):
         return length
 
     def ran(self, cycle: int, state: Walk) -> Tensor | None:
-        """How many tokens [B] of each sequence the steps of the cycle just run were for, where the sequences decide
-        that when the model is not training; None: as many as ``tokens`` says.
+        """How many tokens [B] of each sequence the steps of the cycle just run were for, where it ``chooses``; None: as
+        many as ``tokens`` says.
         """
         return None
 
