@@ -31,9 +31,9 @@ TEXT = {"length": 32, "n_train": 50, "n_valid": 10, "n_test": 6}
 HOPS = {"hops": [1, 2], "length": 12, "n_train": 50, "n_valid": 10, "n_test": 16}
 
 
-def checkpoint(folder: Path, task: str, options: dict[str, Any], variant: str) -> Any:
+def checkpoint(folder: Path, task: str, options: dict[str, Any], variant: str, choices: Any = None) -> Any:
     data = get_task(task, options).build()
-    made = get_variant(variant)
+    made = get_variant(variant, choices)
     lm = build_model(made, shape(made, "llama"), data.vocab_size, data.length)
     lm.reset_parameters(0)
     with torch.no_grad():
