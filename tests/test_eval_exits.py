@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on models that leave early, or choose the tokens of a cycle: what it took is what was executed."""
+"""lm-evaluation-harness on models that leave early or choose tokens: what it took is what was executed."""
 
 from __future__ import annotations
 
