@@ -182,6 +182,24 @@ def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     return titled([{key: row.get(key, "-") for key in keys} for row in rows], {"": shown})
 
 
+def harness(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
+    """What the models score on tasks of lm-evaluation-harness, by task and variant: means over the seeds."""
+    rows, shown = [], []
+    for asked in manifest.harness:
+        for variant in manifest.variants:
+            found = [(seed, r) for seed, r in cells(manifest, results, variant.label, asked.task)]
+            scored = [r for _, r in found if r and r.status == "done" and f"test_{asked.score}" in r.scores]
+            over = interval([r.test(asked.score) for r in scored], bounds(asked.metric))
+            shown.append(over)
+            row = {"task": asked.key, "trained on": asked.task, "variant": variant.label}
+            row |= {"metric": metric_name(asked.metric), "mean": plain(over.mean), ENDS: ends(over)}
+            row["seeds"] = f"{over.n}/{len(found)}"
+            flops = _mean([r.harness[asked.key].flops_per_token for r in scored])
+            row["FLOPs/token"] = human(flops) if scored else "-"
+            rows.append(row)
+    return titled(rows, {ENDS: shown})
+
+
 def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
     rows = []
@@ -243,7 +261,7 @@ def _cell_rows(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[dict
         record = results.get(cell.id)
         row = {**cell.dump(), "status": record.status if record else "missing"}
         if record and record.status == "done":
-            row |= record.metrics
+            row |= record.scores
             row |= record.costs.dump()
             row["tokens_per_second"] = record.timing.tokens_per_second
         elif record and record.status == "failed":

@@ -24,8 +24,7 @@ from bench.data.instruction import Instruction
 from bench.data.task import TaskData, get_task, tasks
 from bench.data.text import TextOptions
 from bench.errors import UserError
-
-PREFIX = "cyclebench_"  # of the names our tasks have in the harness
+from bench.study.harness import PREFIX
 
 
 @dataclass(frozen=True)

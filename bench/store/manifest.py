@@ -45,6 +45,26 @@ class TaskRow(Stored):
     notes: list[str] = Field(default_factory=list)
 
 
+class HarnessRow(Stored):
+    """A task of lm-evaluation-harness that a study's models are scored on.
+
+    Attributes:
+        key: what its scores are called, ``METRIC@KEY``.
+        task: label of the task of the study whose models they are.
+        metric: that it is judged by; higher_is_better: of it.
+    """
+
+    key: str
+    task: str
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def score(self) -> str:
+        """The metric as records know it."""
+        return f"{self.metric}@{self.key}"
+
+
 class CellRow(Stored):
     """A cell's place in a study: labels, its seed and its id."""
 
@@ -166,6 +186,7 @@ class Manifest(Stored):
     seeds: list[int]
     variants: list[VariantRow]
     tasks: list[TaskRow]
+    harness: list[HarnessRow] = Field(default_factory=list)
     hypotheses: list[HypothesisRow] = Field(default_factory=list)
     cells: list[CellRow]
     command: str

@@ -18,7 +18,7 @@ from bench.config import Cell
 from bench.errors import UserError
 from bench.store.files import atomic_write
 from bench.store.manifest import SWEPT, TUNING, Manifest, SearchRow, SweepResult
-from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
+from bench.store.records import ExecutionRow, Executions, Failure, HarnessFile, HarnessScores, Outcome, Record
 from bench.store.versions import Former, former_of, holds_something, stored_version, write_version
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -113,6 +113,8 @@ class Store:
         path = self.folder(id) / "execution.json"
         if path.exists() and (execution := self._load(path, Executions)) is not None:
             record.execution = execution.root
+        if scores := self.harness(id):
+            record.harness = scores
         return record
 
     def results(self, ids: Iterable[str]) -> dict[str, Outcome]:
@@ -161,6 +163,15 @@ class Store:
         path = self.folder(id) / "execution.json"
         before = self._load(path, Executions)
         self._dump(path, Executions({**(before.root if before else {}), rule: rows}).dump())
+
+    def harness(self, id: str) -> dict[str, HarnessScores]:
+        """What the cell's model scores on tasks of lm-evaluation-harness, by key."""
+        found = self._load(self.folder(id) / "harness.json", HarnessFile)
+        return found.root if found is not None else {}
+
+    def write_harness(self, id: str, scores: dict[str, HarnessScores]) -> None:
+        """Store scores of a finished cell beside those of other keys."""
+        self._dump(self.folder(id) / "harness.json", HarnessFile({**self.harness(id), **scores}).dump())
 
     def write_usage(self, id: str, samples: list[dict[str, float]]) -> None:
         """Store what the cell took of the machine (see ``bench.run.usage``)."""

@@ -13,6 +13,7 @@ from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
 from bench.study.decide import Decide
+from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
 from bench.study.overrides import apply_override
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
@@ -89,6 +90,7 @@ def _study_error(where: str, error: ValidationError) -> UserError:
         "evaluation": EvalConfig,
         "tasks": TaskEntry,
         "variants": VariantEntry,
+        "harness": HarnessEntry,
         "hypotheses": Hypothesis,
         "tune": Tune,
         "decide": Decide,

@@ -9,6 +9,7 @@ from typing import Any
 from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, unknown
 from bench.study.decide import Decide
+from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
@@ -60,6 +61,8 @@ def _below_study(parents: Sequence[str]) -> Iterable[str] | None:
             return TaskEntry.model_fields
         case ["variants", _]:
             return VariantEntry.model_fields
+        case ["harness", _]:
+            return HarnessEntry.model_fields
         case ["hypotheses", _]:
             return Hypothesis.model_fields
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
-from bench.store.manifest import CellRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.study.harness import harness_rows
 from bench.study.hypotheses import BITS, HIGHER_IS_BETTER, resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
@@ -114,7 +115,7 @@ def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
 
 def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:
     """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
-    tuned = tuned or {}
+    tuned, harness = tuned or {}, harness_rows(study.harness, study.tasks)
     cells: list[Planned] = []
     made: dict[tuple[str, str, int], Cell] = {}
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
@@ -172,13 +173,15 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
             for e in study.variants
         ],
         tasks=tasks,
-        hypotheses=_hypotheses(study, built),
+        hypotheses=_hypotheses(study, built, harness),
         cells=[CellRow(variant=p.variant, task=p.task, seed=p.cell.seed, id=p.cell.id) for p in cells],
         command=command,
         git=revision,
         lock=lock(),
         config=study.model_dump(mode="json"),
     )
+    if harness:
+        manifest = manifest.but(harness=harness)
     if study.decide is not None and study.decides:
         manifest = manifest.but(decide=study.decide.row(_starts(study)))
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
@@ -195,11 +198,12 @@ def _check_alike(cells: Iterable[Planned]) -> None:
             raise UserError(f"train.{field}: {told} in one study (allowed: one for all of its cells)")
 
 
-def _hypotheses(study: Study, data: Mapping[str, TaskData]) -> list[HypothesisRow]:
+def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[HarnessRow]) -> list[HypothesisRow]:
     """The study's hypotheses, with the differences that count as none. Raises UserError for such of no metric."""
     within = study.decide.within if study.decide is not None else {}
-    rows = [resolve(hypothesis, data, within) for hypothesis in study.hypotheses]
-    known = {*HIGHER_IS_BETTER, BITS, *(measure.metric for row in rows for measure in row.measures)}
+    rows = [resolve(hypothesis, data, within, harness) for hypothesis in study.hypotheses]
+    asked = {measure.metric for row in rows for measure in row.measures}
+    known = {*HIGHER_IS_BETTER, BITS, *asked, *(metric.partition("@")[0] for metric in asked)}
     for metric in within:
         if metric not in known:
             raise unknown("metric in decide.within:", metric, known)
