@@ -219,8 +219,8 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
                 "KV bytes/token": human(total.kv_bytes_per_token),
                 "activation bytes/sequence": human(total.activation_bytes),
             }
-            if total.ran is not None:
-                row["tokens by cycle"] = ", ".join(f"{share:.0%}" for share in total.ran)
+            if record.ran is not None:
+                row["tokens by cycle"] = ", ".join(f"{share:.0%}" for share in record.ran)
             for label, addition in added.items():
                 share = addition.flops_per_token / total.forward_flops_per_token
                 row[f"{label} adds"] = f"{human(addition.params)} parameters, {share:.2%} of FLOPs"
@@ -231,7 +231,7 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
 
 def of_test(results: Mapping[str, Outcome]) -> str:
     """What there is to say of the FLOPs if a variant's depend on the text; empty if none do."""
-    if not any(record.status == "done" and record.costs.ran for record in results.values()):
+    if not any(record.status == "done" and record.ran for record in results.values()):
         return ""
     return (
         "Where a variant chooses the tokens of a cycle by what they say, forward FLOPs are those of the tokens that it "

@@ -138,6 +138,17 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path: Path) -> None:
     assert ids[row].tolist() == [*b"a" * 20, *b"b" * 12] and targets[row].tolist() == [-100] * 19 + [*b"b" * 12, 0]
 
 
+def test_long_responses_in_two_splits_are_counted_and_short_ones_are_not(tmp_path: Path) -> None:
+    short = [{"prompt": f"Is {n} odd?", "response": "yes" if n % 2 else "no"} for n in range(400)]
+    data = build(dataset=write(tmp_path, train=short[:300], test=short[300:]), length=64)
+    assert data.notes == ()
+    long = {"prompt": "Say it.", "response": "".join(f"{n} " for n in range(90))}
+    (tmp_path / "more").mkdir()
+    where = write(tmp_path / "more", train=[long, *short[:300]], test=[*short[300:], {**long, "prompt": "Again."}])
+    (told,) = build(dataset=where, length=300).notes
+    assert told.startswith(f"{len(long['response']) - 99} of ") and "in test stand in train too" in told
+
+
 CHATS_LEFT_OUT: list[tuple[Any, str]] = [
     (None, "no messages in column 'messages'"),
     ([{"role": "user", "content": "a"}], "no answer of an assistant in column 'messages'"),

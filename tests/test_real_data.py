@@ -130,6 +130,13 @@ def test_what_is_the_name_of_a_file_is_no_pattern(folder: Path) -> None:
     named = build("text", **splits(folder, train="a[1]"))
     assert text(named, "train") in prose(60, 7)
     (folder / "a[1].txt").unlink()
+    (folder / "d[1]").mkdir()
+    (folder / "d1").mkdir()
+    (folder / "d[1]" / "x.txt").write_text(prose(60, 17))
+    (folder / "d1" / "x.txt").write_text(prose(60, 18))
+    assert text(build("text", **splits(folder, train="d[1]/[x-z]")), "train") in prose(60, 17)
+    shutil.rmtree(folder / "d[1]")
+    assert text(build("text", **splits(folder, train="d[1]/*")), "train") in prose(60, 18)
     assert text(build("text", **splits(folder, train="a[1]")), "train") in prose(60, 8)
 
 

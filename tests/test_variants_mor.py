@@ -240,10 +240,10 @@ def test_a_result_says_what_its_flops_are_of(tmp_path: Path) -> None:
 
     one = cell().model_copy(update={"variant": "mor", "options": {"routing": "token"}})
     record = run_cell(one, Store(tmp_path))
-    ran, exits = record.costs.ran, record.exits
+    ran, exits = record.ran, record.exits
     assert ran is not None and ran[0] == 1.0 > ran[1] > 0 and exits is not None
     assert exits.points[-1].flops_per_token == record.costs.forward_flops_per_token == record.cycles[1].flops_per_token
     assert max(exits.rules["fixed"].curve["flops_per_token"]) == pytest.approx(record.costs.forward_flops_per_token)
-    older = record.but(costs=record.costs.but(ran=None, forward_flops_per_token=1.0))
+    older = record.but(ran=None, costs=record.costs.but(forward_flops_per_token=1.0))
     assert record_difference(record, older) == "" == record_difference(record, record)
     assert "metrics" in record_difference(older, record.but(metrics={**record.metrics, "test_loss": 0.0}))

@@ -88,7 +88,9 @@ class Instruction(Task):
             scored = sum(int(found.scored[1:].sum()) for _, found in fitting)
             per_token[name] = sum(len(one.responses.encode()) for one, _ in fitting) / scored
         splits, dropped = distinct_splits(splits, options, None)
-        responses = {name: [one.responses for one in given] for name, given in examples.items()}
+        # A sign of the split's own behind each response: several short ones in a row are no passage.
+        signed = ((name, chr(at), given) for at, (name, given) in enumerate(examples.items(), 1))
+        responses = {name: [one.responses + sign for one in given] for name, sign, given in signed}
         sizes = {name: sum(len(text.encode()) for text in texts) for name, texts in responses.items()}
         notes = [*rows.notes(), *dropped, *_shared_prompts(examples), *shared_passages(responses, sizes)]
         metric = bits_per_byte(splits, tokenizer.vocab_size, per_token, None)

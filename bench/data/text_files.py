@@ -104,10 +104,14 @@ class _Reader:
 
 
 def _files(field: str, pattern: str) -> list[str]:
-    """The file of that name, else those that match the pattern."""
-    if Path(pattern).is_file():
+    """The file of that name, else those that match the pattern, in the innermost folder that is there by its name."""
+    whole = Path(pattern)
+    if whole.is_file():
         return [pattern]
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    folder = next((parent for parent in whole.parents if parent.is_dir()), Path())
+    inside = whole.relative_to(folder)
+    found = glob.glob(str(Path(glob.escape(str(folder))) / inside), recursive=True)
+    paths = sorted(path for path in found if Path(path).is_file())
     if not paths:
         raise UserError(f"text.options.{field}: no file matches {pattern!r}")
     return paths

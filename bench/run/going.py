@@ -112,7 +112,6 @@ class Going:
         told = {key: value for key, value in asdict(cost).items() if key not in ("additions", "exit_flops_per_token")}
         if trace.ran is not None:
             told["forward_flops_per_token"] = depth_flops(lm, data.length, None, trace.ran)
-            told["ran"] = (trace.ran.mean(0) / data.length).tolist()
         zero = zip(lm.schedule.steps, trace.zero_attention.tolist(), strict=True)
         record = Record(
             schema=RESULTS_SCHEMA,
@@ -128,6 +127,7 @@ class Going:
             history=[HistoryEntry.model_validate(entry) for entry in history],
             exits=found.exits,
             cycles=found.cycles,
+            **({} if trace.ran is None else {"ran": (trace.ran.mean(0) / data.length).tolist()}),
             zero_attention=[
                 ZeroAttention(step=step.depth, block=step.block, cycle=step.cycle, mean=mean)
                 for step, mean in zero

@@ -125,7 +125,7 @@ def record_difference(first: Record, second: Record) -> str:
             for point in (record["exits"] or {}).get("points", []):
                 point.pop("valid", None)
     numbers = NUMBERS
-    if (first.costs.ran is None) is not (second.costs.ran is None):  # one counts the FLOPs of a test as in training
+    if (first.ran is None) is not (second.ran is None):  # one counts the FLOPs of a test as in training
         numbers = tuple(key for key in NUMBERS if key not in OF_FLOPS)
     one, two = (dict(_leaves({key: record[key] for key in numbers})) for record in stored)
     if set(one) != set(two):

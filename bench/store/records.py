@@ -54,14 +54,7 @@ class Configuration(Stored):
 
 
 class CostRecord(Stored):
-    """What a cell's model costs; see ``bench.model.costs.Costs``.
-
-    Attributes:
-        train_flops: executed, of the whole training.
-        ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
-            tokens by cycle. The forward FLOPs, here and at exit points, are then those of that split. None where they
-            decide nothing, and in results stored before 0.2, which count the shares of the training.
-    """
+    """What a cell's model costs; see ``bench.model.costs.Costs``. train_flops: executed, of the whole training."""
 
     length: int
     depth: int
@@ -73,7 +66,6 @@ class CostRecord(Stored):
     kv_bytes_per_token: int
     activation_bytes: int
     train_flops: float
-    ran: list[float] | None = None
 
 
 class Added(Stored):
@@ -274,6 +266,9 @@ class Record(Stored):
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
+        ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
+            tokens by cycle. Forward FLOPs, in the costs and at exit points, are then those of that split. None where
+            they decide nothing, and in results stored before 0.2, which count the shares of the training.
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
         former: ids that the cell had in earlier versions of the store.
@@ -294,6 +289,7 @@ class Record(Stored):
     history: list[HistoryEntry]
     exits: ExitsRecord | None
     cycles: list[Point]
+    ran: list[float] | None = None
     zero_attention: list[ZeroAttention] | None
     timing: Timing
     environment: Environment
