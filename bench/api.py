@@ -68,6 +68,7 @@ class Results:
         """
         self.store, self.manifest = store, manifest
         self.paths: list[Path] = []  # of the report's files, where one was written
+        self.unscored: dict[str, str] = {}  # why a model could not be scored on a task of the harness, by both
 
     def __repr__(self) -> str:
         states = [row["status"] for row in self._rows()]
@@ -95,7 +96,7 @@ class Results:
                 told = configuration(record).items()
                 row |= dict(dotted({key: value for key, value in told if key not in LABELS}))
             if record is not None and record.status == "done":
-                row |= record.metrics
+                row |= record.scores
                 row |= {f"costs.{key}": value for key, value in record.costs.dump().items()}
                 row |= {f"timing.{key}": value for key, value in record.timing.dump().items()}
             elif record is not None:
@@ -299,7 +300,8 @@ def run(
         out: folder of the report, by default inside ``runs``.
         formats: of the report's figures: ``png``, ``svg``, ``pdf``.
         command: what the report says it was made by.
-        tell: called with lines about what the matching chose.
+        tell: called with lines about what the matching chose, what there is to know of the data, and what models score
+            on tasks of lm-evaluation-harness.
 
     Raises:
         UserError: one line that says what is wrong.
@@ -332,6 +334,11 @@ def run(
         held.update(records.held)
         return records
 
+    scoring, unscored = None, dict[str, str]()
+    if loaded.harness:
+        from bench.downstream.study import Scoring  # start-up
+
+        scoring = Scoring(loaded)
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
     plan = tuned_plan(with_earlier(loaded, store), run_plan, command, git_revision(), url)
     plan = of_the_same_cells(plan, loaded.seeds, store)
@@ -342,20 +349,31 @@ def run(
         tell(f"{loaded.name}: {base_of(loaded.name)} with {'; '.join(loaded.changed)}")
     if added := [str(seed) for seed in plan.manifest.seeds if seed not in loaded.seeds]:
         tell(f"seeds {', '.join(added)}, which earlier commands have added, stay in the study")
+    for note in plan.manifest.notes:
+        tell(note)
     if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
         tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
+
+    def run_scored(plan: Plan) -> Records:
+        records = run_plan(plan)
+        if scoring is not None:
+            unscored.update(scoring.score(store, plan.cells, tell))
+        return records
 
     def run_all() -> tuple[Results, AbstractSet[str]]:
         """The results, and the ids of the cells that should be among them."""
         if not loaded.decides:
-            return Results(store, plan.manifest), {*run_plan(plan)}
-        come_to = decide(plan, run_plan, store, tell)
+            return Results(store, plan.manifest), {*run_scored(plan)}
+        if scoring is not None:  # those of before are judged first
+            unscored.update(scoring.score(store, plan.cells, tell))
+        come_to = decide(plan, run_scored, store, tell)
         return Results(store, come_to.manifest), {planned.cell.id for planned in come_to.cells}
 
     results, ran = run_all()
     if ran - held.keys() - results.records.keys():  # damaged ones, set aside when they were read
         results, _ = run_all()
     results.records.update(held)  # failures that a full disk has refused
+    results.unscored = unscored
     results.report(out, formats)
     window.complete(results.manifest, results.paths)
     return results

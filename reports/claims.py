@@ -75,21 +75,23 @@ def contrasts(manifest: Manifest, results: dict[str, Outcome], pilots: bool = Fa
     if not reference:
         return {}
     found = {}
-    for task in manifest.tasks:
+    asked = [(task.label, task.label, task.metric, task.higher_is_better) for task in manifest.tasks]
+    asked += [(row.key, row.task, row.score, row.higher_is_better) for row in manifest.harness]
+    for name, label, metric, up in asked:
         others = [variant.label for variant in manifest.variants if variant.label != reference]
-        measures = [Measure(task=task.label, metric=task.metric, higher_is_better=task.higher_is_better)]
+        measures = [Measure(task=label, metric=metric, higher_is_better=up)]
         entries = [
             HypothesisRow(
                 claim=f"{other} against {reference}",
                 better=other,
                 than=reference,
-                task=task.label,
+                task=name,
                 margin=0.0,
                 measures=measures,
             )
             for other in others
         ]
-        found[task.label] = [_claim(manifest, results, entry, pilots) for entry in entries]
+        found[name] = [_claim(manifest, results, entry, pilots) for entry in entries]
     return {task: claims for task, claims in found.items() if claims}
 
 

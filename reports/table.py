@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,24 @@ def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     return titled([{key: row.get(key, "-") for key in keys} for row in rows], {"": shown})
 
 
+def harness(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
+    """What the models score on tasks of lm-evaluation-harness, by task and variant: means over the seeds."""
+    rows, shown = [], []
+    for asked in manifest.harness:
+        for variant in manifest.variants:
+            found = [(seed, r) for seed, r in cells(manifest, results, variant.label, asked.task)]
+            scored = [r for _, r in found if r and r.status == "done" and f"test_{asked.score}" in r.scores]
+            over = interval([r.test(asked.score) for r in scored], bounds(asked.metric))
+            shown.append(over)
+            row = {"task": asked.key, "trained on": asked.task, "variant": variant.label}
+            row |= {"metric": metric_name(asked.metric), "mean": plain(over.mean), ENDS: ends(over)}
+            row["seeds"] = f"{over.n}/{len(found)}"
+            flops = _mean([r.harness[asked.key].flops_per_token for r in scored])
+            row["FLOPs/token"] = human(flops) if scored else "-"
+            rows.append(row)
+    return titled(rows, {ENDS: shown})
+
+
 def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
     """What each variant costs on each task, and what its zero tokens, adapters and gates add."""
     rows = []
@@ -201,12 +219,24 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
                 "KV bytes/token": human(total.kv_bytes_per_token),
                 "activation bytes/sequence": human(total.activation_bytes),
             }
+            if record.ran is not None:
+                row["tokens by cycle"] = ", ".join(f"{share:.0%}" for share in record.ran)
             for label, addition in added.items():
                 share = addition.flops_per_token / total.forward_flops_per_token
                 row[f"{label} adds"] = f"{human(addition.params)} parameters, {share:.2%} of FLOPs"
             rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key, "-") for key in keys} for row in rows]
+
+
+def of_test(results: Mapping[str, Outcome]) -> str:
+    """What there is to say of the FLOPs if a variant's depend on the text; empty if none do."""
+    if not any(record.status == "done" and record.ran for record in results.values()):
+        return ""
+    return (
+        "Where a variant chooses the tokens of a cycle by what they say, forward FLOPs are those of the tokens that it "
+        "chose on the test split, here and on every axis; its training FLOPs are those that were executed."
+    )
 
 
 def csv_of_cells(manifest: Manifest, results: dict[str, Outcome]) -> str:
@@ -231,7 +261,7 @@ def _cell_rows(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[dict
         record = results.get(cell.id)
         row = {**cell.dump(), "status": record.status if record else "missing"}
         if record and record.status == "done":
-            row |= record.metrics
+            row |= record.scores
             row |= record.costs.dump()
             row["tokens_per_second"] = record.timing.tokens_per_second
         elif record and record.status == "failed":

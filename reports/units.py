@@ -27,6 +27,7 @@ def plain(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+SHARES = ("accuracy", "acc", "acc_norm", "exact_match")  # metrics that are shares, ours and the harness's
 METRICS = {
     "accuracy": ("accuracy", "share of scored tokens right"),
     "bits_per_byte": ("bits per byte", "bits per byte of text"),
@@ -39,14 +40,21 @@ def metric_name(metric: str) -> str:
     target = target_of(metric)
     if target is not None:
         return f"training {'FLOPs' if target.cost == 'flops' else 'tokens'} to {target.score:g}"
-    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ")
+    name, at, split = metric.partition("@")
+    return (METRICS[name][0] if name in METRICS else name.replace("_", " ")) + at + split
 
 
 def bounds(metric: str) -> tuple[float, float] | None:
     """The least and the greatest value of a metric, also on a further test split; None: not known."""
-    return {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "bits_per_byte": (0.0, math.inf)}.get(metric.split("@")[0])
+    if _is_share(metric):
+        return 0.0, 1.0
+    return (0.0, math.inf) if metric.split("@")[0] in ("loss", "bits_per_byte") else None
 
 
 def gap_bounds(metric: str) -> tuple[float, float] | None:
     """Those of a difference of two values of a metric; None: not known, or none."""
-    return (-1.0, 1.0) if metric.split("@")[0] == "accuracy" else None
+    return (-1.0, 1.0) if _is_share(metric) else None
+
+
+def _is_share(metric: str) -> bool:
+    return metric.split("@")[0].split(" (")[0] in SHARES

@@ -51,6 +51,7 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     rows, shown = [], []
     words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
     higher = {task.label: task.higher_is_better for task in manifest.tasks}
+    higher |= {row.key: row.higher_is_better for row in manifest.harness}
     for task, claims in contrasts(manifest, results).items():
         for claim, found in zip(claims, judge([claim.contrast for claim in claims]), strict=True):
             row = {"task": task, "variant": claim.better, "reference": claim.than, "metric": claim.unit}

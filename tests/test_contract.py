@@ -27,6 +27,12 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def test_causality(name: str, options: dict[str, Any], family: str) -> None:
     lm, x = make(name, options, family), tokens()
     before = lm(x).logits
+    if lm.variant.looks_ahead:
+        changes = [
+            (lm((x + (torch.arange(LENGTH) == LENGTH - 1) * add) % VOCAB).logits - before) for add in range(VOCAB)
+        ]
+        assert any(change[:, :-1].abs().max() > 1e-3 for change in changes)
+        return
     for changed in (0, LENGTH // 2, LENGTH - 1):
         y = x.clone()
         y[:, changed] = (y[:, changed] + 1) % VOCAB
@@ -191,6 +197,8 @@ def test_paired_seeds_share_initial_weights_where_shapes_agree(name: str, option
 @every
 def test_cached_greedy_decoding_equals_decoding_without_cache(name: str, options: dict[str, Any], family: str) -> None:
     lm, x = make(name, options, family), tokens(3, 5)
+    if lm.variant.looks_ahead:
+        pytest.skip("what it generates is not what it is tested by")
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     cached = lm.generate(x, use_cache=True, **settings)
     assert torch.equal(cached, lm.generate(x, use_cache=False, **settings))

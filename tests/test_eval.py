@@ -16,7 +16,7 @@ from settings import shape
 
 from bench.data.batches import arrays
 from bench.data.task import get_task
-from bench.data.tokenizers import make_encoder, make_tokenizer
+from bench.data.tokenizers import text_tokenizer
 from bench.downstream.command import evaluate_all, task_options
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
@@ -31,9 +31,9 @@ TEXT = {"length": 32, "n_train": 50, "n_valid": 10, "n_test": 6}
 HOPS = {"hops": [1, 2], "length": 12, "n_train": 50, "n_valid": 10, "n_test": 16}
 
 
-def checkpoint(folder: Path, task: str, options: dict[str, Any], variant: str) -> Any:
+def checkpoint(folder: Path, task: str, options: dict[str, Any], variant: str, choices: Any = None) -> Any:
     data = get_task(task, options).build()
-    made = get_variant(variant)
+    made = get_variant(variant, choices)
     lm = build_model(made, shape(made, "llama"), data.vocab_size, data.length)
     lm.reset_parameters(0)
     with torch.no_grad():
@@ -95,8 +95,8 @@ def test_accuracy_on_a_generated_task_is_the_harnesss_and_plain_lm_eval_gives_it
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_the_saved_tokenizer_reads_as_the_data_were_read(kind: str, tmp_path: Path) -> None:
     documents = ["In the beginning was the Word.\nĀ §€ 漢字 \t two  spaces", "the Word was with God"] * 20
-    encode, size = make_encoder(kind, 300, documents)
-    make_tokenizer(kind, 300, documents).save_pretrained(tmp_path)
+    encode, size, made = text_tokenizer(kind, 300, documents)
+    made().save_pretrained(tmp_path)
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from settings import make
 from transformers import AutoTokenizer
 
 from bench.cli.exits import execute
-from bench.data.tokenizers import make_encoder, make_tokenizer
+from bench.data.tokenizers import text_tokenizer
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
@@ -34,8 +34,8 @@ seeds: 1
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_the_saved_tokeniser_is_the_tasks_own(kind: str, tmp_path: Path) -> None:
-    encode, size = make_encoder(kind, 300, TEXT)
-    make_tokenizer(kind, 300, TEXT).save_pretrained(tmp_path)
+    encode, size, made = text_tokenizer(kind, 300, TEXT)
+    made().save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert len(loaded) == size
     for text, ids in zip(TEXT, encode(TEXT), strict=True):

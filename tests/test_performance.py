@@ -19,7 +19,7 @@ from bench.data.task import task_data
 from bench.model.costs import count, training_flops
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
-from bench.perf import exits, packing, rivals, scaling, sections, startup, traces, training, zero_tokens
+from bench.perf import exits, packing, rivals, scaling, sections, startup, streams, traces, training, zero_tokens
 from bench.perf.timing import VOCAB, in_turns, quartiles
 from reports.performance import figure, shown, table
 
@@ -131,6 +131,17 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     assert all(1 <= row["mean_cycles"] < exits.CYCLES and ordered(row) for row in left)
     (started,) = startup.rows(CPU, 1, ("python alone",))
     assert started["seconds"] > 0
+
+
+def test_a_stream_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", None)  # to be set, and set back
+    (tmp_path / "text").mkdir()
+    streams.write_text(tmp_path / "text", 300_000)
+    found = streams.prepare(tmp_path / "text", tmp_path / "cache", {"length": 64})
+    assert 200_000 < found["tokens"] <= 310_000 and found["seconds"] > 0 and found["again"] > 0
+    assert 0 < found["own"] <= found["resident"] < 2000 and 0 < found["disk"] < 3
 
 
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

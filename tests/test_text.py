@@ -83,8 +83,11 @@ def test_local_files(tmp_path: Path) -> None:
     assert "line 1990 says" in text(by_place, "test") and "line 3 says" in text(by_place, "train")
     (tmp_path / "b.txt").write_text("another file altogether, with other words in it. " * 40)
     given = {"train": [f"{tmp_path}/a.txt"], "valid": [f"{tmp_path}/b.txt"], "test": [f"{tmp_path}/b.txt"]}
-    with pytest.raises(UserError, match="'valid' holds nothing that the other splits do not"):
+    with pytest.raises(UserError, match=r"options.test: '.*b.txt' says the same as '.*b.txt' of valid"):
         get_task("text", {**given, "length": 32}).build()
+    (tmp_path / "c.txt").write_text((tmp_path / "b.txt").read_text() + "And then some more.")
+    with pytest.raises(UserError, match="'valid' holds nothing that the other splits do not"):
+        get_task("text", {**given, "test": [f"{tmp_path}/c.txt"], "length": 32}).build()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 The formulas are those of the authors' code. Attention in a cycle is among the tokens that are in it ("recursion-wise"
 caching). Which past tokens those are is remembered in a slot of the KV cache for each cycle (8 bytes a token); keys and
 values of all tokens are kept.
+
+How many tokens are in a cycle when the model is tested depends on the text. A sequence that is run alone, without a
+cache, is computed for these alone; in a batch, or with a cache, the others are computed too, and masked. The FLOPs of a
+test are those of the tokens that are in.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
@@ -38,21 +42,43 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-class ExpertChoice(Recurrence):
+class Router(Recurrence):
+    """What both ways of routing have in common. alpha: scale of the gate; weight, z: of the losses."""
+
+    label = "router"
+
+    def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
+        super().__init__()
+        self.n_cycles, self.alpha, self.weight, self.z, self.ahead = n_cycles, alpha, weight, z, ahead
+        self.width, self.chooses = model.d_model, not ahead
+
+    def z_loss(self, logits: Tensor) -> list[Tensor]:
+        """``z mean(logsumexp(logits)^2)`` over the tokens, for logits [B, T, routes]; nothing where z is 0."""
+        return [self.z * logits.logsumexp(-1).square().mean()] if self.z else []
+
+    def alone(self, state: Walk) -> bool:
+        """Whether no other sequence's choice has to be waited for: a cycle may then run on its tokens alone."""
+        return len(state.hidden) == 1 and not self.training and state.context.cache is None
+
+    def run_on(self, index: Tensor, state: Walk) -> None:
+        """Let the cycle run on the tokens index [B, k], in their order, alone."""
+        state.memory["index"] = index
+        state.hidden, state.embedded = take(state.hidden, index), take(state.embedded, index)
+        state.context = state.context.at(index)
+
+
+class ExpertChoice(Router):
     """Each cycle takes the best of the tokens the cycle before took, by a router of its own: ``x += g f(x)`` with
     ``g = alpha sigmoid(w.x)``.
 
     In training cycle c of N keeps the top ``max(1, floor((N - c) / N T))`` tokens of each sequence and runs on these
-    alone. That choice looks ahead, so without training a token is in where ``sigmoid(w.x) > 1/2``, which a binary
-    cross-entropy teaches the router; then all tokens are computed, and those that are not in are masked. FLOPs are
-    counted as in training: without it they are executed in full, and would come down to about these if skipped.
+    alone. That choice looks ahead, so in a test a token is in where ``sigmoid(w.x) > 1/2``, which a binary
+    cross-entropy teaches the router; ``ahead`` makes it the top tokens there, too, wherever all of the sequence is
+    there to choose from: not with a cache, nor among padding.
     """
 
-    label = "router"
-
-    def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float) -> None:
-        super().__init__()
-        self.n_cycles, self.alpha, self.weight, self.width = n_cycles, alpha, weight, model.d_model
+    def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
+        super().__init__(model, n_cycles, alpha, weight, z, ahead)
         self.routers = nn.ModuleList(nn.Linear(model.d_model, 1, bias=False) for _ in range(n_cycles))
 
     def tokens(self, cycle: int, length: int) -> int:
@@ -61,24 +87,26 @@ class ExpertChoice(Recurrence):
     def enter(self, cycle: int, state: Walk) -> None:
         router, memory = self.routers[min(cycle, self.n_cycles - 1)], state.memory
         memory["before"] = whole = state.hidden
-        if not self.training or state.context.cache is not None:
+        best = (self.training or (self.ahead and state.context.visible is None)) and state.context.cache is None
+        if not best and ("in" in memory if cycle else not self.alone(state)):
             logit = router(whole).squeeze(-1)
             memory["in"] = (logit > 0) & memory["in"] if cycle else logit > 0
             memory["gate"] = self.alpha * logit.sigmoid()
             keep_only(memory["in"], cycle, state)
             return
         candidates = take(whole, memory["index"]) if cycle else whole
-        logit = router(candidates).squeeze(-1)
-        chosen = logit.topk(self.tokens(cycle, whole.shape[1])).indices.sort(1).values
-        target = torch.zeros_like(logit).scatter(1, chosen, 1.0)
-        state.losses.append(self.weight * binary_cross_entropy_with_logits(logit, target))
-        memory["index"] = index = memory["index"].gather(1, chosen) if cycle else chosen
+        logits = router(candidates)
+        logit = logits.squeeze(-1)
+        if best:
+            chosen = logit.topk(self.tokens(cycle, whole.shape[1])).indices.sort(1).values
+        else:
+            chosen = (logit > 0).nonzero()[:, 1].unsqueeze(0)
+        if self.training:
+            target = torch.zeros_like(logit).scatter(1, chosen, 1.0)
+            state.losses.append(self.weight * binary_cross_entropy_with_logits(logit, target))
+            state.losses += self.z_loss(logits)
         memory["gate"] = self.alpha * logit.gather(1, chosen).sigmoid()
-        state.hidden, state.embedded, state.context = (
-            take(whole, index),
-            take(state.embedded, index),
-            state.context.at(index),
-        )
+        self.run_on(memory["index"].gather(1, chosen) if cycle else chosen, state)
 
     def leave(self, cycle: int, state: Walk) -> None:
         before, update = state.memory["before"], state.memory["gate"].unsqueeze(-1) * state.hidden
@@ -89,40 +117,61 @@ class ExpertChoice(Recurrence):
         index = state.memory["index"].unsqueeze(-1).expand_as(update)
         state.hidden = before.scatter(1, index, before.gather(1, index) + update)
 
+    def ran(self, cycle: int, state: Walk) -> Tensor | None:
+        inside, index = state.memory.get("in"), state.memory.get("index")
+        if inside is not None:
+            return inside.sum(1)
+        assert index is not None
+        return None if self.ahead or self.training else index.new_tensor([index.shape[1]])
+
     def cycle_flops(self, cycle: int, length: int) -> Flops:
-        return Flops(2 * self.width * (self.tokens(cycle - 1, length) if cycle else length))
+        return self.chosen_flops(cycle, length, self.tokens(cycle - 1, length))
+
+    def chosen_flops(self, cycle: int, length: int, before: int) -> Flops:
+        return Flops(2 * self.width * (before if cycle else length))
 
 
-class TokenChoice(Recurrence):
+class TokenChoice(Router):
     """Each token chooses its number of cycles d at the start, the argmax of a router's softmax p, and becomes
     ``x + alpha p_d f^d(x)``; a balance loss ``N sum_i mean(p_i) share_i`` keeps all numbers in use.
 
-    All cycles are computed for all tokens, in training as well, and those that are done are masked: the FLOPs counted
-    are the executed ones, and what skipping could save is not in them. (The paper's equation also scales the states
-    between cycles by p; the authors' code does not.)
+    In training all cycles are computed for all tokens, and those that are done are masked: the training FLOPs are the
+    executed ones, and what skipping could save is not in them. (The paper's equation also scales the states between
+    cycles by p; the authors' code does not.)
     """
 
-    label = "router"
-
-    def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float) -> None:
-        super().__init__()
-        self.n_cycles, self.alpha, self.weight, self.width = n_cycles, alpha, weight, model.d_model
+    def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
+        super().__init__(model, n_cycles, alpha, weight, z, ahead)
         self.router = nn.Linear(model.d_model, n_cycles, bias=False)
 
     def begin(self, state: Walk) -> None:
-        chances = self.router(state.hidden).softmax(-1)
+        logits = self.router(state.hidden)
+        chances = logits.softmax(-1)
         best, choice = chances.max(-1)
         if self.training:
             share = one_hot(choice, self.n_cycles).to(chances.dtype).mean((0, 1))
             state.losses.append(self.weight * self.n_cycles * (chances.mean((0, 1)) * share).sum())
+            state.losses += self.z_loss(logits)
         state.memory |= {"before": state.hidden, "gate": self.alpha * best, "cycles": choice + 1}
 
     def enter(self, cycle: int, state: Walk) -> None:
-        if cycle:  # every token is in the first
-            keep_only(state.memory["cycles"] > cycle, cycle, state)
+        if not cycle:  # every token is in the first
+            return
+        inside = state.memory["cycles"] > cycle
+        if self.alone(state):
+            state.memory["whole"] = state.hidden
+            self.run_on(inside.nonzero()[:, 1].unsqueeze(0), state)
+        else:
+            keep_only(inside, cycle, state)
 
     def leave(self, cycle: int, state: Walk) -> None:
         state.active = None
+        if "whole" in state.memory:
+            index = state.memory["index"].unsqueeze(-1).expand_as(state.hidden)
+            state.hidden = state.memory.pop("whole").scatter(1, index, state.hidden)
+
+    def ran(self, cycle: int, state: Walk) -> Tensor | None:
+        return None if self.training else (state.memory["cycles"] > cycle).sum(1)
 
     def output(self, state: Walk) -> Tensor:
         return state.memory["before"] + state.memory["gate"].unsqueeze(-1) * state.hidden
@@ -143,11 +192,28 @@ class MixtureOfRecursions(HeadTailCycling):
             alpha: scale of the router's gate, by default 0.1 (expert) or 1 (token).
             weight: of the router's loss, by default 0.001 (expert: of predicting the choice) or 0.1 (token: of the
                 balance).
+            z_loss: weight of the mean squared logsumexp of the router's logits, summed over the routers: 0 leaves it
+                out, as the authors' code does unless told; with it they use 0.001 by default, and 1e-5 for ``token``.
+            tested: how a cycle chooses tokens in a test, of ``expert``: those above a ``threshold``, as a model that
+                generates has to, or the ``top`` ones of the sequence, as the authors' code does. The latter looks at
+                tokens to come: its scores are not those of a language model.
         """
 
         routing: Literal["expert", "token"] = "expert"
         alpha: float | None = Field(None, gt=0.0, le=LARGE)
         weight: float | None = Field(None, ge=0.0, le=LARGE)
+        z_loss: float = Field(0.0, ge=0.0, le=LARGE)
+        tested: Literal["threshold", "top"] = "threshold"
+
+        @model_validator(mode="after")
+        def _of_expert(self) -> MixtureOfRecursions.Options:
+            if self.tested == "top" and self.routing != "expert":
+                raise ValueError("tested = 'top' needs routing = 'expert'")
+            return self
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.options.tested == "top"
 
     def remembered(self, schedule: Schedule) -> tuple[int, ...]:
         """A flag as key and as value for every cycle; none for the first where the token chooses: all are in it."""
@@ -162,4 +228,6 @@ class MixtureOfRecursions(HeadTailCycling):
             schedule.n_cycles,
             alpha if chosen.alpha is None else chosen.alpha,
             weight if chosen.weight is None else chosen.weight,
+            chosen.z_loss,
+            chosen.tested == "top",
         )

@@ -148,10 +148,13 @@ def run(
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
     for cell, record in results.failed:
         print(f"failed: {cell.name}: {record.reason}", file=sys.stderr)
+    for name, reason in results.unscored.items():
+        print(f"not scored: {name}: {reason}", file=sys.stderr)
     if results.failed:
         again = f"{command_line(without=('--retry',))} --retry failed"
         n = len(results.manifest.cells)
         print(f"{len(results.failed)} of {n} cells failed; to run those again: {again}", file=sys.stderr)
+    if results.failed or results.unscored:
         raise typer.Exit(1)
 
 

@@ -6,13 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, new_table, screen
+from bench.cli.options import (
+    DEFAULT_RUNS,
+    Overrides,
+    Preset,
+    RunName,
+    Runs,
+    Threshold,
+    leaving,
+    new_table,
+    screen,
+)
 from bench.errors import UserError
-
-Threshold = Annotated[
-    list[float] | None,
-    typer.Option(help="Where the rule leaves. Given several times: one for each exit point."),
-]
 
 Granularity = Literal["sequence", "token"]
 
@@ -34,8 +39,7 @@ def generate(
 
     For example: cyclebench generate runs/ID --prompt "In the beginning" --exit latent_diff --threshold 0.2
     """
-    if (exit is None) != (not threshold):
-        raise UserError("--exit and --threshold belong together: give both or neither")
+    given = leaving(exit, threshold)
     from transformers.utils import logging  # start-up
 
     from bench.exits.generation import EarlyExit  # start-up
@@ -43,9 +47,7 @@ def generate(
 
     logging.disable_progress_bar()
 
-    leave = None
-    if exit is not None and threshold:
-        leave = EarlyExit(exit, threshold[0] if len(threshold) == 1 else threshold, kv)  # type: ignore[arg-type]
+    leave = None if given is None else EarlyExit(*given, kv)  # type: ignore[arg-type]
     loaded = Checkpoint(checkpoint)
     taken = stream(
         loaded,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import DEFAULT_TRACKING, Tracking, new_table, screen
+from bench.cli.options import DEFAULT_TRACKING, Threshold, Tracking, leaving, new_table, screen
 
 
 def convert(
@@ -47,7 +47,12 @@ def eval_(
     cycles: Annotated[
         list[int] | None, typer.Option(min=1, help="Cycles to run at; by default as made. Repeatable.")
     ] = None,
+    exit: Annotated[str | None, typer.Option(metavar="RULE", help="Leave early by this rule, e.g. confidence.")] = None,
+    threshold: Threshold = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task; all by default.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="Of YAML files of further tasks. Repeatable.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="Folder of the tasks, results and plots.")] = Path("evaluations"),
     tracking_uri: Tracking = DEFAULT_TRACKING,
@@ -56,10 +61,12 @@ def eval_(
 
     For example: cyclebench eval models/smollm2-htc --tasks kjv --cycles 1 --cycles 2 --set kjv.length=256
     """
+    leave = leaving(exit, threshold)
     from bench.downstream.command import evaluate_all  # start-up
 
+    names, changes = tasks.split(","), overrides or ()
     rows, paths = evaluate_all(
-        checkpoints, tasks.split(","), overrides or (), cycles or (), limit, batch_size, out, tracking_uri
+        checkpoints, names, changes, cycles or (), limit, batch_size, out, tracking_uri, leave, include or ()
     )
     table = new_table(
         "lm-evaluation-harness", "checkpoint", "task", "metric", "value", "stderr", "cycles", "FLOPs/token"
@@ -67,7 +74,8 @@ def eval_(
     for row in rows:
         error = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
         value, flops = f"{row['value']:.4f}", f"{row['flops_per_token']:.4g}"
-        table.add_row(row["checkpoint"], row["task"], row["metric"], value, error, str(row["cycles"]), flops)
+        taken = str(row["cycles"]) if leave is None else f"{row['mean_cycles']:.2f} of {row['cycles']}"
+        table.add_row(row["checkpoint"], row["task"], row["metric"], value, error, taken, flops)
     screen().print(table)
     for path in paths:
         print(f"{'plot:' if path.suffix == '.png' else 'results:':<10} {path}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.errors import UserError
 from bench.house import STUDIES
 from bench.plugins import import_files
 
@@ -90,8 +91,21 @@ Hang = Annotated[
 ]
 Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with commas between: png, svg, pdf.")]
 DEFAULT_HANG = 60.0
+Threshold = Annotated[
+    list[float] | None,
+    typer.Option(help="Where the rule leaves. Given several times: one for each exit point."),
+]
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
+
+
+def leaving(rule: str | None, threshold: list[float] | None) -> tuple[str, float | list[float]] | None:
+    """``--exit`` and ``--threshold`` together, None for no exits. Raises UserError for one without the other."""
+    if (rule is None) != (not threshold):
+        raise UserError("--exit and --threshold belong together: give both or neither")
+    if rule is None or not threshold:
+        return None
+    return rule, threshold[0] if len(threshold) == 1 else threshold
 
 
 def screen() -> Console:

@@ -3,6 +3,7 @@
 from bench.data import (  # noqa: F401
     addition,
     hub,
+    instruction,
     kjv,
     memorisation,
     modular_chain,

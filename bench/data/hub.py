@@ -2,69 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from bench.config import LARGEST
+from bench.data.prepared import kept
+from bench.data.rows import RowOptions, Rows
 from bench.data.task import Task, TaskData, register
-from bench.data.text import TextOptions, text_data
+from bench.data.text import text_data
 from bench.data.text_files import SHARES
-from bench.errors import UserError, first_line, unknown
+from bench.data.tokenizers import identity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @register("hub")
 class Hub(Task):
-    """Text from any data set known to ``datasets``: a hub name (streamed or cached) or a local folder."""
+    """Text from any data set known to ``datasets``: a hub name (streamed or cached), a local folder or file."""
 
-    class Options(TextOptions):
+    class Options(RowOptions):
         """Which data set is read. A split that it lacks is cut off the end of its train split.
 
+        Rows without text (null) are left out and counted; what is not text is refused.
+
         Attributes:
-            dataset, config: as for ``datasets.load_dataset``.
             text_column: the column that holds the text.
-            streaming: read without downloading the whole.
-            max_documents: read at most so many of each split.
+            streaming: read without downloading the whole, and without holding it in memory: it is tokenised once, into
+                files in the cache of ``datasets``, however long it is.
         """
 
-        dataset: str = Field(min_length=1)
-        config: str | None = None
         text_column: str = "text"
         streaming: bool = False
-        max_documents: int | None = Field(None, ge=3, le=LARGEST)
 
     def build(self) -> TaskData:
-        found = self._load()
-        documents = {}
-        for name, ours in (("train", "train"), ("validation", "valid"), ("test", "test")):
-            if name in found:
-                documents[ours] = self._texts(found[name])
-        if "train" not in documents:
-            raise UserError(
-                f"hub.options.dataset: {self.options.dataset!r} has no train split (it has: {', '.join(found)})"
-            )
-        for ours in ("test", "valid"):
-            if ours not in documents:
-                cut = max(1, int(len(documents["train"]) * SHARES[ours]))
-                documents[ours] = documents["train"][-cut:]
-                documents["train"] = documents["train"][:-cut]
-        return text_data(documents, self.options)
+        rows, options = Rows("hub", self.options), self.options
+        if not options.streaming:
+            return self._made(rows, None)
+        told = options.model_dump(mode="json", exclude_defaults=True)
+        of = {"task": self.name, "options": told, "source": rows.source(), "tokenizer": identity(options.tokenizer)}
+        return kept(of, lambda room: self._made(rows, room))
 
-    def _load(self) -> Any:
-        import datasets  # start-up
+    def _made(self, rows: Rows, room: Path | None) -> TaskData:
+        found = rows.splits(self.options.streaming)
+        documents = {name: self._documents(rows, name, split, room) for name, split in found.items()}
+        for name in ("test", "valid"):
+            if name not in documents:
+                cut = max(1, int(len(documents["train"]) * SHARES[name]))
+                documents[name] = documents["train"].part(-cut, None)
+                documents["train"] = documents["train"].part(0, -cut)
+        return text_data(documents, self.options, rows.notes(), room)
 
-        chosen = self.options
-        try:
-            return datasets.load_dataset(chosen.dataset, chosen.config, streaming=chosen.streaming)
-        except Exception as error:  # datasets raises many kinds, from offline mode to a wrong config name
-            raise UserError(f"hub.options.dataset: cannot load {chosen.dataset!r}: {first_line(error)}") from None
+    def _documents(self, rows: Rows, name: str, split: Any, room: Path | None) -> Documents:
+        """The texts of a split, in memory or in a file in ``room``."""
+        import pyarrow as pa  # start-up
 
-    def _texts(self, split: Any) -> list[str]:
         column = self.options.text_column
-        names = split.column_names or []
-        if names and column not in names:
-            raise unknown("hub.options.text_column", column, names)
-        examples: Iterable[dict[str, Any]] = islice(split, self.options.max_documents)
-        return [str(example[column]) + "\n" for example in examples]
+        parts = (
+            rows.texts(name, first, column, table[column]).drop_null()
+            for first, table in rows.read(name, split, {"text_column": column})
+        )
+        if room is None:
+            return Documents(pa.chunked_array(parts, pa.large_string()))
+        path, schema = room / f"{name}.arrow", pa.schema({"text": pa.large_string()})
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for part in parts:
+                writer.write_batch(pa.record_batch([part], schema=schema))
+        return Documents(pa.ipc.open_file(pa.memory_map(str(path))).read_all()["text"])
+
+
+class Documents:
+    """Texts in Arrow's memory, or mapped from a file, each with a line end behind it."""
+
+    def __init__(self, texts: pa.ChunkedArray) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._texts.chunks:
+            for text in chunk.to_pylist():
+                yield f"{text}\n"
+
+    def part(self, start: int, stop: int | None) -> Documents:
+        """Those from one place to another, which count from the end where they are negative."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return Documents(self._texts.slice(start, stop - start))

@@ -2,19 +2,23 @@
 
 What makes the data (reads text, trains a BPE, tokenises, draws sequences) is done once for a store. After that a cell's
 tokens are read from the disk as its batches ask for them, and the memory that holds them is one for all processes of a
-machine. The files have digests: a damaged one is never trained on, but made again.
+machine. The files have digests: a damaged one is never trained on, but made again. Text that is streamed is prepared
+when a study is planned, in the cache of ``datasets``; a store then has the same files under another name.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,7 +26,7 @@ from bench.config import Cell
 from bench.data.task import SPLITS, Metric, TaskData, dataset, task_data
 from bench.errors import CellError, UserError
 from bench.store.digests import digests_in, read_sealed, write_sealed
-from bench.store.files import whole_folder
+from bench.store.files import atomic_write, whole_folder
 from bench.store.store import Store
 from bench.store.versions import read
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ABOUT, TOKENIZER = "data.json", "tokenizer"
+KEPT = 1  # raise it when the same task makes other data
 
 
 def prepare(cells: Iterable[Cell], store: Store) -> None:
@@ -51,8 +56,41 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
+    return _stored(made, folder, room)
+
+
+def kept(of: Mapping[str, Any], make: Callable[[Path], TaskData]) -> TaskData:
+    """Data that are made once for a machine, in files, since they may not fit into memory.
+
+    They lie in the cache of ``datasets``, which may be removed: they are made again then.
+
+    Args:
+        of: all that they are made of.
+        make: makes them in an empty folder, where it may put what takes room meanwhile.
+    """
+    import datasets  # start-up
+
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "cyclebench"
+    name = hashlib.sha256(json.dumps([KEPT, of], sort_keys=True).encode()).hexdigest()
+    index = root / f"{name}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        known = json.loads(index.read_text())
+        found = load_prepared(root / known["fingerprint"])
+        if found is not None:
+            return replace(found, notes=tuple(known["notes"]))
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root) as room:
+        made = make(Path(room))
+        found = _stored(made, root / made.fingerprint, Path(room))
+    told = {"fingerprint": made.fingerprint, "notes": made.notes, "of": of}  # other rows may make the same data
+    atomic_write(index, json.dumps(told, indent=1).encode())
+    return replace(found, notes=made.notes)
+
+
+def _stored(made: TaskData, folder: Path, room: Path) -> TaskData:
+    """The data as they are in a folder, mapped; put there first where they are not there whole."""
     room.mkdir(parents=True, exist_ok=True)
-    if not _stored(made, folder, room):
+    if not _saved(made, folder, room):
         found = load_prepared(folder)
         if found is not None:  # of a process that has been faster
             return found
@@ -60,11 +98,14 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
         with suppress(FileNotFoundError):  # another one has found the same damage
             os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
-        _stored(made, folder, room)
-    return load_prepared(folder) or made
+        _saved(made, folder, room)
+    found = load_prepared(folder)
+    if found is None and made.folder is not None:
+        raise CellError(f"the data in {made.folder} are damaged: they are made again when they are next wanted")
+    return found or made
 
 
-def _stored(made: TaskData, folder: Path, room: Path) -> bool:
+def _saved(made: TaskData, folder: Path, room: Path) -> bool:
     """Whether the data could be saved; not if there is something already."""
     try:
         save(made, folder, room)
@@ -80,6 +121,9 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
     it is there already.
     """
     with whole_folder(folder, room) as target:
+        if data.folder is not None and data.folder.is_dir():
+            shutil.copytree(data.folder, target, copy_function=_link, dirs_exist_ok=True)
+            return
         for name, split in data.splits.items():
             table = split.data.table
             with (
@@ -101,8 +145,8 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
 
 
 def load_prepared(folder: Path) -> TaskData | None:
-    """The data in a folder of the name of their fingerprint, mapped into memory; None if they are missing or damaged.
-    Nothing of the folder is needed by name afterwards. Raises OSError if it cannot be read.
+    """The data in a folder of the name of their fingerprint, mapped into memory, without notes; None if they are
+    missing or damaged. Nothing of the folder is needed by name afterwards. Raises OSError if it cannot be read.
     """
     try:
         about = read_sealed(folder / ABOUT)
@@ -119,7 +163,7 @@ def load_prepared(folder: Path) -> TaskData | None:
         raise
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=splits)
+    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=splits, folder=folder)
 
 
 def prepared_shape(folder: Path) -> tuple[int, int] | None:
@@ -129,6 +173,14 @@ def prepared_shape(folder: Path) -> tuple[int, int] | None:
         return int(about["vocab_size"]), int(about["length"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name, a copy where that is on another disk: no file of prepared data is changed."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _mapped(path: Path) -> pa.Table:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.config import Strict, parse
+from bench.data.columns import pieces
 from bench.data.tokenizers import Tokens, number_tokenizer
 from bench.errors import shown
 from bench.limits import check_memory, check_time, machine_memory
@@ -70,6 +72,9 @@ class TaskData:
         tokenizer: makes the tokeniser that is saved beside a model, whose ids are those of the data.
         tests: further test splits by name, of a length of their own each, such as sequences longer than those trained
             on.
+        notes: what there is to know of how the data were made, a sentence each: what was left out, what two splits
+            have in common. No part of the fingerprint.
+        folder: where they lie in the form of ``bench.data.prepared``, if they do.
     """
 
     train: Dataset
@@ -82,6 +87,8 @@ class TaskData:
     bytes_per_token: dict[str, float] | None
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     tests: dict[str, Dataset] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
     @property
     def splits(self) -> dict[str, Dataset]:
@@ -172,10 +179,12 @@ def make_data(
     metric: Metric,
     bytes_per_token: dict[str, float] | None = None,
     tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+    notes: Sequence[str] = (),
 ) -> TaskData:
     """Task data from the arrays of the splits train, valid, test and, under any other name, further tests.
 
     tokenizer: makes the data's tokeniser; None where token ids are all there is, and are written out as numbers.
+    notes: what there is to know of how the data were made. Arrays that are mapped from files stay there.
     """
     told = {key: value for key, value in asdict(metric).items() if key != "solvers"}  # what ids of cells were made of
     digest = hashlib.sha256(
@@ -186,7 +195,8 @@ def make_data(
         for column in (sample.ids, sample.targets):
             if column.max() >= vocab_size:
                 raise ValueError(f"split {name!r} has the token {column.max()}, of {vocab_size}")
-            digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+            for part in pieces(*column.shape):
+                digest.update(np.ascontiguousarray(column[part], dtype="<i8").tobytes())
         for axis, labels in sample.slices.items():
             digest.update(json.dumps([axis, labels.astype(str).tolist()]).encode())
     fingerprint = digest.hexdigest()
@@ -200,6 +210,7 @@ def make_data(
         bytes_per_token=bytes_per_token,
         tokenizer=tokenizer or partial(number_tokenizer, vocab_size),
         tests=made,
+        notes=tuple(notes),
     )
 
 
@@ -210,14 +221,19 @@ def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
     return Dataset(table, fingerprint=f"{fingerprint[:16]}-{name}")
 
 
+def token_kind(vocab_size: int) -> type[np.signedinteger[Any]]:
+    """Tokens take two bytes, four where there are too many different ones: training reads them from the disk."""
+    return np.int16 if vocab_size - 1 <= np.iinfo(np.int16).max else np.int32
+
+
 def _table(sample: Sample, vocab_size: int) -> pa.Table:
-    """Tokens in two bytes, in four where there are too many different ones: training reads them from the disk."""
     import pyarrow as pa  # start-up
 
-    kind = np.int16 if vocab_size - 1 <= np.iinfo(np.int16).max else np.int32
+    kind = token_kind(vocab_size)
 
     def column(values: Tokens) -> pa.FixedSizeListArray:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind).ravel()), values.shape[1])
+        flat = values.astype(kind, copy=False).ravel()
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
 
     slices = {axis: pa.array(labels.astype(str).tolist()) for axis, labels in sample.slices.items()}
     return pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import model_validator
@@ -14,6 +16,7 @@ from bench.data.text import TextOptions, text_data
 from bench.errors import UserError
 
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
+MARK = "\ufeff"  # the byte-order mark that some editors put before a text
 
 
 @register("text")
@@ -23,6 +26,9 @@ class TextFiles(Task):
     class Options(TextOptions):
         """files: paths or glob patterns, cut into 90 % train, 5 % validation, 5 % test in order; or train, valid and
         test: paths or patterns for each split.
+
+        What is the name of a file is no pattern, whatever is in it. No two files of ``files``, and none of two splits,
+        may say the same. Line ends are read as ``\\n``, a byte-order mark is left out.
         """
 
         files: tuple[str, ...] = ()
@@ -39,15 +45,18 @@ class TextFiles(Task):
 
     def size(self) -> TaskSize:
         chosen = self.options
-        paths = [path for group in (chosen.files, chosen.train, chosen.valid, chosen.test) for path in _paths(group)]
-        copies = 2 + (16 if chosen.tokenizer == "bytes" else 0)  # of a byte: its text, and the tokens of eight bytes
+        given = {name: getattr(chosen, name) for name in ("files", *SHARES)}
+        paths = [path for field, patterns in given.items() for pattern in patterns for path in _files(field, pattern)]
+        copies = 2 + (4 if chosen.tokenizer == "bytes" else 0)  # of a byte: its text, and tokens of two bytes
         return TaskSize(copies * sum(os.stat(path).st_size for path in paths), 0.0)
 
     def build(self) -> TaskData:
         chosen = self.options
+        read = _Reader()
         if chosen.files:
-            return text_data(split_by_place("".join(_read("files", chosen.files))), chosen)
-        return text_data({name: _read(name, getattr(chosen, name)) for name in SHARES}, chosen)
+            return text_data(split_by_place("".join(read.all("files", chosen.files))), chosen, read.notes())
+        documents = {name: read.all(name, getattr(chosen, name)) for name in SHARES}
+        return text_data(documents, chosen, read.notes())
 
 
 def split_by_place(text: str) -> dict[str, list[str]]:
@@ -57,24 +66,60 @@ def split_by_place(text: str) -> dict[str, list[str]]:
     return {"train": [text[:first]], "valid": [text[first:second]], "test": [text[second:]]}
 
 
-def _paths(patterns: Iterable[str]) -> list[str]:
-    """The files that each of the patterns matches, in order."""
-    found = [path for pattern in patterns for path in sorted(glob.glob(pattern, recursive=True))]
-    return [path for path in found if Path(path).is_file()]
+class _Reader:
+    """Reads the files of a task, and knows which text it has read before."""
+
+    def __init__(self) -> None:
+        self._from: dict[bytes, tuple[str, str]] = {}  # field and path by the text's digest
+        self._counts: Counter[str] = Counter()
+
+    def all(self, field: str, patterns: Sequence[str]) -> list[str]:
+        """The texts of the files that an option names."""
+        return [self._text(field, path) for pattern in patterns for path in _files(field, pattern)]
+
+    def notes(self) -> list[str]:
+        """What was done to the texts, in words."""
+        return [f"{count} of {self._counts['']} files {what}" for what, count in self._counts.items() if what]
+
+    def _text(self, field: str, path: str) -> str:
+        where = f"text.options.{field}"
+        try:
+            text = Path(path).read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: cannot read {path!r} as UTF-8 text: {error}") from None
+        self._counts[""] += 1
+        if text.startswith(MARK):
+            self._counts["begin with a byte-order mark, which is left out"] += 1
+            text = text.removeprefix(MARK)
+        if "\r" in text:
+            self._counts["have line ends with a carriage return, read as \\n"] += 1
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if not text.strip():
+            raise UserError(f"{where}: {path!r} is empty")
+        if "\0" in text:
+            raise UserError(f"{where}: {path!r} has the character NUL at place {text.index(chr(0))}: it is no text")
+        digest = hashlib.sha256(text.encode()).digest()
+        if digest in self._from:
+            other, before = self._from[digest]
+            if "files" in (field, other) or field != other:
+                of = "" if field == other else f" of {other}"
+                raise UserError(
+                    f"{where}: {path!r} says the same as {before!r}{of} (allowed: a text once, in one split alone)"
+                )
+            self._counts[f"of {field} say the same as one before"] += 1
+        self._from[digest] = field, path
+        return text
 
 
-def _read(field: str, patterns: Sequence[str]) -> list[str]:
-    texts = []
-    for pattern in patterns:
-        paths = _paths([pattern])
-        if not paths:
-            raise UserError(f"text.options.{field}: no file matches {pattern!r}")
-        for path in paths:
-            try:
-                text = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"text.options.{field}: cannot read {path!r} as UTF-8 text: {error}") from None
-            if not text.strip():
-                raise UserError(f"text.options.{field}: {path!r} is empty")
-            texts.append(text)
-    return texts
+def _files(field: str, pattern: str) -> list[str]:
+    """The file of that name, else those that match the pattern, in the innermost folder that is there by its name."""
+    whole = Path(pattern)
+    if whole.is_file():
+        return [pattern]
+    folder = next((parent for parent in whole.parents if parent.is_dir()), Path())
+    inside = whole.relative_to(folder)
+    found = glob.glob(str(Path(glob.escape(str(folder))) / inside), recursive=True)
+    paths = sorted(path for path in found if Path(path).is_file())
+    if not paths:
+        raise UserError(f"text.options.{field}: no file matches {pattern!r}")
+    return paths

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.task import tasks as known
-from bench.downstream.run import evaluate_checkpoint
+from bench.downstream.run import Asked, evaluate_checkpoint
 from bench.downstream.tasks import ours
 from bench.errors import UserError
+from bench.exits.execute import Threshold
 from bench.pretrained.share import FACTS, add_scores
 from bench.store.files import atomic_write
 from bench.store.tracking import log_evaluations
@@ -27,15 +28,19 @@ def evaluate_all(
     batch_size: int,
     out: Path,
     tracking_uri: str,
+    leave: tuple[str, Threshold] | None = None,
+    include: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Evaluate every checkpoint on every task and return the rows and the files written.
 
-    Scores also go onto the cards of checkpoints that have one. overrides: ``TASK.OPTION=VALUE``.
+    Scores also go onto the cards of checkpoints that have one. overrides: ``TASK.OPTION=VALUE``; leave: an exit rule
+    and its threshold; include: folders of tasks of one's own.
     """
     options = task_options(overrides, tasks)
+    asked = [Asked(name, options.get(name, {}), limit) for name in tasks]
     rows: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
-        found = evaluate_checkpoint(checkpoint, tasks, options, cycles or [None], out / "tasks", batch_size, limit)
+        found = evaluate_checkpoint(checkpoint, asked, cycles or [None], out / "tasks", batch_size, leave, include)
         rows += [{"checkpoint": checkpoint, **row} for row in found]
         if (Path(checkpoint) / FACTS).is_file():
             add_scores(Path(checkpoint), found)

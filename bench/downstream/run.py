@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from bench.downstream.tasks import export, ours
 from bench.errors import UserError
-from bench.model.costs import pass_flops
+from bench.exits.execute import Threshold
+from bench.exits.whole import WholeExit
+from bench.model.costs import flop_counter, pass_flops
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
@@ -21,113 +24,207 @@ from bench.pretrained.sources import load, load_tokenizer, locate
 from bench.store.digests import DamagedError, check_model
 
 
-@dataclass
 class Meter:
-    """A hook that runs a model at a number of cycles and counts what it executes, padding and the LM head included.
+    """Runs a model at a number of cycles and counts what it executes, padding and the LM head included.
 
-    tokens: positions computed; flops: forward, of all passes so far.
+    What is executed follows from the length alone, or is counted by PyTorch as it runs where that depends on the text:
+    where sequences leave early or decide on how many tokens a cycle runs. A context manager.
+
+    Attributes:
+        tokens: positions computed.
+        flops: forward, of all passes so far.
+        cycles: that these took, over all sequences and passes.
+        passes: sequences in all passes.
     """
 
-    lm: CycleForCausalLM
-    n_cycles: int | None
-    tokens: int = 0
-    flops: int = 0
-    _of: dict[int, int] = field(default_factory=dict)
+    def __init__(self, lm: CycleForCausalLM, n_cycles: int | None) -> None:
+        self.lm, self.n_cycles = lm, n_cycles
+        self.tokens = self.flops = self.cycles = self.passes = 0
+        self._of: dict[int, int] = {}
+        self._counter: FlopCounterMode | None = None
+        schedule = lm.schedule_at(n_cycles)
+        self._number = {depth + schedule.n_coda: number for number, depth in enumerate(schedule.exits, 1)}
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A forward pre-hook of the model."""
+    def __enter__(self) -> Meter:
+        lm = self.lm
+        self._hooks = [lm.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self._hooks.append(lm.register_forward_hook(self._after, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def mean_cycles(self) -> float:
+        """Cycles that a sequence took in a pass."""
+        return self.cycles / self.passes
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         batch, length = ids.shape
-        if length not in self._of:
-            self._of[length] = pass_flops(self.lm, length, self.lm.device.type, self.n_cycles).forward
-        cache = kwargs.get("cache")
-        past = cache.get_seq_length() if cache is not None else 0
-        shape, depth = self.lm.model_shape, self.lm.schedule_at(self.n_cycles).depth
-        before = 4 * depth * shape.n_heads * length * past * shape.head_dim  # attention to what the cache holds
-        self.flops += batch * (self._of[length] + before)
+        if depends(self.lm):
+            self._counter = flop_counter().__enter__()
+        else:
+            if length not in self._of:
+                self._of[length] = pass_flops(self.lm, length, self.lm.device.type, self.n_cycles).forward
+            cache = kwargs.get("cache")
+            past = cache.get_seq_length() if cache is not None else 0
+            shape, depth = self.lm.model_shape, self.lm.schedule_at(self.n_cycles).depth
+            before = 4 * depth * shape.n_heads * length * past * shape.head_dim  # attention to what the cache holds
+            self.flops += batch * (self._of[length] + before)
         self.tokens += batch * length
         return args, {**kwargs, "n_cycles": self.n_cycles}
 
+    def _after(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self.flops += self._counter.get_total_flops()
+            self._counter = None
+        if out is not None:
+            numbers = [self._number[depth] for depth in out.exit_depth.tolist()]
+            self.cycles, self.passes = self.cycles + sum(numbers), self.passes + len(numbers)
+
+
+def depends(lm: CycleForCausalLM) -> bool:
+    """Whether what the model executes depends on the text."""
+    return lm.exits is not None or (lm.recurrence is not None and lm.recurrence.chooses)
+
 
 def open_checkpoint(source: str) -> tuple[CycleForCausalLM, PreTrainedTokenizerBase | None]:
-    """A model of this suite by its folder; any other source as the plain stack it is, and its tokeniser."""
+    """A model of this suite by its folder, any other source as the plain stack it is, without gradients (which would
+    stand in the way of PyTorch's counter); and its tokeniser.
+    """
     where = locate(source)
     if where.gguf is None and '"cyclebench"' in (where.folder / "config.json").read_text(encoding="utf-8"):
         try:
             check_model(where.folder)
         except DamagedError as error:
             raise UserError(f"checkpoint {source!r}: {error}") from None
-        return CycleForCausalLM.from_pretrained(where.folder).eval(), load_tokenizer(source)
+        return CycleForCausalLM.from_pretrained(where.folder).eval().requires_grad_(False), load_tokenizer(source)
     pretrained = load(source)
-    return convert(pretrained, get_variant("vanilla"), pretrained.outline.shape), pretrained.tokenizer
+    lm = convert(pretrained, get_variant("vanilla"), pretrained.outline.shape)
+    return lm.requires_grad_(False), pretrained.tokenizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task of the harness, and how it is asked.
+
+    Attributes:
+        name: ours, or one of the harness's.
+        options: of ours.
+        limit: documents, None for all.
+        fewshot: examples in front of a document, None for as many as the task says.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    fewshot: int | None = None
+
+
+class Harness:
+    """lm-evaluation-harness with the tasks that are asked for."""
+
+    def __init__(self, asked: Sequence[Asked], include: Sequence[str] = ()) -> None:
+        """include: folders of YAML files of tasks. Raises UserError for a task that nobody knows, a folder that is not
+        there, and without the harness.
+        """
+        try:
+            import lm_eval  # optional
+            from lm_eval.tasks import TaskManager  # optional
+        except ImportError:
+            raise UserError("eval needs the package lm-eval (pip install 'cyclebench[eval]')") from None
+        self.version = str(lm_eval.__version__)
+        for folder in include:
+            if not Path(folder).is_dir():
+                raise UserError(f"include: {folder!r} is not a folder (allowed: one of the harness's YAML files)")
+        theirs = [one.name for one in asked if not ours(one.name)]
+        self._manager = TaskManager(include_path=list(include) or None, include_defaults=False)
+        if any(name not in self._manager.all_tasks for name in theirs):
+            # Reading the harness's own thousands of tasks takes longer than many of ours.
+            self._manager = TaskManager(include_path=list(include) or None, include_defaults=True)
+        for name in theirs:
+            if name not in self._manager.all_tasks:
+                raise UserError(f"unknown task {name!r} (allowed: a task of this suite or of lm-evaluation-harness)")
+
+    def score(
+        self,
+        lm: CycleForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        asked: Asked,
+        folder: Path,
+        n_cycles: int | None = None,
+        batch_size: int = 16,
+    ) -> list[dict[str, Any]]:
+        """Scores of a model: a row for each metric, with its standard error and the FLOPs per token it took.
+
+        Where what is executed depends on the text, sequences are run one at a time, without padding.
+
+        Args:
+            tokenizer: the model's.
+            asked: a task of ours is written into ``folder`` first.
+            n_cycles: to run the model at, None for those it was made with.
+
+        Raises:
+            UserError: if the task and the model do not go together, or the harness gives no result.
+        """
+        from lm_eval import simple_evaluate  # optional
+        from lm_eval.models.huggingface import HFLM  # optional
+
+        task = export(asked.name, dict(asked.options), folder, tokenizer) if ours(asked.name) else None
+        model = HFLM(
+            pretrained=lm,
+            tokenizer=tokenizer,
+            batch_size=1 if depends(lm) else batch_size,
+            max_length=task.length if task else None,
+            prefix_token_id=task.first_token if task else None,
+        )
+        with Meter(lm, n_cycles) as meter:
+            found = simple_evaluate(
+                model,
+                tasks=[str(task.path) if task else asked.name],
+                num_fewshot=asked.fewshot,
+                limit=asked.limit,
+                task_manager=self._manager,
+                log_samples=False,
+                bootstrap_iters=1000,
+            )
+        if found is None:
+            raise UserError(f"task {asked.name!r}: the harness gave no result")
+        return _rows(found, lm.schedule.n_cycles if n_cycles is None else n_cycles, meter)
 
 
 def evaluate_checkpoint(
     source: str,
-    tasks: Sequence[str],
-    options: dict[str, dict[str, Any]],
+    asked: Sequence[Asked],
     cycles: Sequence[int | None],
     folder: Path,
     batch_size: int = 16,
-    limit: int | None = None,
+    leave: tuple[str, Threshold] | None = None,
+    include: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Scores of a checkpoint: a row for each task, metric and number of cycles, with the FLOPs per token it took.
+    """Scores of a checkpoint: rows as of ``Harness.score`` for each task and number of cycles.
 
-    Args:
-        tasks: ours by name, written into ``folder`` first, or any of the harness's.
-        options: of ours.
-        cycles: numbers to run the model at, None for the one it was made with.
-        limit: documents of a task, None for all.
-
-    Raises:
-        UserError: for an unknown task, or a checkpoint without a tokeniser.
+    leave: an exit rule by its key and its threshold, where sequences leave early. Raises UserError for an unknown task,
+    rule or threshold, or a checkpoint without a tokeniser.
     """
-    try:
-        from lm_eval import simple_evaluate  # optional
-        from lm_eval.models.huggingface import HFLM  # optional
-        from lm_eval.tasks import TaskManager  # optional
-    except ImportError:
-        raise UserError("eval needs the package lm-eval (pip install 'cyclebench[eval]')") from None
-
+    exits, harness = None if leave is None else WholeExit(*leave), Harness(asked, include)
     lm, tokenizer = open_checkpoint(source)
     if tokenizer is None:
         raise UserError(f"checkpoint {source!r} has no tokeniser beside it, which lm-evaluation-harness needs")
     if torch.cuda.is_available():
         lm.to("cuda")  # type: ignore[arg-type]
-    exported = {name: export(name, dict(options.get(name, {})), folder, tokenizer) for name in tasks if ours(name)}
-    # Reading the harness's own thousands of tasks takes longer than many of ours.
-    theirs = any(name not in exported for name in tasks)
-    manager = TaskManager(include_path=str(folder) if exported else None, include_defaults=theirs)
-    for name in tasks:
-        if name not in exported and name not in manager.all_tasks:
-            raise UserError(f"unknown task {name!r} (allowed: a task of this suite or of lm-evaluation-harness)")
-    rows = []
-    for name in tasks:
-        task = exported.get(name)
-        harness = HFLM(
-            pretrained=lm,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            max_length=task.length if task else None,
-            prefix_token_id=task.first_token if task else None,
-        )
+    lm.exits, rows = exits, list[dict[str, Any]]()
+    told = {} if leave is None else {"exit": leave[0], "threshold": leave[1]}
+    for one in asked:
         for n_cycles in cycles:
-            meter = Meter(lm, n_cycles)
-            hook = lm.register_forward_pre_hook(meter, with_kwargs=True)
-            try:
-                found = simple_evaluate(
-                    harness,
-                    tasks=[task.name if task else name],
-                    limit=limit,
-                    task_manager=manager,
-                    log_samples=False,
-                    bootstrap_iters=1000,
-                )
-            finally:
-                hook.remove()
-            if found is None:
-                raise UserError(f"task {name!r}: the harness gave no result")
-            rows += _rows(found, lm.schedule.n_cycles if n_cycles is None else n_cycles, meter)
+            points = lm.schedule_at(n_cycles).n_cycles - 1
+            if leave is not None and isinstance(leave[1], Sequence) and len(leave[1]) != points:
+                raise UserError(f"--threshold: {len(leave[1])} given (allowed: one, or one for each of {points} exits)")
+            found = harness.score(lm, tokenizer, one, folder, n_cycles, batch_size)
+            rows += [{**row, **told} for row in found]
     return rows
 
 
@@ -147,8 +244,9 @@ def _rows(found: Any, n_cycles: int, meter: Meter) -> list[dict[str, Any]]:
                     "value": float(value),
                     "stderr": float(error) if isinstance(error, int | float) else None,
                     "cycles": n_cycles,
+                    "mean_cycles": meter.mean_cycles,
                     "flops_per_token": meter.flops / meter.tokens,
-                    "samples": found["n-samples"][task]["effective"],
+                    "samples": found["n-samples"].get(task, {}).get("effective"),
                 }
             )
     return rows

@@ -1,7 +1,8 @@
 """Our tasks as tasks of lm-evaluation-harness: a YAML file and local JSON lines, which plain ``lm_eval`` reads as well.
 
 A generated task gives one document for each scored target: the ids before it as the context, written out, the target
-as what must follow greedily; the harness's ``acc`` is our accuracy. A text gives one document, its first windows in a
+as what must follow greedily; the harness's ``acc`` is our accuracy. An instruction gives one for each response, all of
+which must follow greedily. A text gives one document, its first windows in a
 row, and the harness's rolling log-likelihood is cut where our windows are, if the model's length is the window's: its
 ``bits_per_byte`` is ours.
 """
@@ -13,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from transformers import PreTrainedTokenizerBase
 
 from bench.config import IGNORED
 from bench.data.batches import arrays
+from bench.data.instruction import Instruction
 from bench.data.task import TaskData, build, get_task, tasks
 from bench.data.text import TextOptions
 from bench.errors import UserError
-
-PREFIX = "cyclebench_"  # of the names our tasks have in the harness
+from bench.study.harness import PREFIX
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Exported:
 
     Attributes:
         name: there.
+        path: of the YAML file.
         first_token: what the text's first scored token is conditioned on, None where documents have a context.
         length: tokens of a window of text, None likewise.
     """
 
     name: str
+    path: Path
     first_token: int | None
     length: int | None
 
@@ -46,11 +50,16 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     tokenizer: the model's; a text's options.tokenizer must stand for the same one. Raises UserError for an unknown
     task or option.
     """
-    is_text = issubclass(tasks.get(name).Options, TextOptions)
+    task = tasks.get(name)
+    is_instruction = issubclass(task, Instruction)
+    is_text = issubclass(task.Options, TextOptions) and not is_instruction
     # A text is read in one piece: its first windows, not some all over it.
     keep = options.pop("n_test", None) if is_text else None
     data = build(get_task(name, options))
-    documents = _text(data, tokenizer, keep) if is_text else _targets(data)
+    if is_text:
+        documents = _text(data, tokenizer, keep)
+    else:
+        documents = _responses(data, tokenizer) if is_instruction else _targets(data)
     about: dict[str, Any] = {
         "task": PREFIX + name,
         "dataset_path": "json",
@@ -65,7 +74,7 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     else:
         metrics = {"acc": "mean"}
         about |= {"output_type": "loglikelihood", "doc_to_text": "{{context}}", "doc_to_target": "{{target}}"}
-        about["target_delimiter"] = ""  # the target brings its own space
+        about["target_delimiter"] = ""  # the target brings its own space, if it has one
     about["metric_list"] = [
         {"metric": metric, "aggregation": aggregation, "higher_is_better": not is_text}
         for metric, aggregation in metrics.items()
@@ -73,10 +82,10 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     (folder / f"{PREFIX}{name}.jsonl").write_text(lines, encoding="utf-8")
-    (folder / f"{PREFIX}{name}.yaml").write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
-    return Exported(
-        PREFIX + name, int(arrays(data.test)[0][0, 0]) if is_text else None, data.length if is_text else None
-    )
+    path = folder / f"{PREFIX}{name}.yaml"
+    path.write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
+    first = int(arrays(data.test)[0][0, 0]) if is_text else None
+    return Exported(PREFIX + name, path, first, data.length if is_text else None)
 
 
 def ours(name: str) -> bool:
@@ -89,10 +98,14 @@ def _text(data: TaskData, tokenizer: PreTrainedTokenizerBase, keep: int | None) 
     tokens = arrays(data.test)[1][:keep].ravel()
     text = tokenizer.decode(tokens.tolist(), clean_up_tokenization_spaces=False)
     if tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] != tokens.tolist():
-        raise UserError(
-            "tasks: the text is not what the model's tokeniser reads (set the task's options.tokenizer to the model's)"
-        )
+        raise _other_tokens()
     return [{"text": str(text)}]
+
+
+def _other_tokens() -> UserError:
+    return UserError(
+        "tasks: the text is not what the model's tokeniser reads (set the task's options.tokenizer to the model's)"
+    )
 
 
 def _targets(data: TaskData) -> list[dict[str, str]]:
@@ -102,3 +115,18 @@ def _targets(data: TaskData) -> list[dict[str, str]]:
         for row, goal in zip(ids, targets, strict=True)
         for place in (goal != IGNORED).nonzero()[0]
     ]
+
+
+def _responses(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Each response with what stands before it; both must read back as the same tokens."""
+    documents = []
+    for row, goal in zip(*arrays(data.test), strict=True):
+        scored = np.append(goal != IGNORED, False)
+        for start, stop in zip(*(np.flatnonzero(np.diff(scored, prepend=False)).reshape(-1, 2).T), strict=True):
+            parts = row[: start + 1].tolist(), goal[start:stop].tolist()
+            texts = [str(tokenizer.decode(part, clean_up_tokenization_spaces=False)) for part in parts]
+            for tokens, text in zip((parts[0], parts[0] + parts[1]), (texts[0], "".join(texts)), strict=True):
+                if tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] != tokens:
+                    raise _other_tokens()
+            documents.append({"context": texts[0], "target": texts[1]})
+    return documents

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from bench.config import IGNORED
 from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.evaluate.trace import Trace
-from bench.model.costs import exit_flops, pass_flops
+from bench.model.costs import cycle_flops, exit_flops, pass_flops
 from bench.model.network import Network
 from bench.processes import pulse
 
@@ -52,17 +52,42 @@ def evaluate(
     lm.train(training)
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
     loss, correct, scored, masses = (whole.pop(name) for name in ("loss", "correct", "scored", "masses"))
+    ran = whole.pop("ran").astype(np.int64) if "ran" in whole else None
     signals = {key: column.astype(np.float32) for key, column in whole.items()}
-    flops = {get_rule(key).name: rule_flops(lm, get_rule(key), ids.shape[1], n_cycles) for key in signals}
-    return Trace(loss, correct, scored, masses.mean(0), signals, flops)
+    flops = {get_rule(key).name: rule_flops(lm, get_rule(key), ids.shape[1], n_cycles, ran) for key in signals}
+    return Trace(loss, correct, scored, masses.mean(0), signals, flops, ran=ran)
 
 
-def rule_flops(lm: Network, rule: Rule, length: int, n_cycles: int | None = None) -> NDArray[np.float64]:
+def rule_flops(
+    lm: Network, rule: Rule, length: int, n_cycles: int | None = None, ran: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """Executed forward FLOPs per token [C] of a sequence that a rule lets leave after cycle 1, 2, ...: what the rule
     reads at every exit point up to there is counted. After the last cycle no rule is asked.
+
+    ran: tokens [N, C] that each cycle ran on of each sequence, where these decide that; the FLOPs are then [N, C].
     """
-    device = lm.device.type
-    return np.array(exit_flops(lm, length, device, rule.reads_zero_attention, rule.reads_logits, n_cycles))
+    device, reads = lm.device.type, (rule.reads_zero_attention, rule.reads_logits)
+    plain = np.array(exit_flops(lm, length, device, *reads, n_cycles))
+    if ran is None:
+        return plain
+    schedule, before = lm.schedule_at(n_cycles), np.full(len(ran), length)
+    more = np.zeros(ran.shape)  # than a cycle costs on as many tokens as in training
+    for cycle, now in enumerate(ran.T):
+        mass = rule.reads_zero_attention and cycle + 1 < schedule.n_cycles
+        pairs, which = np.unique(np.stack([before, now], 1), axis=0, return_inverse=True)
+        usual = cycle_flops(lm, schedule, cycle, length, device, mass).forward
+        each = [cycle_flops(lm, schedule, cycle, length, device, mass, ran=(a, b)).forward for a, b in pairs.tolist()]
+        more[:, cycle] = (np.array(each) - usual)[which]
+        before = now
+    found: NDArray[np.float64] = (np.rint(plain * length) + more.cumsum(1)) / length
+    return found
+
+
+def depth_flops(lm: Network, length: int, n_cycles: int | None, ran: NDArray[np.int64] | None) -> float:
+    """Executed forward FLOPs per token at full depth: mean over sequences whose cycles ran on ``ran`` tokens [N, C]."""
+    if ran is None:
+        return pass_flops(lm, length, lm.device.type, n_cycles).forward / length
+    return float(rule_flops(lm, get_rule("fixed"), length, n_cycles, ran)[:, -1].mean())
 
 
 def by_cycles(
@@ -71,14 +96,15 @@ def by_cycles(
     """``cycles``, ``flops_per_token`` (forward), ``loss`` and ``accuracy`` of the model run for 1, 2, ... cycles, more
     than it was trained with if ``max_cycles`` says so: one pass tells all where each cycle ends at an exit point.
     """
-    numbers = range(1, max_cycles + 1)
+    numbers, length = range(1, max_cycles + 1), ids.shape[1]
     if lm.schedule_at(max_cycles).n_cycles == max_cycles:
         trace = evaluate(lm, ids, targets, every_exit=True, n_cycles=max_cycles)
         scores = [trace.leaving(number) for number in numbers]
+        ran = [None if trace.ran is None else trace.ran[:, :number] for number in numbers]
     else:
-        scores = [evaluate(lm, ids, targets, n_cycles=number).leaving(1) for number in numbers]
-    length = ids.shape[1]
-    flops = [pass_flops(lm, length, lm.device.type, number).forward / length for number in numbers]
+        traces = [evaluate(lm, ids, targets, n_cycles=number) for number in numbers]
+        scores, ran = [trace.leaving(1) for trace in traces], [trace.ran for trace in traces]
+    flops = [depth_flops(lm, length, number, seen) for number, seen in zip(numbers, ran, strict=True)]
     return [
         {"cycles": number, "flops_per_token": cost, **found}
         for number, cost, found in zip(numbers, flops, scores, strict=True)
@@ -99,6 +125,8 @@ def _batch(
     schedule, watch = state.schedule, SignalWatch(rules, rows)
     columns: dict[str, list[Tensor]] = defaultdict(list)
     for number in lm.cycles(state):
+        if lm.recurrence is not None and (ran := lm.recurrence.ran(number - 1, state)) is not None:
+            columns["ran"].append(ran)
         if not every_exit and number < schedule.n_cycles:
             continue
         logits, signals = watch.look(lm, state, number)

@@ -64,7 +64,7 @@ def exits_record(valid: Trace, test: Trace, metric: Metric) -> ExitsRecord:
     """``exits`` of a record, from the traces."""
     points = [
         Point(cycles=number, flops_per_token=float(flops), **test.leaving(number), valid=valid.leaving(number))
-        for number, flops in enumerate(test.flops["fixed"], 1)
+        for number, flops in enumerate(test.mean_flops(), 1)
     ]
     return ExitsRecord(points=points, rules={key: rule_record(key, valid, test, metric) for key in test.rules})
 
@@ -105,7 +105,7 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> RuleReco
         leave="above" if above else "below",
         curve={name: _listed(column) for name, column in curve.items()},
         gain=_mean_over(curve["mean_cycles"], better),
-        area=_area(curve, chance, metric.name, sign, test.flops["fixed"]),
+        area=_area(curve, chance, metric.name, sign, test.mean_flops()),
     )
     if share is not None:
         found.curve["share"] = share.round(6).tolist()
@@ -140,7 +140,7 @@ def calibration(key: str, trace: Trace) -> Calibration:
 
 def tune(key: str, valid: Trace, test: Trace, metric: Metric) -> list[TunedThreshold]:
     """For every budget that the rule can keep on the validation data: the threshold chosen there, and what it gives."""
-    curve, full, found = valid.curve(key), float(valid.flops["fixed"][-1]), []
+    curve, full, found = valid.curve(key), float(valid.mean_flops()[-1]), []
     values = curve[metric.name] * (1 if metric.higher_is_better else -1)
     for budget in BUDGETS:
         within = curve["flops_per_token"] <= budget * full * (1 + 1e-9)

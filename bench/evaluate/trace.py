@@ -53,8 +53,9 @@ class Trace:
         zero_attention: [S], mean of each step in the schedule, NaN where a step has no zero token.
         signals: [N, C] by rule (``Rule.key``).
         flops: [C] by rule (``Rule.name``), executed forward FLOPs per token of a sequence that leaves after cycle 1, 2,
-            ..., the rule's own included.
+            ..., the rule's own included; [N, C] where a variant's sequences decide on how many tokens a cycle runs.
         bytes_per_token: of the targets' text, None without text.
+        ran: [N, C], these numbers of tokens; None where the sequences decide nothing.
     """
 
     loss: Array
@@ -64,6 +65,7 @@ class Trace:
     signals: dict[str, Array] = field(default_factory=dict)
     flops: dict[str, Array] = field(default_factory=dict)
     bytes_per_token: float | None = None
+    ran: Array | None = None
 
     @property
     def n_cycles(self) -> int:
@@ -108,7 +110,7 @@ class Trace:
             at = bisect_left(levels, self._level(key, float(threshold)))
             return {name: column[at] for name, column in curve.items()}
         cycle = self.leave(key, threshold)
-        flops = float(self._cost(key)[cycle - 1].mean())
+        flops = float(self._cost(key)[np.arange(len(cycle)), cycle - 1].mean())
         return {"flops_per_token": flops, "mean_cycles": float(cycle.mean()), **self.leaving(cycle)}
 
     def _level(self, key: str, threshold: float) -> float:
@@ -162,7 +164,7 @@ class Trace:
     def expected(self, shares: Array) -> Curve:
         """What is to be expected if shares [K, C] of the sequences, drawn at random, leave after cycle 1, 2, ..."""
         return {
-            "flops_per_token": shares @ self._cost("random"),
+            "flops_per_token": shares @ self.mean_flops("random"),
             "mean_cycles": shares @ np.arange(1.0, self.n_cycles + 1),
             **self._means(shares @ self.loss.sum(0, dtype=float), shares @ self.correct.sum(0, dtype=float)),
         }
@@ -215,8 +217,13 @@ class Trace:
             raise unknown("exit rule of the trace", key, self.rules)
         return self.signals[key]
 
+    def mean_flops(self, rule: str = "fixed") -> NDArray[np.float64]:
+        """``flops`` of a rule [C], means over the sequences."""
+        return np.atleast_2d(self.flops[rule]).mean(0)
+
     def _cost(self, key: str) -> Array:
-        return self.flops["fixed" if key in ORACLES else get_rule(key).name]
+        """``flops`` of the rule with that key, [N, C]."""
+        return np.broadcast_to(self.flops["fixed" if key in ORACLES else get_rule(key).name], self.loss.shape)
 
     def _moves(self, key: str) -> Moves:
         return self._oracle_moves(key) if key in ORACLES else self._rule_moves(key)
@@ -244,7 +251,7 @@ class Trace:
         found = []
         while len(rows):
             rise = value[rows] - value[rows, at][:, None]
-            run = cost - cost[at][:, None]
+            run = cost[rows] - cost[rows, at][:, None]
             slope = np.where(run > 0, rise / np.where(run > 0, run, 1.0), -np.inf)
             best = slope.max(1, initial=-np.inf)
             end = slope.shape[1] - 1 - slope[:, ::-1].argmax(1)  # of equal slopes the farthest

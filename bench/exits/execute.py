@@ -6,9 +6,9 @@ By sequences it gives for each of them what the trace says (a test). The clock t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.exits.tokens import TokenCycle, tokens_of, upload
 from bench.model.costs import token_exit_flops
 from bench.model.network import Network
+from bench.model.walk import Walk
 
 Granularity = Literal["sequence", "token"]
 Threshold = float | Sequence[float]  # one for all exit points, or one for each
@@ -96,12 +97,13 @@ def execute(
         part = slice(start, start + batch)
         tokens, goal = (upload(column[part], lm.device) for column in (ids, targets))
         found += run(lm, tokens, goal, np.arange(start, start + len(tokens)), known, threshold, n_cycles)
-    loss, correct = torch.cat([left.score for left in found], 1).cpu().numpy()
+    loss, correct, *cycles = torch.cat([left.score for left in found], 1).cpu().numpy()
     seconds = time.perf_counter() - started
     lm.train(training)
     order = np.argsort(np.concatenate([left.rows for left in found]))
     cycle = np.concatenate([left.cycle for left in found])[order]
-    flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles)
+    ran = np.stack(cycles, 1).astype(np.int64)[order] if cycles else None
+    flops = executed_flops(lm, known or get_rule("fixed"), cycle, ids.shape[1], n_cycles, ran)
     return Executed(cycle, loss[order], correct[order], (targets != IGNORED).sum(1), flops, seconds)
 
 
@@ -112,7 +114,8 @@ class _Left:
     Attributes:
         rows: [N], which they are.
         cycle: that they, or their tokens, left after, [N] or [N, T].
-        score: their loss and correct targets [2, N], on the device.
+        score: their loss and correct targets [2, N], on the device; where sequences decide on how many tokens a cycle
+            runs, these numbers as well [2 + C, N], 0 for a cycle that they did not take.
     """
 
     rows: NDArray[np.int64]
@@ -121,13 +124,80 @@ class _Left:
 
 
 def executed_flops(
-    lm: Network, rule: Rule, cycle: NDArray[np.int64], length: int, n_cycles: int | None
+    lm: Network,
+    rule: Rule,
+    cycle: NDArray[np.int64],
+    length: int,
+    n_cycles: int | None,
+    ran: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Forward FLOPs [N] of sequences of ``length`` that, or whose tokens, leave after ``cycle`` ([N] or [N, T])."""
+    """Forward FLOPs [N] of sequences of ``length`` that, or whose tokens, leave after ``cycle`` ([N] or [N, T]). ran:
+    as of ``rule_flops``.
+    """
     if cycle.ndim == 1:
-        return rule_flops(lm, rule, length, n_cycles)[cycle - 1] * length
+        found = rule_flops(lm, rule, length, n_cycles, ran)
+        return np.broadcast_to(found, (len(cycle), found.shape[-1]))[np.arange(len(cycle)), cycle - 1] * length
     reads = rule.reads_zero_attention, rule.reads_logits
     return np.array([token_exit_flops(lm, row, lm.device.type, *reads, n_cycles) for row in cycle.tolist()], float)
+
+
+class Gone(NamedTuple):
+    """Sequences that leave together.
+
+    Attributes:
+        at: [K], which of the batch they are.
+        number: the cycle after which.
+        logits: [K, T, V], what is predicted then.
+        ran: a count [K] for each cycle so far, where sequences decide on how many tokens a cycle runs.
+    """
+
+    at: NDArray[np.int64]
+    number: int
+    logits: Tensor
+    ran: list[Tensor]
+
+
+def leaving(
+    lm: Network, state: Walk, rows: Tensor, rule: Rule | None, threshold: Threshold, real: Tensor | None = None
+) -> Iterator[Gone]:
+    """Run the sequences of a state that is at its start, each until the rule lets it leave by its pooled signal.
+
+    At an exit point the host waits for the device once, to learn who leaves.
+
+    Args:
+        rows: which sequences of the data these are, [B].
+        real: [B, T], the tokens that are no padding, None for all.
+
+    Raises:
+        UserError: if the rule cannot be used with the model.
+    """
+    device, last, at, ran = state.hidden.device, state.schedule.n_cycles, np.arange(len(rows)), list[Tensor]()
+    watch = SignalWatch([rule] if rule is not None else [], rows)
+    lm.start(state)
+    for number in range(1, last + 1):
+        state.context.with_mass = rule is not None and rule.reads_zero_attention and number < last
+        lm.cycle(number - 1, state)
+        if lm.recurrence is not None and (counts := lm.recurrence.ran(number - 1, state)) is not None:
+            ran.append(counts)
+        logits, leaves = None, np.full(len(at), number == last)
+        if rule is not None and number < last:
+            logits, signals = watch.look(lm, state, number)
+            leaves = _host(rule.leaves(rule.pool(_signal(rule, signals, lm), real), threshold_at(threshold, number)))
+        if not leaves.any():
+            continue
+        gone, stay = np.flatnonzero(leaves), np.flatnonzero(~leaves)
+        index = upload(gone, device)
+        if logits is None:
+            logits = lm.lm_head(lm.read_out(state if not len(stay) else state.select(index)))
+        elif len(stay):
+            logits = logits[index]
+        yield Gone(at[gone], number, logits.float(), [counts[index] for counts in ran])
+        if not len(stay):
+            break
+        index = upload(stay, device)
+        state, at, ran = state.select(index), at[stay], [counts[index] for counts in ran]
+        real = None if real is None else real[index]
+        watch.keep(index)
 
 
 def _batch(
@@ -139,35 +209,15 @@ def _batch(
     threshold: Threshold,
     n_cycles: int | None,
 ) -> list[_Left]:
-    """Score the sequences ``rows`` [B] of the data. At an exit point the host waits for the device once, to learn who
-    leaves.
-    """
-    device = tokens.device
+    """Score the sequences ``rows`` [B] of the data."""
+    device, found = tokens.device, list[_Left]()
     state = lm.embed(tokens, n_cycles=n_cycles)
-    last, found = state.schedule.n_cycles, list[_Left]()
-    watch = SignalWatch([rule] if rule is not None else [], upload(rows, device))
-    lm.start(state)
-    for number in range(1, last + 1):
-        state.context.with_mass = rule is not None and rule.reads_zero_attention and number < last
-        lm.cycle(number - 1, state)
-        logits, leaves = None, np.full(len(rows), number == last)
-        if rule is not None and number < last:
-            logits, signals = watch.look(lm, state, number)
-            leaves = _host(rule.leaves(rule.pool(_signal(rule, signals, lm)), threshold_at(threshold, number)))
-        if not leaves.any():
-            continue
-        gone, stay = np.flatnonzero(leaves), np.flatnonzero(~leaves)
-        at = upload(gone, device)
-        if logits is None:
-            logits = lm.lm_head(lm.read_out(state if not len(stay) else state.select(at)))
-        elif len(stay):
-            logits = logits[at]
-        found.append(_Left(rows[gone], np.full(len(gone), number), _score(logits.float(), goal[at])))
-        if not len(stay):
-            break
-        at = upload(stay, device)
-        state, goal, rows = state.select(at), goal[at], rows[stay]
-        watch.keep(at)
+    for at, number, logits, ran in leaving(lm, state, upload(rows, device), rule, threshold):
+        score = _score(logits, goal[upload(at, device)])
+        if ran:
+            none = torch.zeros_like(score[0])
+            score = torch.stack([*score, *ran, *[none] * (state.schedule.n_cycles - number)])
+        found.append(_Left(rows[at], np.full(len(at), number), score))
     return found
 
 

@@ -144,10 +144,15 @@ def cycle_flops(
     with_mass: bool = False,
     inside: int | None = None,
     frozen: int = 0,
+    ran: tuple[int, int] | None = None,
 ) -> Flops:
     """FLOPs of cycle 0, 1, ... of the recurrent part for one sequence. inside: tokens that have not left, None: all;
-    frozen: those that have, and stand before one that has not.
+    frozen: those that have, and stand before one that has not; ran: tokens that the cycle before and this one are for,
+    where the sequence decides (``Recurrence.ran``).
     """
+    if lm.recurrence is not None and ran is not None:
+        total = step_flops(lm, schedule.cycles[cycle], ran[1], device, with_mass)
+        return total + lm.recurrence.chosen_flops(cycle, length, ran[0])
     run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
     total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
     total += frozen_flops(lm, schedule.cycles[cycle], frozen)
@@ -330,9 +335,14 @@ def measured_flops(lm: Network, batch: int, length: int, training: bool = False,
 
 def counted_flops(run: Callable[[], Any]) -> int:
     """FLOPs that PyTorch's own counter sees while ``run`` is called."""
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's own counter, a context manager, which knows the CPU's fused attention too."""
+    return FlopCounterMode(display=False, custom_mapping=_cpu_attention())
 
 
 def _cpu_attention() -> dict[Any, Callable[..., int]]:

@@ -124,10 +124,12 @@ class Recurrence(Part):
     each cycle, [B, T], as ``state.memory["halting"]``, where exit rules find it.
 
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
+    chooses: whether each sequence decides, when the model is not training, how many of its tokens a cycle runs on.
     """
 
     label = "recurrence"
     reinjects: bool = False
+    chooses: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""
@@ -150,9 +152,21 @@ class Recurrence(Part):
         """How many tokens of a sequence of ``length`` the steps of the cycle run on (in training)."""
         return length
 
+    def ran(self, cycle: int, state: Walk) -> Tensor | None:
+        """How many tokens [B] of each sequence the steps of the cycle just run were for, where it ``chooses``; None: as
+        many as ``tokens`` says.
+        """
+        return None
+
     def cycle_flops(self, cycle: int, length: int) -> Flops:
         """Forward FLOPs of ``enter`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
         return Flops()
+
+    def chosen_flops(self, cycle: int, length: int, before: int) -> Flops:
+        """``cycle_flops`` of a sequence that decides itself how many tokens run, of which ``before`` have run in the
+        cycle before.
+        """
+        return self.cycle_flops(cycle, length)
 
     def output_flops(self, length: int) -> Flops:
         """Forward FLOPs of ``output`` for one sequence."""

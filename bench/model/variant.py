@@ -42,6 +42,13 @@ class Variant:
         """options: an instance of this class's ``Options``."""
         self.options = options
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether what a token predicts in a test depends on tokens to come: its scores are not those of a language
+        model, and it generates in another way than it is tested.
+        """
+        return False
+
     def schedule(self, model: ModelConfig) -> Schedule:
         """Which block runs when."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ import torch
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.data.prepared import cell_data
 from bench.data.task import get_task
+from bench.evaluate.evaluation import depth_flops
 from bench.evaluate.record import examine
 from bench.evaluate.slices import further_scores
 from bench.model.costs import costs
@@ -121,6 +122,8 @@ class Going:
         tokens = cell.train.steps * cell.train.batch_size * data.length
         train_seconds = history[-1]["seconds"]
         told = {key: value for key, value in asdict(cost).items() if key not in ("additions", "exit_flops_per_token")}
+        if trace.ran is not None:
+            told["forward_flops_per_token"] = depth_flops(lm, data.length, None, trace.ran)
         zero = zip(lm.schedule.steps, trace.zero_attention.tolist(), strict=True)
         record = Record(
             schema=RESULTS_SCHEMA,
@@ -136,6 +139,7 @@ class Going:
             history=[HistoryEntry.model_validate(entry) for entry in history],
             exits=found.exits,
             cycles=found.cycles,
+            **({} if trace.ran is None else {"ran": (trace.ran.mean(0) / data.length).tolist()}),
             zero_attention=[
                 ZeroAttention(step=step.depth, block=step.block, cycle=step.cycle, mean=mean)
                 for step, mean in zero

@@ -20,7 +20,18 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.train.device import environment_of
 
-NUMBERS = ("metrics", "slices", "costs", "additions", "exits", "cycles", "zero_attention", "history", "schedule")
+NUMBERS: tuple[str, ...] = (
+    "metrics",
+    "slices",
+    "costs",
+    "additions",
+    "exits",
+    "cycles",
+    "zero_attention",
+    "history",
+    "schedule",
+)
+OF_FLOPS = {"costs", "exits", "cycles"}  # of those: what depends on how FLOPs are counted
 MODES = {True: "in a stack", False: "alone"}
 TIMES = {"seconds"}  # in a history entry: what may differ between two runs
 
@@ -120,7 +131,10 @@ def record_difference(first: Record, second: Record) -> str:
         for record in stored:
             for point in (record["exits"] or {}).get("points", []):
                 point.pop("valid", None)
-    one, two = (dict(_leaves({key: record[key] for key in NUMBERS})) for record in stored)
+    numbers = NUMBERS
+    if (first.ran is None) is not (second.ran is None):  # one counts the FLOPs of a test as in training
+        numbers = tuple(key for key in NUMBERS if key not in OF_FLOPS)
+    one, two = (dict(_leaves({key: record[key] for key in numbers})) for record in stored)
     if set(one) != set(two):
         return f"{sorted(set(one) ^ set(two))[0]} is in one of them only"
     worst, where = 0.0, ""

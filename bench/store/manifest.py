@@ -20,17 +20,20 @@ class VariantRow(Stored):
         variant: its registered name.
         match: what is held equal to the reference, None for nothing.
         chosen: what the matching chose, in words.
+        notes: what there is to know of its scores, a sentence each; older manifests have none.
     """
 
     label: str
     variant: str
     match: str | None
     chosen: str
+    notes: list[str] = Field(default_factory=list)
 
 
 class TaskRow(Stored):
     """A task of a study. metric: its own; levels: trivial ones in the metric's unit, by name; solvers: levels of those
-    that do a part of the task, which older manifests do not have (``bench.data.task.Metric``).
+    that do a part of the task (``bench.data.task.Metric``); notes: what there is to know of how its data were made.
+    Older manifests have neither solvers nor notes.
     """
 
     label: str
@@ -39,6 +42,27 @@ class TaskRow(Stored):
     higher_is_better: bool
     levels: dict[str, float]
     solvers: dict[str, float] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+
+class HarnessRow(Stored):
+    """A task of lm-evaluation-harness that a study's models are scored on.
+
+    Attributes:
+        key: what its scores are called, ``METRIC@KEY``.
+        task: label of the task of the study whose models they are.
+        metric: that it is judged by; higher_is_better: of it.
+    """
+
+    key: str
+    task: str
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def score(self) -> str:
+        """The metric as records know it."""
+        return f"{self.metric}@{self.key}"
 
 
 class CellRow(Stored):
@@ -166,6 +190,7 @@ class Manifest(Stored):
     seeds: list[int]
     variants: list[VariantRow]
     tasks: list[TaskRow]
+    harness: list[HarnessRow] = Field(default_factory=list)
     hypotheses: list[HypothesisRow] = Field(default_factory=list)
     cells: list[CellRow]
     command: str
@@ -175,6 +200,12 @@ class Manifest(Stored):
     tuning: list[TuningRow] = Field(default_factory=list)
     decide: DecideRow | None = None
     decisions: list[DecisionRow] = Field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to know of the variants and of the tasks' data, with their labels."""
+        of = [*((row.label, row.notes) for row in self.variants), *((row.label, row.notes) for row in self.tasks)]
+        return [f"{label}: {note}" for label, notes in of for note in notes]
 
     @property
     def pilot(self) -> bool:

@@ -230,6 +230,34 @@ class Executions(RootModel[dict[str, list[ExecutionRow]]]):
         return self.model_dump(exclude_unset=True)
 
 
+class HarnessScores(Stored):
+    """What a finished cell's model scores on a task of lm-evaluation-harness.
+
+    Attributes:
+        of: a digest of the task, where it is one of the user's or of ours; empty for one of the harness's own.
+        scores: by metric.
+        errors: their standard errors, where the harness tells them.
+        flops_per_token: executed, forward.
+        samples: documents, None of a group of tasks.
+        version: of the harness.
+    """
+
+    of: str
+    scores: dict[str, float]
+    errors: dict[str, float] = {}
+    flops_per_token: float
+    samples: int | None = None
+    version: str
+
+
+class HarnessFile(RootModel[dict[str, HarnessScores]]):
+    """By the key that a study has for a task, and for a part of a group ``KEY/PART``."""
+
+    def dump(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.model_dump(exclude_unset=True)
+
+
 class Record(Stored):
     """A finished cell's result.
 
@@ -239,11 +267,15 @@ class Record(Stored):
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
+        ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
+            tokens by cycle. Forward FLOPs, in the costs and at exit points, are then those of that split. None where
+            they decide nothing, and in results stored before 0.2, which count the shares of the training.
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
         former: ids that the cell had in earlier versions of the store.
         files: SHA-256 by path of what the cell has left beside: its traces and its model.
         execution: what was measured of executed exits afterwards, from a file of its own.
+        harness: scores on tasks of lm-evaluation-harness by key, likewise.
     """
 
     version: int | None = Field(None, alias="schema")
@@ -259,6 +291,7 @@ class Record(Stored):
     history: list[HistoryEntry]
     exits: ExitsRecord | None
     cycles: list[Point]
+    ran: list[float] | None = None
     zero_attention: list[ZeroAttention] | None
     timing: Timing
     environment: Environment
@@ -267,10 +300,17 @@ class Record(Stored):
     former: list[str] = []
     files: dict[str, str] = {}
     execution: dict[str, list[ExecutionRow]] = {}
+    harness: dict[str, HarnessScores] = {}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """All scores on test data: ``metrics``, and those of the harness as ``test_METRIC@KEY``."""
+        more = {f"test_{name}@{key}": value for key, of in self.harness.items() for name, value in of.scores.items()}
+        return {**self.metrics, **more}
 
     def test(self, metric: str) -> float:
-        """The score of that name on the test split."""
-        return self.metrics[f"test_{metric}"]
+        """The score of that name on test data. Raises KeyError if there is none (yet)."""
+        return self.scores[f"test_{metric}"]
 
     @property
     def other_mode(self) -> bool:

@@ -19,7 +19,7 @@ from bench.errors import UserError
 from bench.store.digests import END, DamagedError, digest_of, is_sealed, read_sealed, write_sealed
 from bench.store.files import locked, sweep
 from bench.store.manifest import SWEPT, TUNING, Manifest, SearchRow, SweepResult
-from bench.store.records import ExecutionRow, Executions, Failure, Outcome, Record
+from bench.store.records import ExecutionRow, Executions, Failure, HarnessFile, HarnessScores, Outcome, Record
 from bench.store.versions import (
     MODEL,
     TRACES,
@@ -158,6 +158,8 @@ class Store:
         path = self.folder(id) / "execution.json"
         if path.exists() and (execution := self._load(path, Executions)) is not None:
             record.execution = execution.root
+        if scores := self.harness(id):
+            record.harness = scores
         return record
 
     def trace(self, id: str, split: Split = "test") -> bytes:
@@ -242,6 +244,15 @@ class Store:
         with locked(self.root):
             before = self._load(path, Executions)
             self._dump(path, Executions({**(before.root if before else {}), rule: rows}).dump())
+
+    def harness(self, id: str) -> dict[str, HarnessScores]:
+        """What the cell's model scores on tasks of lm-evaluation-harness, by key."""
+        found = self._load(self.folder(id) / "harness.json", HarnessFile)
+        return found.root if found is not None else {}
+
+    def write_harness(self, id: str, scores: dict[str, HarnessScores]) -> None:
+        """Store scores of a finished cell beside those of other keys."""
+        self._dump(self.folder(id) / "harness.json", HarnessFile({**self.harness(id), **scores}).dump())
 
     def write_usage(self, id: str, samples: list[dict[str, float]]) -> None:
         """Store what the cell took of the machine (see ``bench.run.usage``)."""

@@ -309,12 +309,6 @@ def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Pa
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
 
 
-def _experiment(client: Any) -> str:
-    """The id of the suite's experiment, which is made if need be."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))
-
-
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, inner in value.items():
         if isinstance(inner, dict):

@@ -92,7 +92,10 @@ def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, boo
 
     Of costs the natural logarithm of b's over a's, within the budget that both have (``bench.stats.restricted``).
     """
-    one, other = read_metric(a, measure), read_metric(b, measure)
+    try:
+        one, other = read_metric(a, measure), read_metric(b, measure)
+    except KeyError:  # a task of the harness that they have not been scored on yet
+        return math.nan, (False, False)
     if one.budget is None or other.budget is None:
         gap = one.value - other.value
         return gap if measure.higher_is_better else -gap, (False, False)

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
 from bench.evaluate.targets import AREA, COSTS, target_of
-from bench.store.manifest import HypothesisRow, Measure
+from bench.store.manifest import HarnessRow, HypothesisRow, Measure
+from bench.study.harness import is_better
 
 if TYPE_CHECKING:
     from bench.data.task import TaskData
@@ -29,7 +30,7 @@ class Hypothesis(Strict):
     Attributes:
         better, than: labels of the study, of a claim that one is better.
         same: two labels of the study, of a claim that they are the same.
-        task: a label of the study.
+        task: a label of the study, or the key of a task of the harness.
         metric: on the test split, by default the task's own, or ``accuracy@NAME`` on a further one; or from the
             history, on validation data and of the task's own metric: ``flops_to@X`` and ``tokens_to@X``, the training
             cost of first reaching X (less is better; differences are of its natural logarithm), and ``area``, the mean
@@ -88,7 +89,10 @@ def check_labels(hypotheses: Sequence[Hypothesis], variants: Sequence[str], task
 
 
 def resolve(
-    hypothesis: Hypothesis, data: Mapping[str, TaskData], within: Mapping[str, float] | None = None
+    hypothesis: Hypothesis,
+    data: Mapping[str, TaskData],
+    within: Mapping[str, float] | None = None,
+    harness: Sequence[HarnessRow] = (),
 ) -> HypothesisRow:
     """The hypothesis as the manifest holds it, with the metric and its direction on each task it is about.
 
@@ -97,6 +101,7 @@ def resolve(
         data: of the study's tasks by label.
         within: differences that count as none, by metric, where the hypothesis has none of its own; what holds for
             ``accuracy`` holds for ``accuracy@NAME``.
+        harness: the study's tasks of lm-evaluation-harness.
 
     Raises:
         UserError: for a metric that a task does not have; a score to reach that is none; a margin, bounds or a score
@@ -105,8 +110,12 @@ def resolve(
     """
     where = f"hypothesis {hypothesis.claim!r}"
     tasks = data if hypothesis.task == ALL else [hypothesis.task]
+    rows = [row for row in harness if row.key == hypothesis.task]
     try:
-        measures = [_measure(hypothesis.metric, task, data[task]) for task in tasks]
+        if rows and hypothesis.task not in data:
+            measures = [_of_harness(hypothesis.metric, row, where) for row in rows]
+        else:
+            measures = [_measure(hypothesis.metric, task, data[task]) for task in tasks]
     except (UserError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
     units = sorted({measure.of if measure.of and measure.metric == AREA else measure.metric for measure in measures})
@@ -135,6 +144,13 @@ def resolve(
         within=bound,
         measures=measures,
     )
+
+
+def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
+    """What a hypothesis on a task of the harness is judged by."""
+    chosen = metric or row.metric
+    up = row.higher_is_better if chosen == row.metric else is_better(chosen, where)
+    return Measure(task=row.task, metric=f"{chosen}@{row.key}", higher_is_better=up)
 
 
 def _measure(metric: str | None, task: str, data: TaskData) -> Measure:

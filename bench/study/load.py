@@ -14,6 +14,7 @@ from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
 from bench.study.decide import Decide
+from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
 from bench.study.naming import Change, changes_between, changes_typed
 from bench.study.overrides import apply_override
@@ -109,6 +110,7 @@ def _study_error(where: str, error: ValidationError) -> UserError:
         "evaluation": EvalConfig,
         "tasks": TaskEntry,
         "variants": VariantEntry,
+        "harness": HarnessEntry,
         "hypotheses": Hypothesis,
         "tune": Tune,
         "decide": Decide,

@@ -9,6 +9,7 @@ from typing import Any
 from bench.config import EvalConfig, ModelConfig, TrainConfig
 from bench.errors import UserError, shown, unknown
 from bench.study.decide import Decide
+from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
 from bench.study.naming import ADDRESSES
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
@@ -59,6 +60,8 @@ def _below_study(parents: Sequence[str]) -> Iterable[str] | None:
             return TaskEntry.model_fields
         case ["variants", _]:
             return VariantEntry.model_fields
+        case ["harness", _]:
+            return HarnessEntry.model_fields
         case ["hypotheses", _]:
             return Hypothesis.model_fields
         case _:

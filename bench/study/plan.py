@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
-from bench.store.manifest import CellRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.study.harness import harness_rows
 from bench.study.hypotheses import BITS, HIGHER_IS_BETTER, resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
@@ -21,6 +22,8 @@ from bench.study.start import check_start, external, target_shape
 from bench.train.device import device_kind, pick_device
 from bench.train.modes import resolved
 from bench.train.room import check_room
+
+LOOKS_AHEAD = "looks at tokens to come when it is tested: its scores are not those of a language model"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
 
 def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:
     """Expand a study. Raises UserError, naming the entry, for a wrong variant, task or option."""
-    tuned = tuned or {}
+    tuned, harness = tuned or {}, harness_rows(study.harness, study.tasks)
     cells: list[Planned] = []
     made: dict[tuple[str, str, int], Cell] = {}
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
@@ -125,7 +128,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json", exclude_defaults=True)
         data = built[task.label] = task_data(task.name, task_options)
-        tasks.append(TaskRow(label=task.label, task=task.name, **_metric(data)))
+        tasks.append(TaskRow(label=task.label, task=task.name, **_about(data)))
         # What others start from comes first, since its id is part of theirs.
         for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
@@ -167,17 +170,25 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         exit_rule=study.exit_rule,
         seeds=list(study.seeds),
         variants=[
-            VariantRow(label=e.label, variant=e.name, match=e.match or e.budget, chosen=_merge(chosen[e.label]))
+            VariantRow(
+                label=e.label,
+                variant=e.name,
+                match=e.match or e.budget,
+                chosen=_merge(chosen[e.label]),
+                **({"notes": [LOOKS_AHEAD]} if study.variant(e).looks_ahead else {}),
+            )
             for e in study.variants
         ],
         tasks=tasks,
-        hypotheses=_hypotheses(study, built),
+        hypotheses=_hypotheses(study, built, harness),
         cells=[CellRow(variant=p.variant, task=p.task, seed=p.cell.seed, id=p.cell.id) for p in cells],
         command=command,
         git=revision,
         lock=lock(),
         config=study.model_dump(mode="json"),
     )
+    if harness:
+        manifest = manifest.but(harness=harness)
     if study.decide is not None and study.decides:
         manifest = manifest.but(decide=study.decide.row(_starts(study)))
     return Plan(study, tuple(sorted(cells, key=lambda planned: planned.cell.seed)), manifest)
@@ -194,11 +205,12 @@ def _check_alike(cells: Iterable[Planned]) -> None:
             raise UserError(f"train.{field}: {told} in one study (allowed: one for all of its cells)")
 
 
-def _hypotheses(study: Study, data: Mapping[str, TaskData]) -> list[HypothesisRow]:
+def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[HarnessRow]) -> list[HypothesisRow]:
     """The study's hypotheses, with the differences that count as none. Raises UserError for such of no metric."""
     within = study.decide.within if study.decide is not None else {}
-    rows = [resolve(hypothesis, data, within) for hypothesis in study.hypotheses]
-    known = {*HIGHER_IS_BETTER, BITS, *(measure.metric for row in rows for measure in row.measures)}
+    rows = [resolve(hypothesis, data, within, harness) for hypothesis in study.hypotheses]
+    asked = {measure.metric for row in rows for measure in row.measures}
+    known = {*HIGHER_IS_BETTER, BITS, *asked, *(metric.partition("@")[0] for metric in asked)}
     for metric in within:
         if metric not in known:
             raise unknown("metric in decide.within:", metric, known)
@@ -211,9 +223,9 @@ def _starts(study: Study) -> dict[str, str]:
     return {label: start.label for label, start in starts.items() if start is not None}
 
 
-def _metric(data: TaskData) -> dict[str, Any]:
+def _about(data: TaskData) -> dict[str, Any]:
     metric = asdict(data.metric)
-    return {"metric": metric.pop("name"), **metric}
+    return {"metric": metric.pop("name"), **metric, **({"notes": list(data.notes)} if data.notes else {})}
 
 
 def _merge(by_task: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from bench.model.variant import Variant, get_variant
 from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
+from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis, check_labels
 from bench.study.naming import NAME, Change, name_of
 from bench.study.sweep import Sweep
@@ -60,6 +61,7 @@ class Study(Strict):
         seeds: a list, or a number n, which means 0 to n - 1. Those from FIRST_PILOT on are pilots. A study with
             ``decide`` leaves it out: it may use 0 to its last look, in order. Run on pilots, it takes all of them and
             decides nothing.
+        harness: tasks of lm-evaluation-harness that finished models are scored on.
         exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
             points; for all variants, or for none if one of them does not have it. By default there are exit points
             alone.
@@ -76,6 +78,7 @@ class Study(Strict):
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     variants: tuple[VariantEntry, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(min_length=1, max_length=MOST_SEEDS)
+    harness: tuple[HarnessEntry, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = Field((), max_length=MOST_CLAIMS)
     exit_rule: str | None = None
     tune: Tune | None = None
@@ -140,7 +143,8 @@ class Study(Strict):
         check_reference(self.reference, self.variants)
         labels = [entry.label for entry in self.variants]
         try:
-            check_labels(self.hypotheses, labels, [entry.label for entry in self.tasks])
+            tasks = [*(entry.label for entry in self.tasks), *(entry.key for entry in self.harness)]
+            check_labels(self.hypotheses, labels, tasks)
         except UserError as error:
             raise ValueError(str(error)) from None
         for entry in self.variants:

@@ -113,7 +113,7 @@ def search(job: ThresholdJob) -> ThresholdRow:
     names = [f"share_{point}" for point in range(1, points + 1)] if points > 1 else ["share"]
     ends = [dict.fromkeys(names, end) for end in (0.0, 1.0)]  # none leaves early, all leave at the first exit point
     optimize_cheap(study, objective, job.spec.trials, (job.seed, job.worker), ends)
-    full = float(np.mean([trace.flops["fixed"][-1] for trace in valid]))
+    full = float(np.mean([trace.mean_flops()[-1] for trace in valid]))
     tuned = []
     for budget in [job.max_flops] if job.max_flops is not None else [share * full for share in BUDGETS]:
         trial = best_within(study, budget)
