@@ -255,7 +255,40 @@ class Execution(Strict):
         return self
 
 
-class TrainConfig(Execution):
+class Objective(Strict):
+    """What is trained besides the loss at full depth (``bench.model.losses``). A saved model tells its own, so that
+    whoever trains it further, with the suite or without, trains the same.
+    """
+
+    exit_loss: float = Field(
+        0.0,
+        ge=0.0,
+        le=LARGE,
+        description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth",
+    )
+    halting_loss: Literal["none", "gate_cdf", "pondernet", "act"] = Field(
+        "none", description="train model.halting: the loss expected under it, with a penalty (bench.model.losses)"
+    )
+    halting_weight: float = Field(
+        0.01, ge=0.0, le=LARGE, description="of the penalty: beta of gate_cdf and pondernet, tau of act"
+    )
+    halting_prior: float = Field(
+        0.2, gt=0.0, lt=1.0, description="chance of halting after a cycle in pondernet's geometric prior"
+    )
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> Objective:
+        if self.halting_loss != "none" and self.exit_loss:
+            raise ValueError(f"exit_loss = {self.exit_loss:g} must be 0 where halting_loss weighs the exit points")
+        return self
+
+    @property
+    def trains_exits(self) -> bool:
+        """Whether the loss reads what every exit point predicts."""
+        return bool(self.exit_loss) or self.halting_loss != "none"
+
+
+class TrainConfig(Objective, Execution):
     """One training run. Part of the cell's identity: everything here may change the numbers."""
 
     steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
@@ -283,21 +316,6 @@ class TrainConfig(Execution):
     backward_cycles: int | None = Field(
         None, ge=1, le=1024, description="gradients flow through so many last cycles only; None: through all"
     )
-    exit_loss: float = Field(
-        0.0,
-        ge=0.0,
-        le=LARGE,
-        description="weight of the mean loss at the earlier exit points, beside 1 for that at full depth",
-    )
-    halting_loss: Literal["none", "gate_cdf", "pondernet", "act"] = Field(
-        "none", description="train model.halting: the loss expected under it, with a penalty (bench.train.losses)"
-    )
-    halting_weight: float = Field(
-        0.01, ge=0.0, le=LARGE, description="of the penalty: beta of gate_cdf and pondernet, tau of act"
-    )
-    halting_prior: float = Field(
-        0.2, gt=0.0, lt=1.0, description="chance of halting after a cycle in pondernet's geometric prior"
-    )
     eval_every: int | None = Field(
         None, ge=1, le=MOST_STEPS, description="optimizer steps between validations; None: a tenth"
     )
@@ -317,8 +335,6 @@ class TrainConfig(Execution):
             raise ValueError("cuda_graphs = True needs random_cycles = False")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
-        if self.halting_loss != "none" and self.exit_loss:
-            raise ValueError(f"exit_loss = {self.exit_loss:g} must be 0 where halting_loss weighs the exit points")
         if self.trains_exits and self.backward_cycles is not None:
             raise ValueError(
                 f"backward_cycles = {self.backward_cycles} must be none where the loss reads every exit point"
@@ -333,11 +349,6 @@ class TrainConfig(Execution):
             raise UserError("model.halting: 'gate' is trained by train.halting_loss, which must not be 'none' then")
         if self.cuda_graphs and model.rope_scaling is not None:
             raise UserError("train.cuda_graphs: True cannot be had with model.rope_scaling (allowed: False)")
-
-    @property
-    def trains_exits(self) -> bool:
-        """Whether the loss reads what every exit point predicts."""
-        return bool(self.exit_loss) or self.halting_loss != "none"
 
 
 class EvalConfig(Strict):

@@ -28,6 +28,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class InputError(UserError, ValueError):
+    """What a model cannot be called with. transformers and its users expect a ValueError there."""
+
+
 class CellError(Exception):
     """A cell cannot go on (for example: its loss is not finite). Recorded with its reason; the study continues."""
 

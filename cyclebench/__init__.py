@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.api import open_study as load_study
     from bench.api import run as run
     from bench.config import ModelConfig as ModelConfig
+    from bench.config import Objective as Objective
     from bench.config import Strict as Options
     from bench.data.generated import Generated as Generated
     from bench.data.generated import distinct as distinct
@@ -77,6 +78,7 @@ _PLACES = {
     "Generated": ("bench.data.generated", "Generated"),
     "Metric": ("bench.data.task", "Metric"),
     "ModelConfig": ("bench.config", "ModelConfig"),
+    "Objective": ("bench.config", "Objective"),
     "Options": ("bench.config", "Strict"),
     "Recurrence": ("bench.model.parts", "Recurrence"),
     "Results": ("bench.api", "Results"),
@@ -127,6 +129,7 @@ __all__ = [
     "Generated",
     "Metric",
     "ModelConfig",
+    "Objective",
     "Options",
     "Recurrence",
     "Results",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -101,6 +102,77 @@ def test_shared_blocks_hold_what_the_rule_says(sources: dict[str, str]) -> None:
     fresh = build_model(get_variant("htc"), shape, VOCAB, 64)
     fresh.reset_parameters(3)
     assert torch.equal(made["random"].blocks[1].mlp.up.weight, fresh.blocks[1].mlp.up.weight)  # type: ignore[union-attr]
+
+
+def relaxed(
+    source: str, rank: int, n_blocks: int, n_cycles: int, sharing: Any = "average", exact: bool = False, **options: Any
+) -> Any:
+    variant = get_variant("relaxed", {"rank": rank, **options}, pretrained=True, shared=True)
+    model = outline(source).shape.model_copy(update={"n_blocks": n_blocks, "n_cycles": n_cycles})
+    pretrained = load(source)
+    if exact:
+        pretrained.weights = {name: tensor.double() for name, tensor in pretrained.weights.items()}
+    return convert(pretrained, variant, model, sharing)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_low_rank_updates_recover_what_sharing_takes(kind: str, sources: dict[str, str]) -> None:
+    """At full rank the model is its source, whatever its blocks start from; each rank more comes nearer to it."""
+    theirs = AutoModelForCausalLM.from_pretrained(sources[kind]).eval()
+    x = torch.randint(VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
+    expected, exactly = theirs(x).logits, copy.deepcopy(theirs).double()(x).logits
+    # Numbers of the rotary table are of float32 in either: what they differ by in double precision is its rounding.
+    rounding = max(1e-8, float((convert_plain(sources[kind])(x).logits - exactly).abs().max().detach()))
+    for sharing, n_blocks, n_cycles, ends in (("average", 3, 2, 0), ("upper", 2, 3, 0), ("stepwise", 4, 2, 1)):
+        shape, changes = (n_blocks, n_cycles, sharing), {"n_prelude": ends, "n_coda": ends}
+        for alpha, rank in ((None, 16), (5.0, 18)):  # more than full is full
+            how = {"alpha": alpha, **changes}
+            torch.testing.assert_close(
+                relaxed(sources[kind], rank, *shape, **how)(x).logits, expected, rtol=0, atol=1e-4
+            )
+            found = relaxed(sources[kind], rank, *shape, exact=True, **how)(x).logits
+            torch.testing.assert_close(found, exactly, rtol=0, atol=2 * rounding)
+        zero = relaxed(sources[kind], 16, *shape, start="zero", **changes)
+        assert (zero(x).logits - expected).abs().max() > 1e-2
+        assert all(not b.any() for b in zero.adapter.b.values()) and zero.adapter.bias is None
+    residuals = [_residual(relaxed(sources[kind], rank, 3, 2), theirs) for rank in (1, 4, 16)]
+    assert residuals[0] > residuals[1] > 10 * residuals[2]
+
+
+def convert_plain(source: str) -> Any:
+    return converted(source, "vanilla").double()
+
+
+def _residual(lm: Any, theirs: Any) -> float:
+    """What the update of the last layer's output matrix leaves of its residual; by hand, the least that it can."""
+    stack = theirs.transformer.h if hasattr(theirs, "transformer") else theirs.model.layers
+    weights = [
+        block.mlp.c_proj.weight.T if hasattr(block.mlp, "c_proj") else block.mlp.down_proj.weight for block in stack
+    ]
+    step, rank = lm.schedule.steps[-1], lm.adapter.rank
+    lack = weights[5] - (weights[2] + weights[5]) / 2
+    row = lm.adapter.rows[step]
+    left = lack - lm.adapter.b["mlp_out"][row] @ lm.adapter.a["mlp_out"][row]
+    least = torch.linalg.svdvals(lack)[rank:].square().sum().sqrt()
+    torch.testing.assert_close(left.norm(), least, rtol=1e-3, atol=1e-5)
+    return float(left.norm().detach())
+
+
+def test_low_rank_updates_need_a_block_for_every_step(sources: dict[str, str], tmp_path: Path) -> None:
+    asked = ["model.n_cycles=3", "model.n_blocks=3", "sharing=lower"]
+    with pytest.raises(
+        UserError, match=r"options.start: 'svd' needs a schedule as deep as the source \(6 steps\), not 9"
+    ):
+        convert_to(sources["gpt2"], "relaxed", asked, 0, tmp_path / "out")
+    shared = {"name": "relaxed", "label": "r", "model": {"n_blocks": 3, "n_cycles": 3}, "sharing": "lower"}
+    with pytest.raises(UserError, match="needs a schedule as deep"):
+        plan(init=sources["gpt2"], variants=[PLAIN, shared], model={"n_cycles": 2})
+    assert convert_to(sources["gpt2"], "relaxed", [*asked, "options.start=zero"], 0, tmp_path / "out")
+    kept = plan(init=sources["gpt2"], variants=[PLAIN, "relaxed"], model={"n_cycles": 2}).cells[-1].cell
+    assert "start" not in kept.options  # all blocks kept: the cell is what it was
+    deep = {**shared, "model": {"n_blocks": 3, "n_cycles": 2}}
+    made = plan(init=sources["gpt2"], variants=[PLAIN, deep], model={"n_cycles": 2}).cells[-1].cell
+    assert made.options["start"] == "svd"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from bench.evaluate.rules import get_rule
 from bench.model.costs import counted_flops as counted
 from bench.model.costs import cycle_flops, head_flops, measured_flops, pass_flops, step_flops, training_flops
 from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.losses import exit_losses, halting_chances, halting_penalty
 from bench.model.variant import get_variant
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.train.loop import train
-from bench.train.losses import exit_losses, halting_chances, halting_penalty
 
 CYCLED = [name for name, _ in DEFAULTS if make(name, {}).schedule.n_cycles > 1]
 KINDS = ("gate_cdf", "pondernet", "act")

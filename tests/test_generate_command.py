@@ -76,7 +76,9 @@ def test_stream_writes_what_generate_gives(store: Store) -> None:
         assert "".join(c for c in text if c not in "₀₁₂₃₄₅₆₇₈₉,") == checkpoint.decode(out[0].tolist()).replace(",", "")
         assert len(cycles) == 20 and (set(cycles) == {3} if exits is None else len(set(cycles)) > 1)
         assert [ord(c) - 0x2080 for c in text if c in "₁₂₃"] == cycles
-    assert set(stream(checkpoint, "In", None, str, 5, n_cycles=2)) == {2}
+    for number in (2, 5):  # as `--cycles` says, also beyond what was trained
+        assert set(stream(checkpoint, "In", None, str, 5, n_cycles=number)) == {number}
+    assert set(stream(checkpoint, "In", EarlyExit("fixed", 4.0), str, 5, n_cycles=5)) == {4}
     assert len(stream(checkpoint, "In", None, str)) == 30  # as many as fit
     leave = EarlyExit("random", 0.5)
     sampled = [stream(checkpoint, "In", leave, str, 9, temperature=1.0, seed=seed) for seed in (0, 0)]

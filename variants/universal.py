@@ -81,7 +81,7 @@ class UniversalRecurrence(Recurrence):
 
     def enter(self, cycle: int, state: Walk) -> None:
         if self.embedding is not None:
-            state.advance(state.hidden + self.embedding(cycle, state.positions))
+            state.advance(state.hidden + self.embedding(cycle, state.positions).to(state.hidden.dtype))
 
     def leave(self, cycle: int, state: Walk) -> None:
         if self.halt is None:

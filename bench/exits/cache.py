@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bench.model.schedule import Schedule
+
 Name = tuple[Hashable, ...]
 Rows = Tensor | None  # indices [N] of sequences; None: all of the batch
 
@@ -63,7 +65,8 @@ class ExitCache(Cache):
 
     A slot is (depth of the step, exit): the exit is 0 but where the coda is computed again for every exit. states: what
     the tokens are at the exit points, by (exit point, name), [B, T, ...]; done: how many tokens of each sequence
-    have been through a stage; exit_depth: [B, passes], the steps each sequence ran in each pass.
+    have been through a stage; exit_depth: [B, passes], the steps each sequence ran in each pass; schedule: that has
+    filled it; packed: whether its tokens are of several documents.
     """
 
     def __init__(self, batch: int) -> None:
@@ -72,6 +75,8 @@ class ExitCache(Cache):
         self.slots, self.states = Buffers(batch, 2), Buffers(batch, 1)
         self.done: dict[Name, list[int]] = {}
         self.exit_depth: Tensor | None = None
+        self.schedule: Schedule | None = None
+        self.packed = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, the same for every step."""
@@ -114,6 +119,15 @@ class Window(Cache):
     def __init__(self, cache: ExitCache, rows: Rows, start: int, exit: int = 0) -> None:
         super().__init__(layers=[])
         self.cache, self.rows, self.start, self.exit = cache, rows, start, exit
+
+    @property
+    def packed(self) -> bool:
+        """Of the whole cache."""
+        return self.cache.packed
+
+    @packed.setter
+    def packed(self, value: bool) -> None:
+        self.cache.packed = value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the walk's."""

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from bench.errors import UserError, unknown
+from bench.errors import InputError, UserError, unknown
 from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
 from bench.exits.execute import Threshold, threshold_at
 from bench.exits.policy import Policy
 from bench.exits.tokens import upload
-from bench.model.context import Context
+from bench.model.context import Context, rows_of
+from bench.model.inputs import other_cycles, packed
 from bench.model.language_model import CycleForCausalLM, CycleOutput
-from bench.model.network import default_positions
 from bench.model.schedule import Step
 from bench.model.walk import Walk
 
@@ -72,11 +72,11 @@ class EarlyExit:
         """One pass over tokens [B, T] in which every sequence leaves where the rule says; no gradient flows.
 
         The arguments are those of the model. An empty cache is replaced by one that knows about exits. Raises UserError
-        if the rule cannot be used with the model, ValueError for a cache filled without exits.
+        if the rule cannot be used with the model, InputError for a cache filled without exits or at other cycles.
         """
         if not isinstance(cache, ExitCache) and (use_cache or cache is not None):
             if cache is not None and cache.get_seq_length():
-                raise ValueError("a cache that was filled without exits cannot be used with them")
+                raise InputError("cache: filled without exits, it cannot be used with them (allowed: an empty one)")
             cache = ExitCache(len(input_ids))
         run = _Pass(self, lm, input_ids, attention_mask, position_ids, cache, n_cycles)
         return run.output(logits_to_keep)
@@ -102,21 +102,28 @@ class _Pass:
         self.device = ids.device
         self.past = cache.length if cache is not None else 0
         self.total = self.past + self.length
-        self.mask = None if mask is None or bool(mask.all()) else mask
         self.lazy = cache is not None and exits.kv == "recompute"
         # Without laziness no earlier token is ever looked at again: states are kept for this pass alone.
         self.states = cache.states if cache is not None and self.lazy else Buffers(self.batch, 1)
         self.first = 0 if self.lazy else self.past
         self.contexts: dict[tuple[tuple[int, ...], int], Context] = {}
 
-        if positions is None:
-            positions = default_positions(self.mask, self.past, ids)
         window = None if cache is None else Window(cache, None, self.past)
-        state = lm.embed(ids, self.mask, positions, window, n_cycles=n_cycles)
-        self.schedule = state.schedule
+        state = lm.embed(ids, mask, positions, window, n_cycles=n_cycles)
+        self.schedule, self.whole, self.mask = state.schedule, state.context, state.context.visible
+        if self.lazy and self.whole.pairs is not None:
+            raise InputError(
+                "attention_mask: 4 dimensions tell nothing of tokens that are computed again (allowed: 2 dimensions, "
+                f"or a kv policy other than {exits.kv!r})"
+            )
+        if cache is not None:
+            if cache.schedule not in (None, self.schedule):
+                raise other_cycles(self.schedule)
+            cache.schedule = self.schedule
         everyone = list(range(self.batch))
         self.contexts[tuple(everyone), self.past] = state.context
-        self.states.write(("token", "positions"), None, self.past - self.first, positions.expand(self.batch, -1))
+        positions = state.positions.expand(self.batch, -1)
+        self.states.write(("token", "positions"), None, self.past - self.first, positions)
         self.states.write(("token", "embedded"), None, self.past - self.first, state.embedded)
         lm.start(state)
         self._save(0, everyone, self.past, state)
@@ -223,9 +230,14 @@ class _Pass:
     def _context(self, hidden: Tensor, positions: Tensor, rows: list[int], start: int) -> Context:
         index, key = self._rows(rows), (tuple(rows), start)
         if key not in self.contexts:
-            mask = self.mask if index is None or self.mask is None else self.mask[index]
+            mask, documents, pairs = (
+                whole if index is None or whole is None else rows_of(whole, index)
+                for whole in (self.mask, self.whole.documents, self.whole.pairs)
+            )
+            if start < self.past and self.cache is not None:
+                documents = packed(positions, mask, start, self.cache) if self.cache.packed else None
             window = None if self.cache is None else Window(self.cache, index, start)
-            self.contexts[key] = self.lm.context(hidden, start, mask, positions, window, False)
+            self.contexts[key] = self.lm.context(hidden, start, mask, positions, window, False, documents, pairs)
         return self.contexts[key]
 
     def _fill(self, number: int, rows: list[int]) -> None:

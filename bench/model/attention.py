@@ -137,8 +137,8 @@ class ZeroValueAttention(torch.autograd.Function):
             tiny = torch.finfo(grad.dtype).tiny ** 0.4
             short = norm < tiny**2
             # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. Tensors
-            # without storage, on which FLOPs are counted, cannot be asked.
-            if isinstance(short, FakeTensor) or short.any():
+            # without storage, on which FLOPs are counted, cannot be asked, nor those of a program in the making.
+            if isinstance(short, FakeTensor) or torch.compiler.is_compiling() or short.any():
                 need = short & (extra != 0)
                 grad = torch.where(need.unsqueeze(-1), tiny, grad)
                 norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
@@ -190,8 +190,9 @@ def _joined(
 def _kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float, scale: float
 ) -> Tensor:
-    how: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "scale": scale}
-    how["enable_gqa"] = query.shape[1] != key.shape[1]
+    # Under torch.jit.trace sizes are tensors, and so is what is made of them.
+    how: dict[str, Any] = {"dropout_p": dropout, "is_causal": bool(causal), "scale": float(scale)}
+    how["enable_gqa"] = bool(query.shape[1] != key.shape[1])
     if mask is not None:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how)
     return folded(partial(scaled_dot_product_attention, **how), query, key, value)

@@ -70,8 +70,12 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H_kv, T, d] alone, from the normed input x [B, T, D]."""
         batch, length, _ = x.shape
-        first, bias = self.n_heads * self.head_dim, self.qkv.bias
-        out = linear(x, self.qkv.weight[first:], None if bias is None else bias[first:])
+        first = self.n_heads * self.head_dim
+        if type(self.qkv) is nn.Linear:
+            bias = self.qkv.bias
+            out = linear(x, self.qkv.weight[first:], None if bias is None else bias[first:])
+        else:  # a wrapper that adds to it (PEFT)
+            out = self.qkv(x)[..., first:]
         delta = adapter.delta(step, "qkv", x) if adapter is not None and "qkv" in adapter.linears else None
         if delta is not None:
             out = out + delta[..., first:]

@@ -209,7 +209,7 @@ def _frozen_training_flops(
     so the pass is run on tensors without storage and its products are counted.
     """
     with FakeTensorMode(), torch.device(device):
-        model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions)
+        model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions, lm.built_cycles)
         for mine, theirs in zip(model.parameters(), lm.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
         return measured_flops(model, 1, length, training=True, n_cycles=n_cycles, backward_cycles=backward_cycles)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from bench.config import IGNORED, ModelConfig, parse
+from bench.config import IGNORED, ModelConfig, Objective, parse
+from bench.errors import InputError
+from bench.model.losses import exit_losses
 from bench.model.network import Network
 from bench.model.variant import Variant, get_variant
 
@@ -32,64 +36,12 @@ class _Installed:
         """Called by transformers when a checkpoint's own code was loaded; there is nothing to copy."""
 
 
-class CycleConfig(_Installed, PreTrainedConfig):
-    """A model's configuration as it is saved: variant, its options and the shape (fields of ``ModelConfig``)."""
-
-    model_type = "cyclebench"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        "cache",
-        "zero_attention",
-        "exit_signals",
-        "exit_logits",
-        "halting",
-    ]
-
-    variant: str = "vanilla"
-    options: dict[str, Any] | None = None
-    shape: dict[str, Any] | None = None
-    vocab_size: int = 256
-    max_position_embeddings: int = 256
-    use_cache: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill the names that transformers' own tools read (caches, generation) from the shape and the schedule."""
-        model = self.model
-        variant = self.build_variant()
-        self.shape = model.model_dump(mode="json")
-        self.options = variant.options.model_dump(mode="json")
-        self.hidden_size = model.d_model
-        self.num_attention_heads = model.n_heads
-        self.num_key_value_heads = model.kv_heads
-        self.head_dim = model.head_dim
-        self.num_hidden_layers = variant.cache_slots(variant.schedule(model))  # of the KV cache
-        self.tie_word_embeddings = model.tie_embeddings
-        super().__post_init__(**kwargs)
-        self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", "AutoModelForCausalLM": f"{CODE}.CycleForCausalLM"}
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save as everywhere in transformers, with the module that lets the folder be loaded by itself."""
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        (Path(save_directory) / f"{CODE}.py").write_text(CODE_TEXT, encoding="utf-8")
-
-    @property
-    def model(self) -> ModelConfig:
-        """The shape, validated."""
-        return parse(ModelConfig, self.shape or {}, "model")
-
-    def build_variant(self) -> Variant:
-        """The variant with its options, validated."""
-        return get_variant(self.variant, self.options)
-
-
 @dataclass
 class CycleOutput(ModelOutput):
     """What a pass gives.
 
     Attributes:
-        loss: scalar, nats per scored token.
+        loss: scalar, nats per scored token at full depth; in training mode what is trained (``Objective``).
         logits: [B, T, V].
         exit_depth: [B], steps run for each sequence.
         exit_signals: [B, cycles], mean zero attention of each cycle, if ``output_zero_attention`` asked for it.
@@ -110,6 +62,87 @@ class CycleOutput(ModelOutput):
     halting: tuple[Tensor, ...] | None = None
     auxiliary_loss: Tensor | None = None
     cache: Cache | None = None
+
+
+class CycleConfig(_Installed, PreTrainedConfig):
+    """A model's configuration as it is saved.
+
+    Attributes:
+        variant, options: the variant and its options.
+        shape: fields of ``ModelConfig``.
+        built_cycles: the number of cycles that the variant's parts were made for, where ``shape`` tells another one to
+            run; None: that of the shape.
+        objective: fields of ``Objective``, what is trained with ``labels``; None: as suits the shape.
+    """
+
+    model_type = "cyclebench"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        field.name for field in fields(CycleOutput) if field.name not in ("loss", "logits")
+    ]
+
+    variant: str = "vanilla"
+    options: dict[str, Any] | None = None
+    shape: dict[str, Any] | None = None
+    built_cycles: int | None = None
+    objective: dict[str, Any] | None = None
+    vocab_size: int = 256
+    max_position_embeddings: int = 256
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill the names that transformers' own tools read (caches, generation) from the shape and the schedule."""
+        model = self.model
+        variant = self.build_variant()
+        self.shape = model.model_dump(mode="json")
+        self.options = variant.options.model_dump(mode="json")
+        follows = {
+            "hidden_size": model.d_model,
+            "num_attention_heads": model.n_heads,
+            "num_key_value_heads": model.kv_heads,
+            "head_dim": model.head_dim,
+            "num_hidden_layers": variant.cache_slots(variant.schedule(model)),  # of the KV cache
+        }
+        vars(self).update(follows)
+        self.tie_word_embeddings = model.tie_embeddings
+        super().__post_init__(**{key: value for key, value in kwargs.items() if key not in follows})
+        self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", "AutoModelForCausalLM": f"{CODE}.CycleForCausalLM"}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """What a checkpoint says, with changes. Other cycles in ``shape``, which may be given in part, are a choice of
+        how the model runs: what it has learned stays as it is.
+        """
+        saved, changed = config_dict.get("shape") or {}, kwargs.pop("shape", None)
+        if changed:
+            built = config_dict.get("built_cycles") or parse(ModelConfig, saved, "model").n_cycles
+            runs = parse(ModelConfig, {**saved, **changed}, "model")
+            changed = {"shape": runs.model_dump(mode="json"), "built_cycles": built if runs.n_cycles != built else None}
+            config_dict = {**config_dict, **changed}
+        own: dict[str, Any] = {name: kwargs.pop(name) for name in ("variant", "options") if name in kwargs}
+        return super().from_dict({**config_dict, **own}, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save as everywhere in transformers, with the module that lets the folder be loaded by itself."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        (Path(save_directory) / f"{CODE}.py").write_text(CODE_TEXT, encoding="utf-8")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape, validated."""
+        return parse(ModelConfig, self.shape or {}, "model")
+
+    def build_variant(self) -> Variant:
+        """The variant with its options, validated."""
+        return get_variant(self.variant, self.options)
+
+    def build_objective(self) -> Objective:
+        """What is trained, validated. A halting gate has no other gradient: it is trained where nothing is said."""
+        if self.objective is None and self.model.halting == "gate":
+            return Objective(halting_loss="gate_cdf")
+        return parse(Objective, self.objective or {}, "objective")
 
 
 class Exits(Protocol):
@@ -140,12 +173,21 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     supports_gradient_checkpointing = True  # of the cycles
     _input_embed_layer = "tokens"
+    accepts_loss_kwargs = True  # num_items_in_batch, which Trainer then passes
 
     def __init__(self, config: CycleConfig) -> None:
         PreTrainedModel.__init__(self, config)
-        self.build(config.build_variant(), config.model, config.vocab_size, config.max_position_embeddings)
+        shape, positions = config.model, config.max_position_embeddings
+        self.build(config.build_variant(), shape, config.vocab_size, positions, config.built_cycles)
+        self.objective = config.build_objective()
         self.exits: Exits | None = None  # how sequences leave early, if they do (not part of what is saved)
         self.post_init()
+
+    def train_for(self, objective: Objective) -> None:
+        """Train for this from now on where ``labels`` are given, also after saving and loading."""
+        fields = Objective.model_fields
+        self.objective = Objective(**{name: getattr(objective, name) for name in fields})
+        self.config.objective = self.objective.model_dump(mode="json", exclude_defaults=True) or None
 
     def get_output_embeddings(self) -> nn.Module:
         """The LM head (its weight is the embedding's when they are tied)."""
@@ -156,6 +198,7 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
         """Called by ``generate`` before passes with a static cache: the model wants the mask [B, S] as it is."""
         return attention_mask
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -169,37 +212,73 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
         output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
-        **kwargs: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        past_key_values: Cache | None = None,
+        **others: Any,
     ) -> CycleOutput:
         """``Network.run`` as transformers calls it.
 
         Args:
-            input_ids: [B, T]; all but the next two arguments are those of ``Network.run``.
+            input_ids: [B, T]; all but the following arguments are those of ``Network.run``.
             labels: [B, T], shifted inside as everywhere in transformers, -100 is not scored.
             use_cache: whether a cache is made where none is given.
+            num_items_in_batch: how many targets the whole batch scores, of which this is a part; None: it is all.
+            past_key_values: the former name of ``cache``.
+            others: what other models know; refused unless it asks for nothing (None or False).
+
+        Raises:
+            InputError: for what the model cannot do.
         """
-        if self.exits is not None and not self.training:
-            return self.exits.forward(
+        for name, value in others.items():
+            if value is not None and value is not False:
+                raise InputError(f"{name}: not known to this model (allowed: {', '.join(ARGUMENTS)})")
+        if past_key_values is not None:
+            if cache is not None:
+                raise InputError("past_key_values: given beside cache, of which it is the former name (allowed: one)")
+            cache = past_key_values
+        early = self.exits is not None and not self.training
+        if early:
+            assert self.exits is not None
+            out = self.exits.forward(
                 self, input_ids, attention_mask, position_ids, cache, bool(use_cache), logits_to_keep, n_cycles
             )
-        if cache is None and use_cache:
-            cache = DynamicCache()
-        found = self.run(
-            input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            logits_to_keep,
-            output_zero_attention,
-            output_exits,
-            n_cycles,
-            backward_cycles,
-        )
-        loss = None
+        else:
+            if cache is None and use_cache:
+                cache = DynamicCache()
+            every = labels is not None and self.training and self.objective.trains_exits
+            found = self.run(
+                input_ids,
+                attention_mask,
+                position_ids,
+                cache,
+                logits_to_keep,
+                output_zero_attention,
+                output_exits or every,
+                n_cycles,
+                backward_cycles,
+            )
+            out = CycleOutput(cache=cache, **vars(found))
         if labels is not None:
-            logits, goal = found.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-            loss = cross_entropy(logits, goal, ignore_index=IGNORED)
-        return CycleOutput(loss=loss, cache=cache, **vars(found))
+            out.loss = self._loss(out, labels, num_items_in_batch)
+        return out
+
+    def _loss(self, out: CycleOutput, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """In training what the suite's own loop trains, else the loss at full depth alone: of a batch's part, so that
+        the parts of a batch add up to the loss of the whole.
+        """
+        targets = pad(labels[:, 1:], (0, 1), value=IGNORED)
+        scored = (targets != IGNORED).sum()
+        last, trained = exit_losses(out, targets, self.objective)
+        whole = scored if num_items_in_batch is None else num_items_in_batch
+        if not self.training:
+            return last / whole
+        loss = trained / whole
+        if out.auxiliary_loss is not None:
+            loss = loss + out.auxiliary_loss * (scored / whole)
+        return loss
+
+
+ARGUMENTS = [name for name in inspect.signature(CycleForCausalLM.forward).parameters if name not in ("self", "others")]
 
 
 def build_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> CycleForCausalLM:

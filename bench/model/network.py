@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.halting import HaltingGate
+from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
@@ -58,17 +60,29 @@ class Network(nn.Module):
     model_shape: ModelConfig
     schedule: Schedule
 
-    def __init__(self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int) -> None:
-        """positions: the longest sequence it is made for, in tokens."""
+    def __init__(
+        self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int, built_cycles: int | None = None
+    ) -> None:
+        """The arguments of ``build``."""
         super().__init__()
-        self.build(variant, model, vocab_size, positions)
+        self.build(variant, model, vocab_size, positions, built_cycles)
         if model.tie_embeddings:
             self.lm_head.weight = self.tokens.weight
 
-    def build(self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int) -> None:
-        """Make the modules. Their order and names are those of every stored model."""
-        self.model_shape, self.variant, self.n_positions = model, variant, positions
-        self.schedule = schedule = variant.schedule(model)
+    def build(
+        self, variant: Variant, model: ModelConfig, vocab_size: int, positions: int, built_cycles: int | None = None
+    ) -> None:
+        """Make the modules. Their order and names are those of every stored model.
+
+        positions: the longest sequence it is made for, in tokens; built_cycles: the number of cycles that the variant's
+        parts are made for, if it is not the one that runs.
+        """
+        self.model_shape, self.variant, self.built_cycles = model, variant, built_cycles
+        self.vocab_size, self.n_positions = vocab_size, positions
+        self.schedule, self._schedules = variant.schedule(model), dict[int, Schedule]()
+        if built_cycles is not None:
+            model = model.model_copy(update={"n_cycles": built_cycles})
+        schedule = variant.schedule(model)
         strength = model.residual_scale
         self.residual_scales = None if strength is None else residual_scales(schedule, strength)
         self.tokens = nn.Embedding(vocab_size, model.d_model)
@@ -90,10 +104,6 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokens.num_embeddings
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,7 +148,14 @@ class Network(nn.Module):
         """The schedule with another number of cycles over the same blocks; None: the one the model was built with."""
         if n_cycles is None:
             return self.schedule
-        return self.variant.schedule(self.model_shape.model_copy(update={"n_cycles": n_cycles}))
+        self._make_schedule(n_cycles)
+        return self._schedules[n_cycles]
+
+    @torch.compiler.assume_constant_result  # torch.compile cannot look into the making, but at what is made
+    def _make_schedule(self, n_cycles: int) -> None:
+        if n_cycles not in self._schedules:
+            model = self.model_shape.model_copy(update={"n_cycles": n_cycles})
+            self._schedules[n_cycles] = self.variant.schedule(model)
 
     def embed(
         self,
@@ -152,45 +169,64 @@ class Network(nn.Module):
         """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
 
         Args:
-            attention_mask: [B, past + T], 1 for real tokens.
-            position_ids: [B, T], from the mask or the cache by default.
+            attention_mask: [B, past + T], 1 for real tokens; or [B or 1, H or 1, T, past + T], which token sees which,
+                true or false, or what is added to the scores.
+            position_ids: [B, T], from the mask or the cache by default. Where they do not go on, another document
+                begins, and a token sees its own alone (``documents_of``).
             n_cycles: another number than the model was built with.
 
         Raises:
             UserError: if the variant cannot take it.
+            InputError: for a position that is not learned, a mask of another form, or a cache filled with other cycles.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
-        if attention_mask is not None and bool(attention_mask.all()):
-            attention_mask = None
+        schedule = self.schedule_at(n_cycles)
+        if cache is not None:
+            fit_cache(cache, self.variant, schedule, past)
+        real, pairs = masks_of(attention_mask)
+        if self.positions is not None:
+            check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
+        documents = None
         if position_ids is None:
-            position_ids = default_positions(attention_mask, past, input_ids)
+            position_ids = default_positions(real, past, input_ids)
+        elif pairs is None:
+            documents = packed(position_ids, real, past, cache)
         hidden = self.tokens(input_ids)
         if self.positions is not None:
             hidden = hidden + self.positions(position_ids)
         hidden = self.dropout(hidden)
-        context = self.context(hidden, past, attention_mask, position_ids, cache, with_mass)
-        return Walk(hidden, hidden, position_ids, context, self.schedule_at(n_cycles))
+        context = self.context(hidden, past, real, position_ids, cache, with_mass, documents, pairs)
+        return Walk(hidden, hidden, position_ids, context, schedule)
 
     def context(
         self,
         hidden: Tensor,
         past: int,
-        attention_mask: Tensor | None,
+        real: Tensor | None,
         position_ids: Tensor,
         cache: Cache | None,
         with_mass: bool,
+        documents: Tensor | None = None,
+        pairs: Tensor | None = None,
     ) -> Context:
         """What the steps share on tokens [B, T, D] that stand behind ``past`` others.
 
-        attention_mask: [B, past + T]; position_ids: [B or 1, T].
+        real: [B, past + T], 1 for real tokens; position_ids: [B or 1, T]; documents, pairs: as ``Context`` has them,
+        the latter also of truth values.
         """
         device, length = hidden.device.type, hidden.shape[1]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         like = hidden.new_empty(0, dtype=dtype)
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
-        visible = None if attention_mask is None else attention_mask != 0
-        return Context(length, past + length, visible, n_prefix, turn, cache, with_mass, like)
+        visible = None if real is None else real != 0
+        if pairs is not None:
+            lowest = torch.finfo(dtype).min
+            added = pairs.to(dtype) if pairs.is_floating_point() else torch.zeros_like(pairs, dtype=dtype)
+            pairs = added.clamp_min(lowest) if pairs.is_floating_point() else added.masked_fill(pairs == 0, lowest)
+        return Context(
+            length, past + length, visible, n_prefix, turn, cache, with_mass, like, documents=documents, pairs=pairs
+        )
 
     def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
@@ -202,7 +238,7 @@ class Network(nn.Module):
         for number in range(n_cycles):
             outside = backward_cycles is not None and number < n_cycles - backward_cycles
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
-                if self.gradient_checkpointing and self.training and not outside:
+                if self.gradient_checkpointing and self.training and not outside and state.context.cache is None:
                     self._cycle_twice(number, state)
                 else:
                     self.cycle(number, state)
@@ -230,14 +266,20 @@ class Network(nn.Module):
     def _cycle_twice(self, number: int, state: Walk) -> None:
         """``cycle``, of which the backward pass keeps the state it starts from and computes the rest again."""
         before = state.branch()
+        leaves, form = tree_flatten(before.flow())
+        forms = []
 
-        def run(hidden: Tensor) -> Walk:
+        def run(*leaves: Any) -> tuple[Any, ...]:
             walk = before.branch()  # as it was, the second time too
-            walk.hidden = hidden
+            walk.take(tree_unflatten(leaves, form))
             self.cycle(number, walk)
-            return walk
+            found, after = tree_flatten(walk.flow())
+            forms.append(after)
+            return tuple(found)
 
-        vars(state).update(vars(self._gradient_checkpointing_func(run, state.hidden)))
+        # Tensors alone go in and out: reentrant checkpointing has no gradient for others.
+        found = self._gradient_checkpointing_func(run, *leaves)
+        state.take(tree_unflatten(found, forms[0]))
 
     def read_out(self, state: Walk) -> Tensor:
         """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
@@ -332,11 +374,3 @@ class Network(nn.Module):
             halting=tuple(halting) or None,
             auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
         )
-
-
-def default_positions(attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor:
-    """Positions [B or 1, T] of tokens [B, T] behind ``past`` others, counted over a mask's [B, past + T] real ones."""
-    length = input_ids.shape[1]
-    if attention_mask is not None:
-        return (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
-    return torch.arange(past, past + length, device=input_ids.device)[None]

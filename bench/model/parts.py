@@ -94,11 +94,13 @@ class AttentionPrefix(Part):
 class Adapter(Part):
     """What a step adds to its shared block: to its input (a cycle embedding, ...) or to its matrices (low rank, ...).
 
-    linears: the linear layers of the block that ``delta`` adds to.
+    linears: the linear layers of the block that ``delta`` adds to; recovers: whether it starts from what sharing has
+    taken from a pretrained stack (``recover``).
     """
 
     label = "adapter"
     linears: tuple[Linear, ...] = ()
+    recovers: bool = False
 
     def forward(self, step: Step, hidden: Tensor, embedded: Tensor) -> Tensor:
         """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
@@ -107,6 +109,12 @@ class Adapter(Part):
     def delta(self, step: Step, linear: Linear, x: Tensor) -> Tensor | None:
         """What is added to the output [B, T, out] of the block's linear layer for its input x [B, T, in], or None."""
         return None
+
+    def recover(self, step: Step, linear: Linear, weight: Tensor, bias: Tensor | None) -> None:
+        """Start from what a linear layer [out, in] of a shared block lacks of the one that stood where the step runs.
+
+        weight: [out, in], to be added to the shared layer's; bias: [out] likewise, None where layers have none.
+        """
 
     def delta_flops(self, step: Step, linear: Linear, length: int) -> Flops:
         """Forward FLOPs of ``delta`` for one sequence of ``length`` tokens."""

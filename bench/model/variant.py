@@ -34,6 +34,7 @@ class Variant:
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}  # options a study may tune: (low, high), on a log scale
 
     pretrained_options: ClassVar[Mapping[str, Any]] = {}  # defaults that differ when it starts from a pretrained model
+    shared_options: ClassVar[Mapping[str, Any]] = {}  # the same, when its blocks are shared among fewer
 
     class Options(Strict):
         """No options."""
@@ -82,11 +83,15 @@ variants: Registry[type[Variant]] = Registry("variant", "cyclebench.variants", "
 register, variant_class = variants.register, variants.get
 
 
-def get_variant(name: str, options: Mapping[str, Any] | None = None, pretrained: bool = False) -> Variant:
+def get_variant(
+    name: str, options: Mapping[str, Any] | None = None, pretrained: bool = False, shared: bool = False
+) -> Variant:
     """A variant with validated options. Raises UserError naming the option, its value and what is allowed.
 
-    pretrained: what is not given is as suits a start from a pretrained model (``pretrained_options``).
+    pretrained: what is not given is as suits a start from a pretrained model (``pretrained_options``); shared: whose
+    blocks are shared among fewer (``shared_options``).
     """
     kind = variants.get(name)
-    given = {**(kind.pretrained_options if pretrained else {}), **(options or {})}
+    defaults = {**(kind.pretrained_options if pretrained else {}), **(kind.shared_options if shared else {})}
+    given = {**defaults, **(options or {})}
     return kind(parse(kind.Options, given, f"{name}.options"))

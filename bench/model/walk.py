@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.model.context import Context
+from bench.model.context import Context, rows_of
 from bench.model.schedule import Schedule, Step
+
+FLOW = ("hidden", "embedded", "before", "zero_attention", "memory", "losses", "active")  # of a walk, in a cycle
 
 
 @dataclass
@@ -48,6 +50,14 @@ class Walk:
         vars(found).update(own)
         return found
 
+    def flow(self) -> dict[str, Any]:
+        """What a cycle may change: tensors, and dictionaries and lists of tensors."""
+        return {name: getattr(self, name) for name in FLOW}
+
+    def take(self, flow: dict[str, Any]) -> None:
+        """Have what ``flow`` gave, of another state."""
+        vars(self).update(flow)
+
     def advance(self, hidden: Tensor) -> None:
         """Take the new states [B, T, D] of the active tokens."""
         self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
@@ -55,15 +65,8 @@ class Walk:
     def select(self, rows: Tensor) -> Walk:
         """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""
         found = self.each(lambda tensor: tensor[rows])
-        context = self.context
-        visible = None if context.visible is None else context.visible[rows]
-        turn = (
-            None
-            if context.rotation is None
-            else (_rows_of(context.rotation[0], rows), _rows_of(context.rotation[1], rows))
-        )
-        found.context = replace(context, visible=visible, rotation=turn, cache=None)
-        found.positions = _rows_of(self.positions, rows)
+        found.context = self.context.of(rows)
+        found.positions = rows_of(self.positions, rows)
         return found
 
     @staticmethod
@@ -102,8 +105,3 @@ class Walk:
 
 
 RunSteps = Callable[[Iterable[Step], Walk], Any]  # runs steps of the schedule on a state, in place
-
-
-def _rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
-    """The rows of a tensor [B or 1, ...]: one that the batch shares as it is."""
-    return tensor if len(tensor) == 1 else tensor[rows]

@@ -10,6 +10,7 @@ from bench.errors import UserError, first_line
 from bench.model.language_model import CycleConfig, CycleForCausalLM
 from bench.model.parts import PARTS
 from bench.model.variant import Variant
+from bench.pretrained.recover import recover, recovers
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import Pretrained
 from bench.pretrained.stock import State
@@ -38,6 +39,7 @@ def convert(
     with torch.device("meta"):
         lm = CycleForCausalLM(config)
     dtype = pretrained.weights["tokens.weight"].dtype
+    stack = dict(pretrained.weights) if recovers(lm.adapter, sharing, found.shape.n_blocks, lm.schedule) else None
     sources = sources_of(sharing, found.shape.n_blocks, lm.schedule)
     fresh = [name for name in PARTS if getattr(lm, name) is not None]
     fresh += [f"blocks.{block}" for block, chosen in enumerate(sources) if not chosen]
@@ -56,6 +58,8 @@ def convert(
             f"source {pretrained.source!r}: {(unexpected or empty)[0]} of the {'source' if unexpected else 'variant'} "
             f"has no counterpart (allowed: a source without added parts, or with those of {variant.name!r})"
         )
+    if stack is not None:
+        recover(lm, stack)
     return lm.eval()
 
 

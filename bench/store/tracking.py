@@ -23,7 +23,7 @@ from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
 from bench.store.manifest import CellRow, Manifest, SearchRow, ThresholdRow
 from bench.store.mlflow_server import ANSWER, connect
-from bench.store.records import Outcome, Record, configuration
+from bench.store.records import Outcome, Record, configuration, dotted
 from bench.store.store import Store
 from bench.store.tracker import Key, Placed, Tracker, digest_of, register
 
@@ -208,7 +208,9 @@ class MlflowTracker(Tracker):
         }
         name = f"{place.variant} {place.task} seed {record.cell.seed}"
         run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
-        for params in _batches([Param(key, str(value)) for key, value in _flat(configuration(record))], PARAMS_A_BATCH):
+        for params in _batches(
+            [Param(key, str(value)) for key, value in dotted(configuration(record))], PARAMS_A_BATCH
+        ):
             self.client.log_batch(run, params=params)
         rows = [
             *_system(self.store.usage(record.id), began),
@@ -307,14 +309,6 @@ def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Pa
     except Exception as error:
         reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
 
 
 def _metrics(record: Record, began: int) -> Iterator[tuple[str, float, int, int]]:

@@ -62,7 +62,7 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {str(out)!r} exists already")
     asked = conversion(overrides)
-    made = get_variant(variant, asked.options, pretrained=True)
+    made = get_variant(variant, asked.options, pretrained=True, shared=asked.sharing is not None)
     given = parse(ModelConfig, {**ModelConfig().model_dump(), **asked.model}, "--set model")
     shape = outline(source).shape
     model = target_shape(shape, given.n_cycles if made.cycled else 1, asked.model, variant)

@@ -205,7 +205,7 @@ class Study(Strict):
 
     def variant(self, entry: VariantEntry) -> Variant:
         """The entry's variant with its options."""
-        return get_variant(entry.name, entry.options, pretrained=self.init_of(entry) is not None)
+        return get_variant(entry.name, entry.options, self.init_of(entry) is not None, entry.sharing is not None)
 
     def cell_model(self, variant: VariantEntry, task: TaskEntry) -> ModelConfig:
         """The shape of a cell: the study's, changed by the task, then by the variant."""

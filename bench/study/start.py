@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, parse
 from bench.data.task import TaskData
 from bench.errors import CellError, UserError
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import Variant, get_variant
 from bench.pretrained.convert import convert
+from bench.pretrained.recover import recovers
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, outline
 from bench.store.store import Store
@@ -39,7 +42,10 @@ def target_shape(source: ModelConfig, n_cycles: int, changes: Mapping[str, Any],
 def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig, data: TaskData) -> None:
     """Raise UserError, before anything runs, if the source fits neither the variant nor the task's data."""
     found = outline(source)
-    sources_of(sharing, found.shape.n_blocks, variant.schedule(model))
+    schedule = variant.schedule(model)
+    sources_of(sharing, found.shape.n_blocks, schedule)
+    with torch.device("meta"):
+        recovers(variant.adapter(model, schedule), sharing, found.shape.n_blocks, schedule)
     if data.vocab_size > found.vocab_size:
         raise UserError(
             f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "

@@ -23,12 +23,12 @@ from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.costs import training_flops
 from bench.model.language_model import CycleForCausalLM
+from bench.model.losses import exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
-from bench.train.losses import exit_losses
 from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, stacks
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
@@ -122,6 +122,7 @@ class Training:
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed)
         lm.gradient_checkpointing = config.activation_checkpointing
+        lm.train_for(config)
         self.run = team.step(lm)
         if config.compile:
             compile_blocks(lm)

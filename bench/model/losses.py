@@ -14,16 +14,27 @@ sum (as LayerSkip trains its layers' exits: Elhoushi et al. 2024, arXiv 2404.167
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.config import IGNORED, TrainConfig
+from bench.config import IGNORED, Objective
 from bench.errors import UserError
-from bench.model.language_model import CycleOutput
 
 SMALL = 1e-8  # chances below it count as it in logarithms, whose gradient at 0 is infinite
+
+
+class Predicted(Protocol):
+    """What a pass predicts: ``bench.model.network.Outcome``, or what the Hugging Face model makes of it."""
+
+    @property
+    def logits(self) -> Tensor | None: ...
+    @property
+    def exit_logits(self) -> tuple[Tensor, ...] | None: ...
+    @property
+    def halting(self) -> tuple[Tensor, ...] | None: ...
 
 
 def halting_chances(halted: Sequence[Tensor]) -> Tensor:
@@ -35,7 +46,7 @@ def halting_chances(halted: Sequence[Tensor]) -> Tensor:
     return by_now.diff(dim=0)
 
 
-def exit_losses(out: CycleOutput, targets: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
+def exit_losses(out: Predicted, targets: Tensor, config: Objective) -> tuple[Tensor, Tensor]:
     """The loss at full depth and the loss to be trained, both summed over the scored targets [B, T], nats.
 
     out: of a pass, with ``output_exits`` if ``config.trains_exits``. Raises UserError if nothing halts though the
@@ -64,7 +75,7 @@ def exit_losses(out: CycleOutput, targets: Tensor, config: TrainConfig) -> tuple
     return last, (chances * losses).sum() + config.halting_weight * penalty
 
 
-def halting_penalty(chances: Tensor, config: TrainConfig) -> Tensor:
+def halting_penalty(chances: Tensor, config: Objective) -> Tensor:
     """Of every token [...], before its weight, from its chances [C, ...] of halting at exit point 1..C."""
     number = torch.arange(1, len(chances) + 1, device=chances.device, dtype=chances.dtype)
     number = number.view(-1, *[1] * (chances.dim() - 1))

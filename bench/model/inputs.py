@@ -1,0 +1,129 @@
+"""What a pass is given, checked and brought into the form that its steps take: masks, positions, a cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bench.errors import InputError
+from bench.model.schedule import Schedule
+from bench.model.variant import Variant
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+
+def traced() -> bool:
+    """Whether a program is being made of what runs, for other values too: then nothing may hang on a value."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def masks_of(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What a mask tells: the real tokens [B, S], or which token sees which [B or 1, H or 1, T, S]; None where it tells
+    nothing. Raises InputError for a mask of another form.
+    """
+    if attention_mask is None:
+        return None, None
+    if attention_mask.dim() == 4:
+        return None, attention_mask
+    if attention_mask.dim() != 2:
+        raise InputError(
+            f"attention_mask: {attention_mask.dim()} dimensions (allowed: 2, of batch and keys, or 4, of batch, heads, "
+            "queries and keys)"
+        )
+    return (None if not traced() and bool(attention_mask.all()) else attention_mask), None
+
+
+def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int, learned: int) -> None:
+    """Raises InputError for one of ``total`` tokens that stands beyond the learned positions. real: [B, total]."""
+    last = total - 1
+    if traced():
+        return
+    if position_ids is not None:
+        last = int(position_ids.max())
+    elif real is not None and last >= learned:
+        last = int((real != 0).sum(-1).max()) - 1
+    if last >= learned:
+        raise InputError(
+            f"position {last} is beyond the {learned} that the model has learned (allowed: 0 to {learned - 1}; family "
+            "llama has no such end)"
+        )
+
+
+def default_positions(real: Tensor | None, past: int, input_ids: Tensor) -> Tensor:
+    """Positions [B or 1, T] of tokens [B, T] behind ``past`` others, counted over a mask's [B, past + T] real ones."""
+    length = input_ids.shape[1]
+    if real is not None:
+        return (real.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+    return torch.arange(past, past + length, device=input_ids.device)[None]
+
+
+def packed(position_ids: Tensor, real: Tensor | None, past: int, cache: Cache | None) -> Tensor | None:
+    """``documents_of`` the positions, None where all tokens are of one. A cache remembers that its tokens are not."""
+    before = bool(getattr(cache, "packed", False))
+    if position_ids.shape[1] == 1 and not before:
+        return None
+    found = documents_of(position_ids, None if real is None else real != 0, past)
+    if not before and not traced() and not bool(found.any()):
+        return None
+    if cache is not None:
+        cache.packed = True  # type: ignore[attr-defined]
+    return found
+
+
+def documents_of(positions: Tensor, real: Tensor | None, past: int) -> Tensor:
+    """Which document each of S keys is of, [B, S], from the positions [B, T] of the last T of them.
+
+    A token goes on with the document of the token before it if its position is the next one; any other begins another
+    (0, 1, 2, ... in each row). Of the keys before these T, which stand in a cache, the first token sees so many as its
+    position says: they are of its document, 0, and the others of none, -1.
+
+    real: [B, S], False for padding. It is passed over, whether positions are counted with it or without.
+    """
+    index = torch.arange(positions.shape[1], device=positions.device)
+    if real is None:
+        begins = positions.diff(dim=1, prepend=positions[:, :1] - 1) != 1
+        first, behind = positions[:, :1], torch.arange(past, 0, -1, device=positions.device)[None]
+    else:
+        positions, own = positions.expand(len(real), -1), real[:, past:]
+        before = pad(index.where(own, -1).cummax(1).values[:, :-1], (1, 0), value=-1)  # the real token before, if any
+        gap = positions - positions.gather(1, before.clamp_min(0))
+        begins = own & (before >= 0) & (gap != 1) & (gap != index - before)
+        first = positions.gather(1, own.int().argmax(1, keepdim=True))
+        behind = real[:, :past].flip(1).cumsum(1).flip(1)
+    earlier = torch.where(behind <= first, 0, -1)
+    return torch.cat([earlier, begins.cumsum(1)], 1)
+
+
+def fit_cache(cache: Cache, variant: Variant, schedule: Schedule, past: int) -> None:
+    """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs.
+
+    Raises InputError for one with tokens in it that another schedule has put there.
+    """
+    layers: list[Any] = cache.layers
+    slots = variant.cache_slots(schedule)
+    if past:
+        kept = [*[2] * schedule.depth, *variant.remembered(schedule)]
+        missing = [slot for slot, numbers in enumerate(kept) if numbers and not _filled(layers, slot)]
+        if layers and (missing or any(int(layer.get_seq_length()) for layer in layers[slots:])):
+            raise other_cycles(schedule)
+    elif layers and cache.layer_class_to_replicate is None:
+        while len(layers) < slots:
+            layers.append(copy.deepcopy(layers[-1]))  # nothing is in it
+
+
+def _filled(layers: Sequence[Any], slot: int) -> bool:
+    return slot < len(layers) and bool(layers[slot].is_initialized)
+
+
+def other_cycles(schedule: Schedule) -> InputError:
+    """The error for a cache that another schedule has filled."""
+    return InputError(
+        f"cache: filled with another number of cycles than {schedule.n_cycles}, which runs now (allowed: the same "
+        "number in every pass)"
+    )
