@@ -85,6 +85,9 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rivals.missing(training.X) == "x-transformers is not installed (pip install 'cyclebench[bench]')"
     (row,) = training.rows(CPU, 1, (), (), [training.shape(32)], 1, 8)
     assert row["model"] == training.TRAINER and "accelerate is not installed" in row["note"]
+    monkeypatch.setattr(rivals, "find_spec", lambda _: object())
+    monkeypatch.setitem(rivals.NEEDED, training.X, "x_of_nobody")
+    assert rivals.missing(training.X) == "x-of-nobody cannot be imported: No module named 'x_of_nobody'"
 
 
 def test_the_trainer_trains_in_turns_with_others() -> None:
