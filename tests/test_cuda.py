@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timed_sections
 import torch
 from settings import make, tokens
 from test_resume import KilledAt, KilledError
+from torch.nn.attention import flex_attention
 
 from bench.config import TrainConfig
 from bench.data.task import TaskData, get_task
@@ -52,6 +54,23 @@ def test_every_form_of_attention_has_the_formulas_gradients(device: str) -> None
     for row in rows:
         assert "note" not in row or (device, row["form"]) == ("cpu", "flex_attention, p0 read"), row
         assert row.get("gradient_error", 0) < allowed, row
+
+
+def test_what_a_gpu_alone_can_run_is_right_as_far_as_a_cpu_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention in its plain form, which is asked for nothing here but its right gradients; the flash kernels on
+    tensors without numbers.
+    """
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    plain = partial(forms.flex, kernel=flex_attention.flex_attention)
+    monkeypatch.setattr(forms, "FORMS", {"no zero token": forms.without, "flex": plain})
+    _, row = forms.rows(torch.device("cpu"), 1, 2, 2, 40)
+    assert row["gradient_error"] < 1e-5
+    query, key, value = (torch.empty(2, 3, 40, 64, device="meta", dtype=torch.bfloat16) for _ in range(3))
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value, torch.empty(2, 3, 40, device="meta"))]
+    out, mass = forms.FlashZeroValue.apply(*inputs)
+    assert (out.shape, mass.shape) == (query.shape, (2, 3, 40))
+    gradients = torch.autograd.grad(out.sum() + mass.sum(), inputs)
+    assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in inputs]
 
 
 @everywhere

@@ -15,7 +15,7 @@ import torch
 from timed_sections import section
 
 from bench.perf import gpu, gpu_sections, timing, training
-from bench.perf.clock import GRACE, Section, run_sections
+from bench.perf.clock import RESERVE, Section, run_sections
 from bench.processes import worker_context
 from bench.study.load import load_study
 from reports.performance import table
@@ -29,7 +29,7 @@ def took(sections: list[Section], seconds: float) -> tuple[dict[str, Any], float
         found[name][row is None].append(state if row is None else row)
 
     start = time.monotonic()
-    run_sections(sections, "here", start + GRACE + seconds, take)
+    run_sections(sections, "here", start + RESERVE + seconds, take)
     return found, time.monotonic() - start
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.perf import clock, gpu
+from bench.perf import clock
 from bench.perf.clock import Emit, Section, run_sections
 
 
@@ -46,6 +46,8 @@ def begin(folder: Path) -> None:
     """Two sections, of which the second one never ends, as the script runs them; in forks of this process, which has
     not used torch yet.
     """
+    from bench.perf import gpu
+
     clock.worker_context = lambda: multiprocessing.get_context("fork")
     sections = [section("quick", quick), section("slow", slow)]
     result: dict[str, Any] = {"command": "c", "rounds": 1, "environment": {"device": "cpu"}}

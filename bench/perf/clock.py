@@ -22,6 +22,7 @@ from bench.perf.timing import Row
 from bench.processes import become_worker, cause_of_death, worker_context
 
 GRACE = 5.0  # seconds that a section has to put things in order when its time is over
+RESERVE = 2 * GRACE  # of all the time: for the last section's, and for what the caller does afterwards
 Emit = Callable[[Row], None]
 Take = Callable[[str, Row | None, str], None]
 """Called with a section's name and a row as soon as there is one; at its beginning and end with None and its state."""
@@ -57,7 +58,7 @@ def run_sections(sections: Sequence[Section], setting: Any, end: float, take: Ta
     first.join()
     for place, section in enumerate(sections):
         shares = [each.share for each in sections[place:]]
-        room = (end - GRACE - time.monotonic()) * section.share / sum(shares)
+        room = (end - RESERVE - time.monotonic()) * section.share / sum(shares)
         if room < section.least:
             take(section.name, None, f"skipped: {max(0.0, room):.0f} s are left for it, it needs {section.least:.0f} s")
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from bench.errors import typed_line
 from bench.model.attention import (
@@ -78,11 +78,13 @@ def flex(
     query: Tensor, key: Tensor, value: Tensor, k0: Tensor, kernel: Callable[..., Any] | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """By flex_attention's log-sum-exp, through which its own backward pass goes. kernel: compiled by default."""
+    if kernel is None and query.device.type == "cpu":
+        raise NotImplementedError("flex_attention has no backward pass on a CPU")
     found = kernel or _compiled()
     block_mask = _causal(query.shape[2], query.device)
-    out, lse = found(query, key, value, block_mask=block_mask, return_lse=True)
+    out, more = found(query, key, value, block_mask=block_mask, return_aux=AuxRequest(lse=True))
     score = torch.einsum("bhtd,hmd->bhtm", query, k0.to(query.dtype) * query.shape[-1] ** -0.5).squeeze(-1)
-    mass = torch.sigmoid(score - lse)
+    mass = torch.sigmoid(score - more.lse)
     return out * (1 - mass).unsqueeze(-1).to(out.dtype), mass
 
 
