@@ -136,6 +136,13 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     assert started["seconds"] > 0
 
 
+def test_without_a_saving_to_be_had_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a small model's cycle may drown in noise."""
+    monkeypatch.setattr(exits, "realised", lambda *_: (6.0, np.array([])))
+    (row,) = exits.rows(CPU, 1, (32,), policies=("recompute",))
+    assert row["groups"] == 0 and "ratio" not in row and "no cycle was skipped" in row["note"]
+
+
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {
         "scaling": partial(scaling.rows, values={"cycles": (1, 2)}, d_model=16, batch=1, length=8),

@@ -6,6 +6,7 @@ itself, as the processes of the sections do not know the script that runs.
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Size:
         length: tokens of each.
         compiled: widths and families that are compiled, in this order.
         variants: whose steps are watched for waits; None: all.
-        gatings: of zero tokens.
+        gatings: of zero tokens; as CUDA graphs, each of which holds its memory, the first two.
         seeds: in a stack.
         exits: width, batch, rounds and policies of generation.
         study: overrides of the preset.
@@ -135,7 +136,10 @@ def _each(parts: Iterable[Part], emit: Emit) -> None:
         except Exception as error:  # whatever a first run on a device may bring
             traceback.print_exc()
             emit(about | {"note": typed_line(error)})
-            errors.append(error)
+            errors.append(error.with_traceback(None))  # which would keep the part's tensors
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # while a graph is recorded, memory that is kept for reuse cannot be given back
     if errors:
         raise errors[0]
 
@@ -218,7 +222,8 @@ def gates(setting: Setting, emit: Emit) -> None:
     for graph in (False, True) if setting.device == "cuda" else (False,):
         for width in size.widths:
             how: dict[str, Any] = {"batch": size.batch, "length": size.length, "precision": PRECISION, "graph": graph}
-            made = partial(zero_tokens.rows, setting.place, size.rounds, (width,), gatings=size.gatings, **how)
+            how["gatings"] = size.gatings[: 2 if graph else None]
+            made = partial(zero_tokens.rows, setting.place, size.rounds, (width,), **how)
             parts.append(({"gating": "all", "d_model": width, "mode": "graph" if graph else "eager"}, made))
     _each(parts, emit)
 
