@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+import torch
 
 from bench.config import Execution
 from bench.errors import UserError, first_line, unknown
@@ -165,6 +167,9 @@ def _run(arguments: argparse.Namespace) -> None:
         if name not in chosen:
             raise unknown("section:", name, chosen)
     pick_device(Execution(device=arguments.device))
+    if arguments.device == "cpu":  # small models have nothing to divide among threads, which would wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the sections' processes
+        torch.set_num_threads(1)
     where = place(arguments.device)
     where |= {"git": arguments.revision} if arguments.revision else {}
     started = psutil.Process().create_time() - time.time() + time.monotonic()
