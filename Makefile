@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quick test suite torture lint style types bench clean
+.PHONY: quick test suite torture lint style types bench gpu clean
 
 quick: .venv/installed
 	$(BIN)/cyclebench run quick
@@ -36,10 +36,26 @@ types: .venv/installed
 bench: .venv/installed
 	$(BIN)/cyclebench bench
 
+# A few minutes on a GPU: the tests that need one, the figures, then a study for the time that is left. GPU="--minutes 4
+# --only study" goes on with it. Where the GPU is there may be torch but no network: then take the wheels of what else is
+# missing along in a folder (`pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels NAME==VERSION`),
+# and `make gpu WHEELS=wheels` puts them into a folder beside the torch of $(PYTHON), whose own packages stay as they are.
+ifdef WHEELS
+gpu: .gpu/installed
+	PYTHONPATH=$(CURDIR)/.gpu $(PYTHON) -m bench.perf.gpu $(GPU)
+else
+gpu: .venv/installed
+	$(BIN)/python -m bench.perf.gpu $(GPU)
+endif
+
+.gpu/installed: $(wildcard $(WHEELS)/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl
+	touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .gpu .mypy_cache .pytest_cache .ruff_cache

@@ -81,6 +81,8 @@ def worker_context() -> Any:
     do not survive a fork.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported: remarks would break the bars
+    # A library that looks for a GPU while it is imported must not ask CUDA itself: no fork could use the GPU then.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return light_context()
     os.environ["CYCLEBENCH_PARENT"] = str(os.getpid())  # for bench.forkserver

@@ -40,6 +40,8 @@ def shown(row: Row) -> dict[str, str]:
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
+    if key.endswith("error"):
+        return f"{value:.1e}"
     if key.endswith("share"):
         return f"{value:.1%}"
     if key.endswith("per_second"):
@@ -62,31 +64,48 @@ def write_performance(result: dict[str, Any], out: Path) -> list[Path]:
 
     result: ``command``, ``rounds``, ``environment`` and ``sections``, each with ``title``, ``seconds`` and ``rows``.
     """
-    files = {"performance.json": (json.dumps(result, indent=1) + "\n").encode()}
     drawn = figure(result)
-    files["performance.md"] = _markdown(result, drawn is not None).encode()
+    before = ["![ratios, packing, scaling](performance.png)", ""] if drawn else []
+    paths = write_tables(result, out, "performance", before)
     if drawn is not None:
         with mpl.rc_context(STYLE):
-            files["performance.png"] = render(drawn, result["command"], ("png",))["png"]
-    for name, content in files.items():
-        atomic_write(out / name, content)
-    return [out / name for name in files]
+            atomic_write(out / "performance.png", render(drawn, result["command"], ("png",))["png"])
+        paths.append(out / "performance.png")
+    return paths
 
 
-def _markdown(result: dict[str, Any], drawn: bool) -> str:
-    lines = ["# Performance", ""]
+def write_tables(result: dict[str, Any], out: Path, stem: str, before: Sequence[str] = ()) -> list[Path]:
+    """Write ``STEM.json`` and ``STEM.md`` into ``out``; their paths.
+
+    Args:
+        result: as of ``write_performance``, and if need be ``title``, rows of ``goals``, and a ``state`` of a section.
+        out: folder.
+        stem: of the files' names.
+        before: lines above the command.
+    """
+    paths = [out / f"{stem}.json", out / f"{stem}.md"]
+    atomic_write(paths[1], _markdown(result, before).encode())  # whatever stands in the JSON stands here, too
+    atomic_write(paths[0], (json.dumps(result, indent=1) + "\n").encode())
+    return paths
+
+
+def _markdown(result: dict[str, Any], before: Sequence[str]) -> str:
+    lines = [f"# {result.get('title', 'Performance')}", ""]
     lines += [
         "What is compared took turns in one process, every other round in the opposite order; medians, with quartiles "
         "of the ratios of each round in brackets.",
         "",
-        *(["![ratios, packing, scaling](performance.png)", ""] if drawn else []),
+        *before,
         f"{markdown_code(result['command'])}, {result['rounds']} rounds; "
         + ", ".join(f"{key} {markdown_text(value)}" for key, value in result["environment"].items()),
     ]
+    if "goals" in result:
+        lines += ["", *markdown(*table({"rows": result["goals"]}))]
     for name, section in result["sections"].items():
         columns, rows = table(section)
-        lines += ["", f"## {name}", "", f"{section['title'][:1].upper()}{section['title'][1:]}.", ""]
-        lines += markdown(columns, rows)
+        told = f" ({section['state']})" if section.get("state", "done") != "done" else ""
+        lines += ["", f"## {name}", "", f"{section['title'][:1].upper()}{section['title'][1:]}{told}."]
+        lines += ["", *markdown(columns, rows)] if rows else []
     return "\n".join([*lines, ""])
 
 
@@ -184,7 +203,7 @@ def _thresholds(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _exits(axes: Axes, rows: Sequence[Row]) -> None:
-    _bars(axes, rows, lambda row: f"{row['policy']}, d {row['d_model']}", "early exits: time saved over predicted")
+    _bars(axes, rows, lambda row: f"{row['policy']}, d {row['d_model']}", "exits at batch 1: time saved over predicted")
     axes.set_xlabel("ratio (1: all of it)")
 
 

@@ -29,6 +29,14 @@ processes.PRELOADED += [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``cuda`` are skipped where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session")
 def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file as MLflow makes it, to be copied: its tables take seconds."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.model.attention import Prefix, _joined, attend, attend_formula, causal_mask
+from bench.model.attention import Prefix, attend, attend_formula, causal_mask, joined
 
 
 def inputs(
@@ -60,12 +60,12 @@ def test_fused_equals_formula(
     batch: int, kv_heads: int, group: int, length: int, dim: int, n_prefix: int, learned_value: bool, with_mass: bool
 ) -> None:
     tensors = inputs(batch, kv_heads * group, kv_heads, length, dim, n_prefix, learned_value)
-    for form in (attend, _joined):  # what the CPU takes, and what other devices take
+    for form in (attend, joined):  # what the CPU takes, and what other devices take
         check(form, tensors, with_mass)
 
 
 def test_long_sequences() -> None:
-    for form in (attend, _joined):
+    for form in (attend, joined):
         check(form, inputs(1, 2, 2, 700, 8, 2, False), True)
 
 

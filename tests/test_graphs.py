@@ -123,7 +123,7 @@ def test_on_a_cpu_they_are_refused() -> None:
         pick_device(CONFIG.model_copy(update={"device": "cpu"}))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @defaults
 def test_a_graph_trains_to_the_same_bits(data: TaskData, name: str, options: dict[str, Any]) -> None:
     config = CONFIG.model_copy(update={"precision": "float32"})

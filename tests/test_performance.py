@@ -85,6 +85,9 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rivals.missing(training.X) == "x-transformers is not installed (pip install 'cyclebench[bench]')"
     (row,) = training.rows(CPU, 1, (), (), [training.shape(32)], 1, 8)
     assert row["model"] == training.TRAINER and "accelerate is not installed" in row["note"]
+    monkeypatch.setattr(rivals, "find_spec", lambda _: object())
+    monkeypatch.setitem(rivals.NEEDED, training.X, "x_of_nobody")
+    assert rivals.missing(training.X) == "x-of-nobody cannot be imported: No module named 'x_of_nobody'"
 
 
 def test_the_trainer_trains_in_turns_with_others() -> None:
@@ -142,6 +145,13 @@ def test_a_stream_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = streams.prepare(tmp_path / "text", tmp_path / "cache", {"length": 64})
     assert 200_000 < found["tokens"] <= 310_000 and found["seconds"] > 0 and found["again"] > 0
     assert 0 < found["own"] <= found["resident"] < 2000 and 0 < found["disk"] < 3
+
+
+def test_without_a_saving_to_be_had_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a small model's cycle may drown in noise."""
+    monkeypatch.setattr(exits, "realised", lambda *_: (6.0, np.array([])))
+    (row,) = exits.rows(CPU, 1, (32,), policies=("recompute",))
+    assert row["groups"] == 0 and "ratio" not in row and "no cycle was skipped" in row["note"]
 
 
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ this is the ordinary output scaled by ``1 - p0``, and ``p0 = sigmoid(lse(q.k0) -
 the scores. PyTorch's kernels return that log-sum-exp, but their backward ignores the gradient through it, so that
 scaling by it gives the right output and the wrong gradient. Two exact forms are used:
 
-* ``_with_lse`` (CPU): the plain causal kernel and its log-sum-exp, with a backward pass that is told of both;
-* ``_joined`` (elsewhere, and with a mask or dropout): the prefix is part of the keys the kernel sees, and an extra
+* ``with_lse`` (CPU): the plain causal kernel and its log-sum-exp, with a backward pass that is told of both;
+* ``joined`` (elsewhere, and with a mask or dropout): the prefix is part of the keys the kernel sees, and an extra
   value column carries ``p0``.
 """
 
@@ -52,9 +52,9 @@ def attend(
         causal = mask is None and query.shape[2] > 1
         return _kernel(query, key, value, mask, causal, dropout, query.shape[-1] ** -0.5), None
     if mask is None and query.shape[2] > 1 and not dropout and query.device.type == "cpu":
-        out, mass = _with_lse(query, key, value, prefix)
+        out, mass = with_lse(query, key, value, prefix)
         return out, mass if with_mass else None
-    return _joined(query, key, value, prefix, mask, with_mass, dropout)
+    return joined(query, key, value, prefix, mask, with_mass, dropout)
 
 
 def attention_flops(
@@ -101,6 +101,40 @@ def causal_mask(length: int, total: int, n_prefix: int, like: Tensor) -> Tensor:
     return mask.triu(n_prefix + total - length + 1)
 
 
+def beside_score(out: Tensor, lse: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, p0 and L (see ``ZeroValueAttention``) of a kernel's O [B, H, T, d] and l [B, H, T], and of s [B, H, T]."""
+    mass = torch.sigmoid(score - lse)
+    return out * (1 - mass).unsqueeze(-1).to(out.dtype), mass, torch.logaddexp(lse, score.to(lse.dtype))
+
+
+def handed_back(
+    grad: Tensor | None, grad_mass: Tensor | None, out: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a kernel's backward is handed for the gradient of its output and for the output, Z', and the gradient of s
+    (see ``ZeroValueAttention``); of dZ, dp0, Z and p0.
+    """
+    if grad is None:
+        grad = torch.zeros_like(out)
+    centre = (grad * out).sum(-1).to(mass.dtype)
+    grad_score = -mass * centre
+    if grad_mass is None:
+        return grad, out, grad_score
+    extra = mass * grad_mass
+    grad_score = grad_score + extra - mass * extra
+    norm = grad.square().sum(-1)
+    tiny = torch.finfo(grad.dtype).tiny ** 0.4
+    short = norm < tiny**2
+    # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. A GPU, which would
+    # have to be waited for, tensors without storage, on which FLOPs are counted, and those of a program in the making
+    # are not asked whether there is.
+    unasked = short.device.type != "cpu" or isinstance(short, FakeTensor) or torch.compiler.is_compiling()
+    if unasked or short.any():
+        need = short & (extra != 0)
+        grad = torch.where(need.unsqueeze(-1), tiny, grad)
+        norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
+    return grad, torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype)), grad_score
+
+
 class ZeroValueAttention(torch.autograd.Function):
     """Causal attention on the CPU's fused kernel beside a prefix of zero value, known by its scores' log-sum-exp s.
 
@@ -115,9 +149,8 @@ class ZeroValueAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
-        mass = torch.sigmoid(score - lse)
-        out = out * (1 - mass).unsqueeze(-1).to(out.dtype)
-        ctx.save_for_backward(query, key, value, out, mass, torch.logaddexp(lse, score.to(lse.dtype)))
+        out, mass, lse = beside_score(out, lse, score)
+        ctx.save_for_backward(query, key, value, out, mass, lse)
         ctx.set_materialize_grads(False)
         return out, mass
 
@@ -126,31 +159,21 @@ class ZeroValueAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of query, key, value and score."""
         query, key, value, out, mass, lse = ctx.saved_tensors
-        if grad is None:
-            grad = torch.zeros_like(out)
-        centre = (grad * out).sum(-1).to(mass.dtype)
-        grad_score = -mass * centre
-        if grad_mass is not None:
-            extra = mass * grad_mass
-            grad_score = grad_score + extra - mass * extra
-            norm = grad.square().sum(-1)
-            tiny = torch.finfo(grad.dtype).tiny ** 0.4
-            short = norm < tiny**2
-            # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. Tensors
-            # without storage, on which FLOPs are counted, cannot be asked, nor those of a program in the making.
-            if isinstance(short, FakeTensor) or torch.compiler.is_compiling() or short.any():
-                need = short & (extra != 0)
-                grad = torch.where(need.unsqueeze(-1), tiny, grad)
-                norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
-            out = torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype))
+        grad, out, grad_score = handed_back(grad, grad_mass, out, mass)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key, value, out, lse, 0.0, True
         )
         return (*gradients, grad_score)
 
 
-def _with_lse(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
-    """Output and zero attention of a full causal sequence on the CPU, by the log-sum-exp."""
+def with_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Prefix,
+    function: type[torch.autograd.Function] = ZeroValueAttention,
+) -> tuple[Tensor, Tensor]:
+    """Output and zero attention of a full causal sequence by the log-sum-exp. function: on the device's kernel."""
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -158,7 +181,7 @@ def _with_lse(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix) -> tupl
     pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
     scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
     score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
-    out, mass = folded(ZeroValueAttention.apply, query, key, value, score)
+    out, mass = folded(function.apply, query, key, value, score)
     if prefix[1] is not None:
         weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
         v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
@@ -166,7 +189,7 @@ def _with_lse(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix) -> tupl
     return out, mass.to(out.dtype)
 
 
-def _joined(
+def joined(
     query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, mask: Tensor | None, with_mass: bool, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
     """Output and zero attention with the prefix among the keys; the general form."""

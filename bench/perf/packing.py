@@ -14,7 +14,7 @@ from bench.data.task import TaskData, task_data
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.perf.harness import quick_cell
-from bench.perf.timing import Row, in_turns, quartiles, wait
+from bench.perf.timing import Row, in_turns, peak, quartiles, wait
 from bench.train.device import repeatable
 from bench.train.loop import Training, gradients
 
@@ -28,36 +28,38 @@ def rows(device: torch.device, rounds: int, seeds: dict[str, Sequence[int]] | No
     """A row for each number of threads (one, all) and of seeds, of the quick study's ZTT on p-hop and of a tiny model
     on a batch of 4.
     """
-    quick, rounds = quick_cell(2, device).cell, max(1, rounds // SHARE)
-    small = {"model": quick.model.model_copy(update=TINY), "train": quick.train.model_copy(update={"batch_size": 4})}
-    cells = {"quick study": quick, "tiny": quick.model_copy(update=small)}
-    found = []
+    cells, found = cells_of(device), []
     for threads, (label, numbers) in product(sorted({1, torch.get_num_threads()}), (seeds or SEEDS).items()):
-        cell = cells[label].model_copy(update={"train": cells[label].train.model_copy(update={"threads": threads})})
-        data = task_data(cell.task, cell.task_options)
-        for number in numbers:
-            sides = [
-                [_training(cell, data, seed, device, stacked) for seed in range(number)]
-                for stacked in (number > 1, False)
-            ]
-            steps = [partial(_step, [sides[0]]), partial(_step, [[run] for run in sides[1]])]
-            with repeatable(0, threads):
-                seconds = in_turns(steps, rounds, warmup=1)
-            packed, alone = np.median(seconds, 0)
-            row: Row = {
-                "model": f"{label}, {threads} thread{'s' * (threads > 1)}",
-                "d_model": cell.model.d_model,
-                "batch": cell.train.batch_size,
-                "seeds": number,
-            }
-            row |= {
-                "threads": threads,
-                "alone_seconds": float(alone),
-                "packed_seconds": float(packed),
-                "rounds": rounds,
-            }
-            found.append(row | quartiles(seconds[:, 0] / seconds[:, 1]))
+        train = cells[label].train.model_copy(update={"threads": threads})
+        cell = cells[label].model_copy(update={"train": train})
+        name = f"{label}, {threads} thread{'s' * (threads > 1)}"
+        found += [measured(name, cell, number, device, max(1, rounds // SHARE)) for number in numbers]
     return found
+
+
+def cells_of(device: torch.device) -> dict[str, Cell]:
+    """The quick study's ZTT on p-hop, and a tiny model on a batch of 4."""
+    quick = quick_cell(2, device).cell
+    small = {"model": quick.model.model_copy(update=TINY), "train": quick.train.model_copy(update={"batch_size": 4})}
+    return {"quick study": quick, "tiny": quick.model_copy(update=small)}
+
+
+def measured(name: str, cell: Cell, number: int, device: torch.device, rounds: int) -> Row:
+    """The row of so many seeds of a cell; one of them is not stacked. On a GPU ``packed_bytes`` is the memory that a
+    step of the stack takes (``bench.perf.timing.peak``).
+    """
+    data, threads = task_data(cell.task, cell.task_options), cell.train.threads
+    sides = [
+        [_training(cell, data, seed, device, stacked) for seed in range(number)] for stacked in (number > 1, False)
+    ]
+    steps = [partial(_step, [sides[0]]), partial(_step, [[run] for run in sides[1]])]
+    with repeatable(0, threads):
+        seconds = in_turns(steps, rounds, warmup=1)
+        memory = peak(steps[0], device, "packed_bytes")
+    packed, alone = np.median(seconds, 0)
+    row: Row = {"model": name, "d_model": cell.model.d_model, "batch": cell.train.batch_size, "seeds": number}
+    row |= {"threads": threads, "alone_seconds": float(alone), "packed_seconds": float(packed), "rounds": rounds}
+    return row | quartiles(seconds[:, 0] / seconds[:, 1]) | memory
 
 
 def _step(groups: Sequence[Sequence[Training]]) -> None:

@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -25,17 +26,24 @@ from transformers import (
 )
 
 from bench.config import ModelConfig
+from bench.errors import first_line
 from bench.perf.timing import WARMUP, Run, timed, wait
 
 NEEDED = {"x-transformers": "x_transformers", "transformers' Trainer": "accelerate"}
 
 
 def missing(name: str) -> str | None:
-    """What is to be installed for a rival to take part, None if nothing is."""
+    """Why a rival cannot take part, in a line; None if it can."""
     package = NEEDED.get(name)
-    if package is None or find_spec(package) is not None:
+    if package is None:
         return None
-    return f"{package.replace('_', '-')} is not installed (pip install 'cyclebench[bench]')"
+    if find_spec(package) is None:
+        return f"{package.replace('_', '-')} is not installed (pip install 'cyclebench[bench]')"
+    try:
+        import_module(package)
+    except ImportError as error:  # of something that it needs itself
+        return f"{package.replace('_', '-')} cannot be imported: {first_line(error)}"
+    return None
 
 
 def stock(model: ModelConfig, vocab_size: int, length: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -56,4 +57,15 @@ def place(device: str) -> dict[str, Any]:
             others[name] = version(name)
         except PackageNotFoundError:
             others[name] = None
-    return {**environment_of(train).dump(), "cores": os.cpu_count(), **others}
+    gpu = {"cuda": torch.version.cuda, "driver": _driver()} if device == "cuda" else {}
+    return {**environment_of(train).dump(), **gpu, "cores": os.cpu_count(), **others}
+
+
+def _driver() -> str | None:
+    """The version of the GPU's driver, None if nobody tells."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told[0] if told else None

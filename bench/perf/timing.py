@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.config import TrainConfig
+from bench.config import Execution, TrainConfig
+from bench.train.device import autocast
 from bench.train.graphs import Replayed, cuda_graph
 from bench.train.loop import make_optimizer
 
 Run = Callable[[], None]
+Precision = Literal["float32", "bfloat16"]
 Row = dict[str, Any]
 """Of a table, JSON-able. What has ``KEY_low`` and ``KEY_high`` beside ``KEY`` is a median with its quartiles."""
 VOCAB = 256  # of the models on random tokens
@@ -33,11 +35,24 @@ def random_tokens(batch: int, length: int, device: torch.device, vocab_size: int
 
 
 def training_step(
-    model: Any, vocab_size: int, batch: int, length: int, run: Callable[..., Any] | None = None, graph: bool = False
+    model: Any,
+    vocab_size: int,
+    batch: int,
+    length: int,
+    run: Callable[..., Any] | None = None,
+    graph: bool = False,
+    precision: Precision = "float32",
 ) -> Run:
     """One training step (forward, loss, backward, AdamW) of a model on random tokens, done when it returns.
 
-    run: what is called instead of the model, such as the compiled model; graph: forward and backward as a CUDA graph.
+    Args:
+        model: ours, or a rival's.
+        vocab_size: of the tokens.
+        batch: sequences.
+        length: tokens of each.
+        run: what is called instead of the model, such as the compiled model.
+        graph: forward and backward as a CUDA graph.
+        precision: of the forward pass; weights are float32.
     """
     ours = hasattr(model, "schedule")
     optimizer = (
@@ -45,10 +60,11 @@ def training_step(
     )
     tokens = random_tokens(batch, length, model.device, vocab_size)
     model.train()
-    call = model if run is None else run
+    call, how = model if run is None else run, Execution(precision=precision)
 
     def passes(tokens: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = call(input_ids=tokens, labels=tokens, use_cache=False).loss
+        with autocast(how, model.device):
+            loss: torch.Tensor = call(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         return loss.detach()
 
@@ -63,16 +79,28 @@ def training_step(
     return step
 
 
-def matmul(device: torch.device) -> tuple[Run, int]:
-    """A product of two large square float32 matrices, and its FLOPs: what the device's arithmetic can do at best."""
+def matmul(device: torch.device, precision: Precision = "float32") -> tuple[Run, int]:
+    """A product of two large square matrices, and its FLOPs: what the device's arithmetic can do at best."""
     size = 8192 if device.type == "cuda" else 2048
-    left, right = torch.rand(2, size, size, device=device).unbind()
+    left, right = torch.rand(2, size, size, device=device, dtype=getattr(torch, precision)).unbind()
 
     def step() -> None:
         torch.mm(left, right)
         wait(device)
 
     return step, 2 * size**3
+
+
+def peak(step: Run, device: torch.device, name: str = "step_bytes") -> Row:
+    """The most memory that a step takes at once on a GPU, beside what is held already before it (parameters, the
+    optimizer's state), under the name; empty on a CPU, which does not tell.
+    """
+    if device.type != "cuda":
+        return {}
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    step()
+    return {name: torch.cuda.max_memory_allocated(device) - held}
 
 
 def timed(step: Run) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,11 +14,24 @@ from torch._inductor.utils import fresh_cache
 
 from bench.config import ModelConfig, TrainConfig
 from bench.data.task import TaskData, task_data
+from bench.errors import typed_line
 from bench.model.costs import count, training_flops
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import get_variant
 from bench.perf.rivals import XTransformers, beside_trainer, missing, stock
-from bench.perf.timing import VOCAB, Row, in_turns, matmul, quartiles, timed, training_step, wait
+from bench.perf.timing import (
+    VOCAB,
+    Precision,
+    Row,
+    Run,
+    in_turns,
+    matmul,
+    peak,
+    quartiles,
+    timed,
+    training_step,
+    wait,
+)
 from bench.train.loop import Training, compile_blocks, gradients
 
 TITLE = "training, float32: tokens/s, share of the matmul peak; ratio: how many times as fast ours is"
@@ -52,32 +65,60 @@ def rows(
     loops: Sequence[ModelConfig] = LOOPS,
     batch: int = 8,
     length: int = 256,
+    precision: Precision = "float32",
+    ours: Sequence[str] = ("ours", BLOCKS),
+    rivals: Collection[str] = (GPT2, LLAMA, X),
 ) -> list[Row]:
     """A row for each model at each shape; the sides of a shape and a large matmul take turns.
 
     ``peak_share``: what the shape's training FLOPs take at the matmul's speed over what the step takes; ``params`` of
-    all sides agree within a percent. A side that cannot run has a ``note`` that says why, and no figures.
+    all sides agree within a percent. A side that cannot run has a ``note`` that says why, and no figures. On a GPU
+    ``step_bytes`` is the memory of a step (``bench.perf.timing.peak``); that of a CUDA graph is held for good.
+
+    Args:
+        device: that all of it runs on.
+        rounds: turns of every comparison.
+        eager: shapes of single steps.
+        compiled: shapes of single steps of compiled models.
+        loops: shapes that are trained in whole loops, in float32.
+        batch: sequences of a step.
+        length: their tokens.
+        precision: of single steps.
+        ours: what of ours is compiled: the whole model, or its blocks; others are held against the first.
+        rivals: in single steps, where they are of the shape's family.
     """
     found = []
     for model in eager:
-        found += _steps(model, device, rounds, batch, length, False)
+        found += _steps(model, device, rounds, batch, length, precision, rivals)
     reason = no_compiler()
     for model in compiled:
         refused = [{**_start("all", model, "compiled"), "note": reason}]
-        found += refused if reason else _steps(model, device, rounds, batch, length, True)
+        found += refused if reason else _steps(model, device, rounds, batch, length, precision, rivals, ours)
     for model in loops:
         found += _loops(model, device, rounds, batch, length)
     return found
 
 
-def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, length: int, compiled: bool) -> list[Row]:
-    """Single training steps on random tokens."""
+def _steps(
+    model: ModelConfig,
+    device: torch.device,
+    rounds: int,
+    batch: int,
+    length: int,
+    precision: Precision,
+    rivals: Collection[str],
+    compiled: Sequence[str] = (),
+) -> list[Row]:
+    """Single training steps on random tokens. compiled: what of ours is compiled, as the others are; nothing is by
+    default. A side that fails does so alone, but for the first of ours, which the others are held against.
+    """
     mode = "compiled" if compiled else "eager"
-    names: tuple[str, ...] = ("ours", GPT2 if model.family == "gpt2" else LLAMA, X)
-    names += (BLOCKS,) if compiled else (GRAPH,) if device.type == "cuda" else ()
+    base, *more = compiled or (("ours", GRAPH) if device.type == "cuda" else ("ours",))
+    stock_name = GPT2 if model.family == "gpt2" else LLAMA
+    names = (base, *(name for name in (stock_name, X) if name in rivals), *more)
     sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
-    steps = []
+    steps: dict[str, Run] = {}
     with fresh_cache():  # what was compiled before would not be compiled now
         if compiled:
             torch.compile(nn.Linear(1, 1))(torch.ones(1, 1)).backward()  # the compiler's own start is nobody's
@@ -85,14 +126,22 @@ def _steps(model: ModelConfig, device: torch.device, rounds: int, batch: int, le
             run: Any = torch.compile(lm) if compiled and name != BLOCKS else lm
             if name == BLOCKS:
                 compile_blocks(cast(CycleForCausalLM, lm))
-            steps.append(training_step(lm, VOCAB, batch, length, run, name == GRAPH))
-            if compiled:
-                first = timed(steps[-1])
-                extra[name]["compile_seconds"] = first - timed(steps[-1])
-        product, product_flops = matmul(device)
-        seconds = in_turns([*steps, product], rounds)
+            step = training_step(lm, VOCAB, batch, length, run, name == GRAPH, precision)
+            try:
+                first = timed(step)
+            except Exception as error:
+                if name == base:
+                    raise
+                extra[name]["note"] = typed_line(error)
+                continue
+            steps[name] = step
+            extra[name] |= {"compile_seconds": first - timed(step)} if compiled else {}
+        product, product_flops = matmul(device, precision)
+        seconds = in_turns([*steps.values(), product], rounds)
+        for name, step in steps.items():
+            extra[name] |= peak(step, device) if name != GRAPH else {}
     torch.compiler.reset()
-    rows = _rows(model, mode, sides, seconds, product_flops, batch, length)
+    rows = _rows(model, mode, {name: sides[name] for name in steps}, seconds, product_flops, batch, length)
     found = []
     for name in names:
         told = rows.get(name) or {**_start(name, model, mode), "note": missing(name)}

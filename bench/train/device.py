@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -12,6 +13,10 @@ from bench.config import Execution
 from bench.errors import UserError
 from bench.store.environment import environment
 from bench.store.records import Environment
+
+# What makes matrix products on a GPU the same every time. It is read when the first of them is computed, and without it
+# torch warns at every product of a training.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def device_of(config: Execution) -> torch.device:
