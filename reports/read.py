@@ -45,7 +45,7 @@ def _shown(value: dict[str, Any], declared: str | None = None) -> dict[str, Any]
     if value["exits"]:
         for key, rule in value["exits"]["rules"].items():
             if "tuned" in rule and key != declared:
-                rule["tuned"] = [{**point, "valid": {}} for point in rule["tuned"] if point["budget"] == BUDGET]
+                rule["tuned"] = [point for point in rule["tuned"] if point["budget"] == BUDGET]
             curve = rule["curve"]
             # other aggregates than a rule's usual one have no curve in any figure
             shown = [name for name in curve if name in SCORES] if "." not in key or key in (*BOUNDS, declared) else []

@@ -78,9 +78,14 @@ def labels(figure: Figure) -> list[str]:
 def test_curves_show_every_rule_and_every_bound() -> None:
     figure = exit_curves(MANIFEST, RESULTS, P_HOP)
     assert figure is not None
-    assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)"]
+    assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)", "other rules"]
     htc, ztt = figure.axes
     assert (len(htc.lines), len(ztt.lines)) == (4, 5)
+    assert htc.get_title() == "htc\n(best: confidence)" and ztt.get_title() == "ztt\n(best: zero_attention)"
+    grey = [line for line in ztt.lines if line.get_linewidth() < 0.7]
+    assert len(grey) == 1, "the study declares no rule, so only the best one and the bounds stand out"
+    declared = exit_curves(MANIFEST.but(exit_rule="confidence"), RESULTS, P_HOP)
+    assert declared is not None and "other rules" not in labels(declared)
     points = htc.lines[1].get_xydata()
     mean = np.mean([r.exits.points[0].accuracy for r in _records("htc", "p_hop")])
     assert points[0] == pytest.approx([1e6, mean]), "the fixed line starts at one cycle, mean over seeds"
