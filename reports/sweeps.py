@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from bench.store.manifest import BudgetRow, SweepResult, TaskRow, ThresholdRow
 from bench.tables import csv_text, markdown_code, markdown_image, markdown_text
 from reports.exit_figures import LOOKS, OTHER, REST
 from reports.figures import over_seeds
-from reports.look import COLOURS, STYLE, axis_name, fitting, in_letters, legend, multiples, orient, with_units
+from reports.look import COLOURS, STYLE, WIDTH, axis_name, fitting, in_letters, legend, multiples, orient, with_units
 from reports.policy import counted
 from reports.render import file_names, render
 from reports.table import Row, named, ran_on
@@ -148,6 +149,25 @@ def write_sweep(result: SweepResult, out: Path) -> list[Path]:
     paths.append(out / "sweep.md")
     atomic_write(paths[-1], "\n".join([*told, ""]).encode())
     return paths
+
+
+def on_page(result: SweepResult) -> dict[str, Any]:
+    """What the page of the study that a sweep is of shows of it."""
+    shown = []
+    for task in result.tasks:
+        for kind, draw in FIGURES.items():
+            with mpl.rc_context(STYLE):
+                if (figure := draw(result, task)) is None:
+                    continue
+                cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
+                image = base64.b64encode(render(figure, cells, ("png",))["png"]).decode()
+            [stem] = file_names([("sweep", kind, task.label)])
+            one = {"title": f"{kind} of {task.label}", "about": " ".join((draw.__doc__ or "").split()), "cells": cells}
+            wide = figure.get_size_inches()[0] > WIDTH
+            shown.append({**one, "image": image, "file": f"{stem}.png", "others": [], "wide": wide})
+    told: dict[str, Any] = {"name": result.study, "findings": findings(result), "figures": shown}
+    told["cells"] = named(_ids([*result.thresholds, *result.budgets]))
+    return {**told, "tables": [threshold_rows(result), budget_rows(result)]}
 
 
 def _searches(result: SweepResult, kind: str) -> Sequence[Search]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from records import MANIFEST, RESULTS, of_seeds
+from records import MANIFEST, ONE_TASK, RESULTS, of_seeds
 from scipy.stats import spearmanr
 
 from bench.data.task import Metric
@@ -28,6 +28,7 @@ from reports.exit_figures import (
     exit_depth,
 )
 from reports.exit_rules import findings, rule_rows
+from reports.page import write_report
 from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
@@ -240,6 +241,10 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     for kind, cells in (("thresholds", named([DONE])), ("budgets", trials)):
         for suffix in ("png", "svg"):
             assert cells.encode() in (tmp_path / f"sweep_{kind}_p_hop.{suffix}").read_bytes()
+    write_report(ONE_TASK, {}, tmp_path / "report", sweeps=[result])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 2 and ">Sweep sample</h2>" in page
+    assert "3 (chosen)" in page and sweep_findings(result)[0] in page
     result.thresholds[0].tuned[1].single = {**scores, "accuracy": 0.65}
     assert "gives +0.0500 test accuracy (positive is better) beside one exact threshold" in " ".join(
         sweep_findings(result)
