@@ -146,6 +146,11 @@ class ModelConfig(Strict):
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
     )
+    norm: Literal["pre", "sandwich"] = Field(
+        "pre",
+        description="of a block: one before attention and MLP, or another of their updates too, x + norm(f(norm(x))), "
+        "as in Ouro, arXiv 2510.25741, and Gemma 2, arXiv 2408.00118",
+    )
     residual_scale: float | None = Field(
         None,
         gt=0.0,

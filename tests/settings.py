@@ -14,13 +14,13 @@ from bench.model.variant import Variant, get_variant, variants
 
 VOCAB, LENGTH = 19, 12
 FAMILIES = ("gpt2", "llama")
-SCALED = "llama with scaled updates"  # stands for that family with ``residual_scale``
+SCALED = "llama with scaled updates"  # stands for that family with ``residual_scale`` and sandwich norms
 
 
 def shape(variant: Variant, family: str, **changes: Any) -> ModelConfig:
     """A small shape with grouped-query attention where the family has it."""
     if family == SCALED:
-        family, changes = "llama", {"residual_scale": 1.5, **changes}
+        family, changes = "llama", {"residual_scale": 1.5, "norm": "sandwich", **changes}
     fields: dict[str, Any] = {"family": family, "d_model": 16, "n_heads": 4, "n_blocks": 4, "n_cycles": 3}
     if family == "llama":
         fields["n_kv_heads"] = 2

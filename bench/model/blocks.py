@@ -125,7 +125,9 @@ def make_norm(model: ModelConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on the normed stream. The model decides how their updates are merged into it."""
+    """Attention and MLP, each on the normed stream, with another norm of its update where the model's ``norm`` is
+    ``sandwich``. The model decides how the updates are merged into the stream.
+    """
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -134,6 +136,8 @@ class Block(nn.Module):
         self.attention = Attention(model)
         self.norm2 = make_norm(model)
         self.mlp: GeluMLP | SwigluMLP = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
+        norms = {branch: make_norm(model) for branch in ("attention", "mlp")} if model.norm == "sandwich" else None
+        self.after = None if norms is None else nn.ModuleDict(norms)
 
     def flops(self, length: int) -> Flops:
         """Forward FLOPs of the block's matrices for one sequence of ``length`` tokens; attention is counted apart."""

@@ -302,19 +302,32 @@ class Network(nn.Module):
         block, gate, adapter, hidden = cast(Block, self.blocks[step.block]), self.gate, self.adapter, state.hidden
         if adapter is not None:
             hidden = adapter(step, hidden, state.embedded)
-        x = block.norm1(hidden)
+        x = self._normed(step, "attention", hidden, state)
         prefix = self.prefix(step, x) if self.prefix is not None else None
         with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
         update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
-        hidden = self._merged(step, "attention", hidden, update, mass)
-        hidden = self._merged(step, "mlp", hidden, block.mlp(block.norm2(hidden), step, adapter), mass)
-        state.advance(hidden)
+        hidden = self._merged(step, "attention", hidden, update, mass, state)
+        update = block.mlp(self._normed(step, "mlp", hidden, state), step, adapter)
+        state.advance(self._merged(step, "mlp", hidden, update, mass, state))
 
-    def _merged(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None) -> Tensor:
+    def _normed(self, step: Step, branch: Branch, hidden: Tensor, state: Walk) -> Tensor:
+        """What a branch reads of the residual stream, both [B, T, D]."""
+        block = cast(Block, self.blocks[step.block])
+        x = block.norm1(hidden) if branch == "attention" else block.norm2(hidden)
+        return x if self.adapter is None else self.adapter.normed(step, branch, x, state)
+
+    def _merged(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None, state: Walk
+    ) -> Tensor:
         """The residual stream with a branch's update, all [B, T, D]."""
+        after = cast(Block, self.blocks[step.block]).after
+        if after is not None:
+            update = after[branch](update)
         update = self.dropout(update)
+        if self.adapter is not None:
+            update = self.adapter.scaled(step, branch, update, state)
         if self.residual_scales is not None:
             update = update * self.residual_scales[step.block]
         return hidden + update if self.gate is None else self.gate.merge(step, branch, hidden, update, mass)
@@ -324,7 +337,8 @@ class Network(nn.Module):
         block, hidden = cast(Block, self.blocks[step.block]), state.hidden
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
-        return block.attention.keys_and_values(block.norm1(hidden), step, state.context, self.adapter)
+        x = self._normed(step, "attention", hidden, state)
+        return block.attention.keys_and_values(x, step, state.context, self.adapter)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """``run``, with its arguments."""
