@@ -299,6 +299,9 @@ class TrainConfig(Objective, Execution):
     steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
     batch_size: int = Field(32, ge=1, le=LARGEST, description="sequences per optimizer step")
     accumulation: int = Field(1, ge=1, le=LARGEST, description="micro-batches a step is split into; divides batch_size")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: of the matrices of blocks, at the same learning rate; the rest stays with AdamW"
+    )
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
@@ -338,6 +341,11 @@ class TrainConfig(Objective, Execution):
             )
         if self.cuda_graphs and self.random_cycles:
             raise ValueError("cuda_graphs = True needs random_cycles = False")
+        if self.optimizer == "muon":
+            if self.trained != "all":
+                raise ValueError(f"optimizer = 'muon' needs trained = 'all', not {self.trained!r}: it is for blocks")
+            if self.sharding != "none":
+                raise ValueError(f"optimizer = 'muon' needs whole matrices: sharding = 'none', not {self.sharding!r}")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.trains_exits and self.backward_cycles is not None:

@@ -24,7 +24,8 @@ from bench.model.costs import costs, training_flops
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant, variants
 from bench.train.device import pick_device, repeatable
-from bench.train.loop import draw_cycles, learning_rate, make_optimizer, train
+from bench.train.loop import draw_cycles, learning_rate, train
+from bench.train.optimizer import make_optimizer
 
 CONFIG = TrainConfig(steps=12, batch_size=8, lr=3e-3, eval_sequences=32)
 

@@ -1,8 +1,8 @@
 """Head-Tail Cycling whose blocks have scales, norms and biases of their own in every cycle: what is cheap to leave
 unshared is not shared.
 
-No single paper states it: layer norms of their own for every use of shared layers are common among looped models. All of
-it is a choice of ours: each of the three is per step, that is per block and cycle; they start such that the model is
+No single paper states it: layer norms of their own for every use of shared layers are common among looped models. All
+of it is a choice of ours: each of the three is per step, that is per block and cycle; they start such that the model is
 Head-Tail Cycling; cycles beyond the trained ones take what the last trained one has.
 """
 

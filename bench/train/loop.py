@@ -29,6 +29,7 @@ from bench.train.checkpoints import Checkpoints, Position
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
+from bench.train.optimizer import make_optimizer
 from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, stacks
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
@@ -54,20 +55,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     cooldown = config.cooldown * config.steps
     left = min(1.0, (config.steps - step) / cooldown) if cooldown else 1.0
     return config.lr * (config.min_lr + (1 - config.min_lr) * left)
-
-
-def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
-    and gates have a meaning at zero that decay would pull them to.
-    """
-    embeddings = {id(lm.tokens.weight), id(lm.lm_head.weight)}
-    matrices = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Linear)} - embeddings
-    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def compile_blocks(lm: CycleForCausalLM, on: bool = True) -> None:

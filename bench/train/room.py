@@ -19,7 +19,8 @@ from bench.model.network import Network
 from bench.model.variant import Variant
 
 PROCESS = 100 << 20  # bytes of a further process of a cell: Python with torch
-WEIGHT, ADAM = 4, 12  # bytes of a parameter: itself; its gradient and the two means of the optimizer
+WEIGHT = 4  # bytes of a parameter
+OPTIMIZER = {"adamw": 12, "muon": 8}  # of its gradient and of the optimizer's means at least
 STATE, LOGIT, TOKEN = 2, 4, 16  # bytes of a number of a state (bfloat16) and of the logits; of an input and its target
 
 
@@ -57,7 +58,7 @@ def check_room(
         copies = train.processes if train.sharding == "none" else 1
         training = batch * (STATE * model.d_model * _kept(lm, train, length) + LOGIT * length * data.vocab_size)
         testing = min(EVAL_BATCH, len(data.test)) * LOGIT * length * data.vocab_size
-        needed += copies * (WEIGHT * params + ADAM * learned) + max(training, testing)
+        needed += copies * (WEIGHT * params + OPTIMIZER[train.optimizer] * learned) + max(training, testing)
     tokens = f"{batch:,} x {length:,} tokens, {data.vocab_size:,} different ones,"
     check_memory(
         needed,
