@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bench.config import EvalConfig, ModelConfig, TrainConfig
+from bench.config import DEPTHS, EvalConfig, ModelConfig, TrainConfig
 from bench.data.task import TaskData
 from bench.evaluate.evaluation import EVAL_BATCH
 from bench.limits import check_memory, machine_memory
@@ -72,7 +72,9 @@ def _kept(lm: Network, train: TrainConfig, length: int) -> int:
     """States that autograd keeps of a sequence at least: one of every token for each step that a gradient passes."""
     if train.trained != "all":
         return 0
-    schedule, cut = lm.schedule, 1 if train.random_cycles else train.backward_cycles
+    schedule, cut = lm.schedule, train.backward_cycles
+    if any(getattr(train, field) != off for field, off in DEPTHS.items()):
+        cut = 1  # at least
     first = 0 if cut is None else max(0, schedule.n_cycles - cut)
     total = length * (len(schedule.coda) + (len(schedule.prelude) if cut is None else 0))
     for number, steps in enumerate(schedule.cycles[first:], first):
