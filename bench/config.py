@@ -88,6 +88,11 @@ class ModelConfig(Strict):
         description="of a block: one before attention and MLP, or another of their updates too, x + norm(f(norm(x))), "
         "as in Ouro, arXiv 2510.25741, and Gemma 2, arXiv 2408.00118",
     )
+    kv: Literal["own", "first", "last"] = Field(
+        "own",
+        description="keys and values of a block in later cycles: its own, those of its first cycle, or its own with a "
+        "cache that keeps the last cycle's alone (bench.model.keys)",
+    )
     residual_scale: float | None = Field(
         None,
         gt=0.0,

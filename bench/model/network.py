@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
-from bench.errors import InputError
+from bench.errors import InputError, UserError
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.halting import HaltingGate
@@ -72,6 +72,10 @@ class Network(nn.Module):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
+        if model.kv != "own" and self.recurrence is not None and self.recurrence.routes:
+            raise UserError(
+                f"model.kv: {model.kv!r} with {variant.name!r}, whose cycles run on different tokens (allowed: 'own')"
+            )
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
@@ -160,7 +164,7 @@ class Network(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
-            fit_cache(cache, self.variant, schedule, past)
+            fit_cache(cache, self.variant, self.model_shape, schedule, past)
         real, pairs = masks_of(attention_mask)
         if self.positions is not None:
             check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
@@ -291,7 +295,7 @@ class Network(nn.Module):
         x = self._normed(step, "attention", hidden, state)
         prefix = self.prefix(step, x) if self.prefix is not None else None
         with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
-        update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
+        update, mass = block.attention(x, step, state, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
         hidden = self._merged(step, "attention", hidden, update, mass, state)
@@ -324,7 +328,7 @@ class Network(nn.Module):
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
         x = self._normed(step, "attention", hidden, state)
-        return block.attention.keys_and_values(x, step, state.context, self.adapter)
+        return block.attention.keys_and_values(x, step, state, self.adapter)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """``run``, with its arguments."""

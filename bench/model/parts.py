@@ -141,12 +141,14 @@ class Recurrence(Part):
     each cycle, [B, T], as ``state.memory["halting"]``, where exit rules find it.
 
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
+    routes: whether cycles run on some of the tokens, each on others.
     chooses: whether each sequence decides, when the model is not training, how many of its tokens a cycle runs on.
     """
 
     label = "recurrence"
     reinjects: bool = False
     chooses: bool = False
+    routes: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""
