@@ -4,7 +4,6 @@ for. ``mor`` is refused.
 
 from __future__ import annotations
 
-
 import pytest
 import test_contract as contract
 import test_execute_tokens as by_token
