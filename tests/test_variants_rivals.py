@@ -11,6 +11,9 @@ from plain import embed, logits, run_block
 from settings import make, tokens
 from torch.nn.functional import layer_norm
 
+from bench.config import Objective
+from bench.study.schema import Study
+
 T, CYCLES, MIDDLE = 5, 3, (1, 2)  # four blocks: prelude 0, cycled 1 and 2, coda 3
 
 
@@ -110,3 +113,49 @@ def test_each_sequence_runs_its_own_number_of_cycles(name: str, options: dict[st
     weight = lm.blocks[1].mlp.up.weight
     found, expected = (torch.autograd.grad(part.square().sum(), weight)[0] for part in (out, torch.stack(alone)))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ouro_is_basic_cycling_with_norms_and_a_gate_unless_the_row_says_otherwise() -> None:
+    """Also after it has been written down and read again, as a manifest is."""
+    raw = {"name": "s", "question": "?", "tasks": ["p_hop"], "seeds": 1, "model": {"n_blocks": 2, "n_cycles": 2}}
+    rows = ["bc", "ouro", {"name": "ouro", "label": "two cycles", "model": {"n_cycles": 2}, "train": {"lr": 0.1}}]
+    study = Study.model_validate({**raw, "variants": rows})
+    for found in (study, Study.model_validate(study.model_dump(mode="json"))):
+        _, ouro, two = found.variants
+        shape, training = found.cell_model(ouro, found.tasks[0]), found.cell_train(two, found.tasks[0])
+        assert (ouro.name, ouro.label, two.label) == ("bc", "ouro", "two cycles")
+        assert (shape.n_cycles, shape.norm, shape.halting) == (4, "sandwich", "gate")
+        assert found.cell_model(two, found.tasks[0]).n_cycles == 2
+        assert (training.halting_loss, training.lr) == ("gate_cdf", 0.1)
+
+
+def test_ouro_trains_the_loss_expected_under_its_gate_minus_an_entropy() -> None:
+    """sum_t p_t L_t - beta H(p) with p_t = lambda_t prod_{j<t} (1 - lambda_j), the last cycle taking what remains."""
+    lm, x, cycles = make("bc", {}, norm="sandwich", halting="gate", n_cycles=4).train(), tokens(2, T), 4
+    targets = torch.cat([x[:, 1:], torch.full((2, 1), -100)], 1)
+    objective = Objective(halting_loss="gate_cdf", halting_weight=0.05)
+    lm.train_for(objective)
+    expected, count = torch.zeros(()), 2 * (T - 1)
+    state, left = lm.embed(x), torch.ones(2, T)
+    for number in lm.cycles(state):
+        halts = torch.sigmoid(lm.halting.linear(state.hidden)).squeeze(-1) if number < cycles else torch.ones(2, T)
+        p = left * halts
+        left = left * (1 - halts)
+        predicted = lm.lm_head(lm.read_out(state)).log_softmax(-1)
+        for b in range(2):
+            for t in range(T - 1):
+                expected = expected - p[b, t] * predicted[b, t, targets[b, t]] + 0.05 * p[b, t] * p[b, t].log()
+    torch.testing.assert_close(lm(x, labels=x).loss, expected / count)
+
+
+@pytest.mark.parametrize("n_cycles", [1, CYCLES])
+def test_fully_looped(n_cycles: int) -> None:
+    """x restarts at norm(embedding); x <- x + Attn(norm h, norm x, norm x), with h the normed end of the last cycle."""
+    lm, x = make("fully_looped", {}), tokens(2, T)
+    start, h = layer_norm(embed(lm, x), (16,)), None
+    for _ in range(n_cycles):
+        hidden = start
+        for block in range(4):
+            hidden = run_block(lm, block, hidden, asks=h)
+        h = layer_norm(hidden, (16,))
+    torch.testing.assert_close(lm(x, n_cycles=n_cycles).logits, logits(lm, hidden))
