@@ -34,11 +34,13 @@ def run_block(
     reads: Change = unchanged,
     gives: Change = unchanged,
     keys: tuple[Tensor, Tensor] | None = None,
+    asks: Tensor | None = None,
 ) -> Tensor:
     """The block's output for hidden [B, T, D].
 
     among: [B, T], the tokens that are there at all (the rest stay); scale: what both updates are multiplied by; reads,
-    gives: what is made of what a branch reads, and of its update; keys: keys and values [B, T, D] in place of its own.
+    gives: what is made of what a branch reads, and of its update; keys: keys and values [B, T, D] in place of its own;
+    asks: [B, T, D], of which queries are made in place of hidden.
     """
     w, n_heads = weights(lm, index), lm.model_shape.n_heads
     width = hidden.shape[-1]
@@ -48,6 +50,9 @@ def run_block(
         there = [t for t in range(hidden.shape[1]) if among is None or among[b, t]]
         x = reads("attention", layer_norm(hidden[b], (width,), w["norm1.weight"], w["norm1.bias"]))
         q, k, v = (x @ w["attention.qkv.weight"] + w["attention.qkv.bias"]).chunk(3, -1)
+        if asks is not None:
+            normed = layer_norm(asks[b], (width,), w["norm1.weight"], w["norm1.bias"])
+            q = (normed @ w["attention.qkv.weight"] + w["attention.qkv.bias"]).chunk(3, -1)[0]
         if keys is not None:
             k, v = keys[0][b], keys[1][b]
         for t in there:

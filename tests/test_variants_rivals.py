@@ -146,3 +146,16 @@ def test_ouro_trains_the_loss_expected_under_its_gate_minus_an_entropy() -> None
             for t in range(T - 1):
                 expected = expected - p[b, t] * predicted[b, t, targets[b, t]] + 0.05 * p[b, t] * p[b, t].log()
     torch.testing.assert_close(lm(x, labels=x).loss, expected / count)
+
+
+@pytest.mark.parametrize("n_cycles", [1, CYCLES])
+def test_fully_looped(n_cycles: int) -> None:
+    """x restarts at norm(embedding); x <- x + Attn(norm h, norm x, norm x), with h the normed end of the last cycle."""
+    lm, x = make("fully_looped", {}), tokens(2, T)
+    start, h = layer_norm(embed(lm, x), (16,)), None
+    for _ in range(n_cycles):
+        hidden = start
+        for block in range(4):
+            hidden = run_block(lm, block, hidden, asks=h)
+        h = layer_norm(hidden, (16,))
+    torch.testing.assert_close(lm(x, n_cycles=n_cycles).logits, logits(lm, hidden))

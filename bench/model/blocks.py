@@ -39,6 +39,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        asks: Tensor | None,
         step: Step,
         state: Walk,
         prefix: Prefix | None,
@@ -46,10 +47,13 @@ class Attention(nn.Module):
         adapter: Adapter | None,
         with_mass: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D]."""
+        """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D].
+
+        asks: the same for the queries, None where they read x too.
+        """
         batch, length, width = x.shape
         context = state.context
-        query, key, value = self._heads(x, step, state, adapter)
+        query, key, value = self._heads(x, asks, step, state, adapter)
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
         out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)
@@ -59,18 +63,24 @@ class Attention(nn.Module):
         mixed = out.transpose(1, 2).reshape(batch, length, width)
         return apply(self.out, "attention_out", mixed, step, adapter), mass
 
-    def _heads(self, x: Tensor, step: Step, state: Walk, adapter: Adapter | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, x: Tensor, asks: Tensor | None, step: Step, state: Walk, adapter: Adapter | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, d], keys and values [B, H_kv, S, d], those of the cache included."""
         model, context, queries = self.model, state.context, self.n_heads * self.head_dim
         cache, at = context.cache, keys.slot(model, state.schedule, step)
         if keys.borrows(model, step):
-            query = self._rows(x, step, adapter, 0, queries)
+            query = self._rows(x if asks is None else asks, step, adapter, 0, queries)
             query = query if context.rotation is None else rotate(query, context.rotation)
             if cache is not None:
                 return query, *keys.stored(cache, at, context.total)
             return query, *keys.unpacked(state.memory[keys.name_of(step)])
-        heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
-        query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
+        if asks is None:
+            heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
+            query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
+        else:
+            query = self._rows(asks, step, adapter, 0, queries)
+            key, value = self._rows(x, step, adapter, queries, None).chunk(2, 1)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         if cache is None:

@@ -295,7 +295,10 @@ class Network(nn.Module):
         x = self._normed(step, "attention", hidden, state)
         prefix = self.prefix(step, x) if self.prefix is not None else None
         with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
-        update, mass = block.attention(x, step, state, prefix, gate, adapter, with_mass)
+        asks = adapter.asks(step, state) if adapter is not None else None
+        if asks is not None:
+            asks = self._normed(step, "attention", asks, state)
+        update, mass = block.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
         hidden = self._merged(step, "attention", hidden, update, mass, state)

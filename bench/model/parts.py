@@ -107,6 +107,10 @@ class Adapter(Part):
         """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
         return hidden
 
+    def asks(self, step: Step, state: Walk) -> Tensor | None:
+        """The stream [B, T, D] that the step's queries are made of; None: the one that keys and values are made of."""
+        return None
+
     def normed(self, step: Step, branch: Branch, x: Tensor, state: Walk) -> Tensor:
         """What a branch of the block reads [B, T, D], made from the normed stream x of the same shape."""
         return x
