@@ -34,6 +34,16 @@ class RopeScaling(Strict):
 
     linear: every frequency over ``factor``; llama3: only low frequencies (Llama 3.1); yarn: Peng et al. 2023, arXiv
     2309.00071. Fields that a type does not know are refused by transformers' own check when the table is made.
+
+    Attributes:
+        rope_type: how.
+        factor: by which positions are stretched.
+        original_max_position_embeddings: the length, in tokens, that the model was trained at.
+        low_freq_factor, high_freq_factor: of llama3, the ends of the frequencies between which it blends.
+        attention_factor: of yarn, what attention is multiplied by; None: from the factor.
+        beta_fast, beta_slow: of yarn, the ends of its ramp between scaled and unscaled frequencies, in rotations.
+        mscale, mscale_all_dim: of yarn, from which the attention factor may be computed.
+        truncate: of yarn, whether the ends of the ramp are rounded to whole dimensions.
     """
 
     rope_type: Literal["linear", "llama3", "yarn"]
@@ -68,18 +78,21 @@ class ModelConfig(Strict):
     each runs.
     """
 
-    family: Literal["gpt2", "llama"] = "gpt2"
-    d_model: int = Field(128, ge=2, le=16384)
-    n_blocks: int = Field(4, ge=1, le=512)
-    n_cycles: int = Field(3, ge=1, le=512)
-    n_heads: int = Field(4, ge=1, le=256)
+    family: Literal["gpt2", "llama"] = Field(
+        "gpt2",
+        description="kind of block: gpt2 (LayerNorm, learned positions, GELU) or llama (RMSNorm, rotary, SwiGLU)",
+    )
+    d_model: int = Field(128, ge=2, le=16384, description="width of the state of a token; a multiple of n_heads")
+    n_blocks: int = Field(4, ge=1, le=512, description="blocks with parameters of their own")
+    n_cycles: int = Field(3, ge=1, le=512, description="passes through the blocks that are cycled")
+    n_heads: int = Field(4, ge=1, le=256, description="heads of attention")
     n_kv_heads: int | None = Field(None, ge=1, le=256, description="None: as many as n_heads; fewer only for llama")
     d_ff: int | None = Field(None, ge=1, le=131072, description="None: 4 d (gpt2) or 8/3 d rounded up to 8 (llama)")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    tie_embeddings: bool = True
-    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
-    rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="llama only")
-    rope_scaling: RopeScaling | None = Field(None, description="llama only")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values set to zero in training")
+    tie_embeddings: bool = Field(True, description="whether the LM head is the embedding of the tokens")
+    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0, description="added to the variance in every norm")
+    rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="base of the rotary frequencies; llama only")
+    rope_scaling: RopeScaling | None = Field(None, description="how rotary positions are stretched; llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
     )
@@ -155,8 +168,10 @@ class Init(Strict):
 class Execution(Strict):
     """How something is computed: where, how precisely, in how many pieces. Not what."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the numbers; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
     )
@@ -259,15 +274,18 @@ class TrainConfig(Objective, Execution):
         "adamw", description="muon: of the matrices of blocks, at the same learning rate; the rest stays with AdamW"
     )
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
-    lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
+    lr_schedule: Literal["cosine", "trapezoid"] = Field(
+        "cosine",
+        description="how the learning rate falls after the warm-up: along a cosine, or in a cooldown at the end",
+    )
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
     cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
     min_lr: float = Field(0.1, ge=0.0, le=1.0, description="final learning rate as a share of the peak")
     weight_decay: float = Field(
         0.1, ge=0.0, le=LARGE, description="on matrices only, not on norms, biases, embeddings, tokens"
     )
-    beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="of AdamW: decay of the mean of the gradients")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="of AdamW: decay of the mean of their squares")
     grad_clip: float | None = Field(1.0, gt=0.0, le=LARGE, description="largest norm of the gradients; None: any")
     trained: Trained = Field(
         "all", description="additions: only what the variant adds to plain blocks (with the norms); the rest is frozen"
@@ -333,8 +351,10 @@ class TrainConfig(Objective, Execution):
 
 
 class EvalConfig(Strict):
-    """How a trained model is tested. max_cycles: it is run for 1, 2, ... up to so many cycles; None: twice as many as
-    it was trained with.
+    """How a trained model is tested.
+
+    Attributes:
+        max_cycles: it is run for 1, 2, ... up to so many cycles; None: twice as many as it was trained with.
     """
 
     max_cycles: int | None = Field(None, ge=1, le=1024)
