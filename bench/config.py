@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from bench.errors import UserError, from_validation
+from bench.errors import UserError
+from bench.form import Form
+from bench.strict import Strict
+from bench.strict import parse as parse
 
 IGNORED = -100  # the target of a position that is not scored
 FIRST_PILOT = 10_000  # seeds from here on are for choosing settings: they never enter a verdict
@@ -23,70 +23,6 @@ RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes olde
 
 NUMBERLESS = {"activation_checkpointing"}  # fields of a training that change no number
 RESOLVED = ("device", "precision", "stacked")  # fields of a training that are never left out of an id
-
-
-class Strict(BaseModel):
-    """A frozen configuration object that refuses unknown keys, infinities, and truth values where it wants numbers.
-
-    The text ``none`` is None where a field may be that and no other text: as messages write it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls, str(info.field_name))
-        if value == "none" and type(None) in kinds and not kinds & {str, Any, "none"}:
-            return None
-        off = " or none" if type(None) in kinds else ""
-        for inner in _scalars(value) if Any in kinds or kinds & {int, float} else ():
-            if isinstance(inner, bool) and not kinds & {bool, Any}:
-                raise ValueError(f"must be a number{off}, no truth value")
-            if isinstance(inner, float) and not math.isfinite(inner):
-                raise ValueError(f"must be a finite number{off}")
-        return value
-
-
-@lru_cache(maxsize=4096)
-def _kinds(model: type[BaseModel], field: str) -> frozenset[Any]:
-    """The types and the literal values that a field may hold, at any depth of its lists and mappings."""
-    return frozenset(_leaves(model.model_fields[field].annotation))
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    inner = get_args(annotation)
-    if not inner or get_origin(annotation) is Literal:
-        yield from inner or (annotation,)
-    else:
-        for part in inner[:1] if get_origin(annotation) is Annotated else inner:
-            yield from _leaves(part)
-
-
-def _scalars(value: Any) -> Iterator[Any]:
-    """What a value of lists and mappings is made of."""
-    waiting, seen = [value], set[int]()
-    while waiting:
-        inner = waiting.pop()
-        if isinstance(inner, dict | list | tuple):
-            waiting += () if id(inner) in seen else inner.values() if isinstance(inner, dict) else inner
-            seen.add(id(inner))
-        else:
-            yield inner
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def parse(kind: type[Config], values: Any, where: str) -> Config:
-    """Validate ``values`` as ``kind``.
-
-    Raises UserError: one line naming the field, the value and what is allowed, if they do not fit.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise from_validation(where, error, kind.model_fields) from None
 
 
 Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -154,6 +90,8 @@ class ModelConfig(Strict):
         "and N uses of the block (arXiv 2606.18524; bench.model.schedule.residual_scales); None: by 1",
     )
 
+    form: Form = Field(Form(), description="of the task's sequences, which the task tells")
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.d_model % self.n_heads:
@@ -168,6 +106,11 @@ class ModelConfig(Strict):
             if self.n_heads % self.n_kv_heads:
                 raise ValueError(f"n_heads = {self.n_heads} must be a multiple of n_kv_heads = {self.n_kv_heads}")
         return self
+
+    @property
+    def tied(self) -> bool:
+        """Whether the LM head is the embedding: vectors have none that could be it."""
+        return self.tie_embeddings and self.form.features is None
 
     @property
     def head_dim(self) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,40 +16,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
+from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
+from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
-from bench.model.walk import RunSteps, Walk
+from bench.model.walk import Outcome, RunSteps, Walk
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a pass gives.
-
-    Attributes:
-        logits: [B, T, V], or those of the last positions that were asked for.
-        exit_depth: [B], steps run for each sequence.
-        exit_signals: [B, cycles], mean zero attention of each cycle, if it was asked for.
-        zero_attention: one [B, H, T] for each step that has zero tokens, in order, if it was asked for.
-        exit_logits: one [B, T, V] for every exit point, the last being ``logits``, if they were asked for.
-        halting: the chance [B, T] of having halted by every exit point but the last, if anything halts.
-        auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
-    """
-
-    logits: Tensor
-    exit_depth: Tensor
-    exit_signals: Tensor | None = None
-    zero_attention: tuple[Tensor, ...] | None = None
-    exit_logits: tuple[Tensor, ...] | None = None
-    halting: tuple[Tensor, ...] | None = None
-    auxiliary_loss: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -66,7 +44,7 @@ class Network(nn.Module):
         """The arguments of ``build``."""
         super().__init__()
         self.build(variant, model, vocab_size, positions, built_cycles)
-        if model.tie_embeddings:
+        if model.tied:
             self.lm_head.weight = self.tokens.weight
 
     def build(
@@ -85,7 +63,7 @@ class Network(nn.Module):
         schedule = variant.schedule(model)
         strength = model.residual_scale
         self.residual_scales = None if strength is None else residual_scales(schedule, strength)
-        self.tokens = nn.Embedding(vocab_size, model.d_model)
+        self.tokens = first_layer(model, vocab_size)
         learned = model.family == "gpt2"
         self.positions = nn.Embedding(positions, model.d_model) if learned else None
         self.dropout = nn.Dropout(model.dropout)
@@ -141,7 +119,7 @@ class Network(nn.Module):
                     continue
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 reseed(int.from_bytes(digest[:8], "big"))
-                if not (name == "lm_head" and self.model_shape.tie_embeddings):
+                if not (name == "lm_head" and self.model_shape.tied):
                     self._init_weights(module)
 
     def schedule_at(self, n_cycles: int | None) -> Schedule:
@@ -166,7 +144,8 @@ class Network(nn.Module):
         with_mass: bool = False,
         n_cycles: int | None = None,
     ) -> Walk:
-        """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
+        """The start of a pass: tokens [B, T], or vectors [B, T, F], embedded, masks and rotary tables made once for all
+        steps.
 
         Args:
             attention_mask: [B, past + T], 1 for real tokens; or [B or 1, H or 1, T, past + T], which token sees which,
@@ -184,6 +163,7 @@ class Network(nn.Module):
         if cache is not None:
             fit_cache(cache, self.variant, schedule, past)
         real, pairs = masks_of(attention_mask)
+        input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
             check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
         documents = None
@@ -191,12 +171,13 @@ class Network(nn.Module):
             position_ids = default_positions(real, past, input_ids)
         elif pairs is None:
             documents = packed(position_ids, real, past, cache)
-        hidden = self.tokens(input_ids)
+        hidden = self.tokens(input_ids).to(self.tokens.weight.dtype)  # under autocast a projection has another
         if self.positions is not None:
             hidden = hidden + self.positions(position_ids)
         hidden = self.dropout(hidden)
         context = self.context(hidden, past, real, position_ids, cache, with_mass, documents, pairs)
-        return Walk(hidden, hidden, position_ids, context, schedule)
+        own = None if real is None else real[:, past:] != 0
+        return Walk(hidden, hidden, position_ids, context, schedule, real=own)
 
     def context(
         self,
@@ -224,9 +205,10 @@ class Network(nn.Module):
             lowest = torch.finfo(dtype).min
             added = pairs.to(dtype) if pairs.is_floating_point() else torch.zeros_like(pairs, dtype=dtype)
             pairs = added.clamp_min(lowest) if pairs.is_floating_point() else added.masked_fill(pairs == 0, lowest)
-        return Context(
-            length, past + length, visible, n_prefix, turn, cache, with_mass, like, documents=documents, pairs=pairs
-        )
+        causal = self.model_shape.form.attention == "causal"
+        how = attend if causal else partial(attend, causal=False)
+        total = past + length
+        return Context(length, total, visible, n_prefix, turn, cache, with_mass, like, how, documents, pairs, causal)
 
     def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
@@ -282,15 +264,15 @@ class Network(nn.Module):
         state.take(tree_unflatten(found, forms[0]))
 
     def read_out(self, state: Walk) -> Tensor:
-        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
-        but for the zero attention of the coda's steps.
+        """What coda and final norm make of the state if the cycles end here, [B, T, D] or, of what is judged once,
+        [B, 1, D]; the state goes on unchanged, but for the zero attention of the coda's steps.
         """
         branch = state.branch()
         if self.recurrence is not None:
             branch.hidden = self.recurrence.output(branch)
         hidden = self.norm(self.walk(state.schedule.coda, branch).hidden)
         state.zero_attention |= branch.zero_attention
-        return hidden
+        return judged(hidden, state.real, self.model_shape.form)
 
     def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
         """Run steps of the schedule on the state, in place."""
@@ -345,7 +327,7 @@ class Network(nn.Module):
         """Run the whole schedule.
 
         Args:
-            input_ids: tokens [B, T].
+            input_ids: tokens [B, T], or vectors [B, T, F].
             attention_mask: [B, past + T], 1 for real tokens.
             position_ids: [B, T], from the mask or the cache by default.
             cache: keys and values of earlier tokens, a slot a step.
@@ -361,7 +343,7 @@ class Network(nn.Module):
             if output_exits and number < state.schedule.n_cycles:
                 exits.append(self.lm_head(self.read_out(state)))
                 if "halting" in state.memory:
-                    halting.append(state.memory["halting"])
+                    halting.append(judged(state.memory["halting"], state.real, self.model_shape.form))
         logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
         signals = [state.signal(steps) for steps in state.schedule.cycles] if output_zero_attention else []
         seen = [signal for signal in signals if signal is not None]

@@ -22,7 +22,7 @@ from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.costs import training_flops
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel
 from bench.model.losses import exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
@@ -56,7 +56,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * left)
 
 
-def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(lm: CycleModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
     and gates have a meaning at zero that decay would pull them to.
     """
@@ -70,7 +70,7 @@ def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def compile_blocks(lm: CycleForCausalLM, on: bool = True) -> None:
+def compile_blocks(lm: CycleModel, on: bool = True) -> None:
     """``torch.compile`` the attention and the MLP of the blocks, or take it back.
 
     All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
@@ -92,7 +92,7 @@ class Training:
 
     def __init__(
         self,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         data: TaskData,
         config: TrainConfig,
         seed: int,
@@ -120,7 +120,7 @@ class Training:
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
         self.flops = flops_by_step(lm, config, data.length, self.cycles)
         self.due = _evaluations(config, self.flops)
-        self.batches = Batches(data.train, config.batch_size, seed)
+        self.batches = Batches(data.train, config.batch_size, seed, data.augment)
         lm.gradient_checkpointing = config.activation_checkpointing
         lm.train_for(config)
         self.run = team.step(lm)
@@ -211,7 +211,7 @@ class Training:
 
 
 def train(
-    lm: CycleForCausalLM,
+    lm: CycleModel,
     data: TaskData,
     config: TrainConfig,
     seed: int,
@@ -365,9 +365,7 @@ def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | Non
     return [int(count) + 1 for count in rng.poisson(rate)]
 
 
-def flops_by_step(
-    lm: CycleForCausalLM, config: TrainConfig, length: int, cycles: list[int | None]
-) -> NDArray[np.float64]:
+def flops_by_step(lm: CycleModel, config: TrainConfig, length: int, cycles: list[int | None]) -> NDArray[np.float64]:
     """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""
     device = lm.device.type
     of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
