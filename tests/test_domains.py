@@ -16,13 +16,15 @@ from bench.config import ModelConfig, TrainConfig
 from bench.data.audio import Audio, frames_of, log_mel, mel_bands
 from bench.data.batches import Batches, arrays
 from bench.data.classes import LINEAR, stratified
-from bench.data.pictures import Images, augmented, patches
+from bench.data.pictures import HELD_OUT, SPLIT, Images, augmented, patches
 from bench.data.prepared import load_prepared, save
 from bench.data.task import TaskData, get_task, task_data
 from bench.errors import UserError
+from bench.evaluate.examples import examples
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.train.loop import train
+from reports.pictures import picture
 
 COLOURS = {"blue": (20, 30, 220), "red": (210, 40, 30)}
 TONES = {"high": 1800.0, "low": 300.0}
@@ -245,6 +247,34 @@ def test_a_tone_is_loudest_in_its_band() -> None:
         assert frames.shape == (98, 40)
         band = int(np.argmax(weights[:, round(tone / 40)]))
         assert (frames.argmax(1) == band).all()
+
+
+def test_pictures_are_kept_by_the_cycle_they_leave_after(digits: TaskData) -> None:
+    """Those of scikit-learn, pixel by pixel, each with what the trace says of it."""
+    from sklearn.datasets import load_digits
+
+    from bench.config import EvalConfig
+    from bench.evaluate.record import examine
+
+    model = ModelConfig(d_model=16, n_blocks=3, n_cycles=2, form=digits.form)
+    lm = build_model(get_variant("ztt"), model, digits.vocab_size, digits.max_length)
+    lm.reset_parameters(0)
+    found = examine(lm, digits, EvalConfig(max_cycles=2))
+    assert found.exits is not None and found.exits.examples
+    tuned = next(one for one in found.exits.rules["zero_attention"].tuned if one.budget == 0.8)
+    left = found.test.leave("zero_attention", tuned.threshold)
+    known = load_digits()
+    places = stratified(known.target, HELD_OUT, SPLIT)["test"]
+    counts = {cycle: min(12, int((left == cycle).sum())) for cycle in (1, 2)}
+    assert [one.cycle for one in found.exits.examples] == [1] * counts[1] + [2] * counts[2]
+    for cycle in (1, 2):
+        mine = [one for one in found.exits.examples if one.cycle == cycle]
+        for one, row in zip(mine, np.flatnonzero(left == cycle), strict=False):
+            pixels = known.images[places[row]]
+            np.testing.assert_array_equal(picture(one), np.rint(pixels * 255 / 16).astype(np.uint8))
+            assert one.label == str(known.target[places[row]])
+            assert one.right == bool(found.test.correct[row, cycle - 1])
+    assert examples(digits, found.test, found.exits.but(rules={})) is None
 
 
 @pytest.mark.long

@@ -45,7 +45,11 @@ def _folders(root: Path, column: str, label: str) -> dict[str, Any]:
 
     parts = {ours: root / theirs for theirs, ours in SPLITS.items() if (root / theirs).is_dir()}
     parts = parts if "train" in parts else {"train": root}
-    names = sorted(path.name for path in parts["train"].iterdir() if path.is_dir() and any(path.glob("*.wav")))
+    names = sorted(
+        path.name
+        for path in parts["train"].iterdir()
+        if path.is_dir() and path.name[0] not in "_." and any(path.glob("*.wav"))
+    )
     kind = Features({column: {"bytes": Value("binary"), "path": Value("string")}, label: ClassLabel(names=names)})
     found = {}
     for name, part in parts.items():
