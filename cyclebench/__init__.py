@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from bench.evaluate.rules import View as View
     from bench.evaluate.rules import register as register_rule
     from bench.exits.generation import EarlyExit as EarlyExit
+    from bench.form import Form as Form
     from bench.model.flops import Flops as Flops
     from bench.model.gates import register as register_gate
     from bench.model.language_model import CycleConfig as CycleConfig
     from bench.model.language_model import CycleForCausalLM as CycleForCausalLM
+    from bench.model.language_model import CycleForClassification as CycleForClassification
     from bench.model.parts import Adapter as Adapter
     from bench.model.parts import AttentionPrefix as AttentionPrefix
     from bench.model.parts import Gate as Gate
@@ -74,8 +76,10 @@ _PLACES = {
     "AttentionPrefix": ("bench.model.parts", "AttentionPrefix"),
     "CycleConfig": ("bench.model.language_model", "CycleConfig"),
     "CycleForCausalLM": ("bench.model.language_model", "CycleForCausalLM"),
+    "CycleForClassification": ("bench.model.language_model", "CycleForClassification"),
     "EarlyExit": ("bench.exits.generation", "EarlyExit"),
     "Flops": ("bench.model.flops", "Flops"),
+    "Form": ("bench.form", "Form"),
     "Gate": ("bench.model.parts", "Gate"),
     "Generated": ("bench.data.generated", "Generated"),
     "Metric": ("bench.data.task", "Metric"),
@@ -127,8 +131,10 @@ __all__ = [
     "AttentionPrefix",
     "CycleConfig",
     "CycleForCausalLM",
+    "CycleForClassification",
     "EarlyExit",
     "Flops",
+    "Form",
     "Gate",
     "Generated",
     "Metric",
