@@ -85,8 +85,8 @@ def unpack(packed: bytes) -> None:
     """Register what ``pack`` has found in another process."""
     if not packed:
         return
-    groups = {registry.group: registry for registry in Registry.all}
     found: list[tuple[str, str, Any]] = cloudpickle.loads(packed)
+    groups = {registry.group: registry for registry in Registry.all}  # what definitions need is imported by now
     for group, name, thing in found:
         groups[group].register(name)(thing)
 

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything is imported: the tests never reach for a hub, and two workers share two cores.
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from bench import processes
+from bench import plugins, processes
+from bench.registry import Registry
 
 torch.set_num_threads(1)
 settings.register_profile("quiet", deadline=None)  # how long an example takes tells more of the machine's neighbours
@@ -45,3 +47,13 @@ def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_imported() -> Iterator[None]:
+    """What the files that a test imports have registered is forgotten after its module, so that it harms no other."""
+    yield
+    plugins._imported.cache_clear()
+    for registry in Registry.all:
+        for name in [name for name, thing in registry.registered().items() if plugins._own(thing)]:
+            del registry._found[name]

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
 from bench.config import IGNORED, TrainConfig
 from bench.data.batches import arrays
 from bench.data.task import TaskData, get_task
-from bench.data.tokenizers import make_tokenizer, number_tokenizer
+from bench.data.tokenizers import number_tokenizer, text_tokenizer
 from bench.downstream.run import Meter
 from bench.exits.generation import EarlyExit
 from bench.model.language_model import CycleForCausalLM, build_model
@@ -172,7 +172,7 @@ def speaking(name: str) -> CycleForCausalLM:
 
 @every
 def test_pipeline(name: str) -> None:
-    lm, tokenizer = speaking(name), make_tokenizer("bytes", 0, [])
+    lm, tokenizer = speaking(name), text_tokenizer("bytes", 0, []).made()
     lm.resize_token_embeddings(len(tokenizer))
     say = pipeline("text-generation", model=lm, tokenizer=tokenizer, device="cpu")
     prompts = ["In the beginning", "And"]
@@ -192,10 +192,9 @@ def test_generating_tasks_of_the_harness(name: str) -> None:
     lm = make(name, {}, "llama")
     tokenizer = number_tokenizer(VOCAB)
     client = models.HFLM(pretrained=lm, tokenizer=tokenizer, batch_size=2, max_length=40)
-    meter = Meter(lm, 5)
-    lm.register_forward_pre_hook(meter, with_kwargs=True)
     asked = [Instance("generate_until", {}, (" 1 2 3", {"until": [], "max_gen_toks": 4}), number) for number in (0, 1)]
-    told = client.generate_until(asked, disable_tqdm=True)
+    with Meter(lm, 5) as meter:
+        told = client.generate_until(asked, disable_tqdm=True)
     ids = torch.tensor([[1, 2, 3]])
     expected = make(name, {}, "llama").generate(ids, n_cycles=5, use_cache=False, **GREEDY)[0, 3:]
     assert told == [" ".join(map(str, expected.tolist()))] * 2 and meter.tokens

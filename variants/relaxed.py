@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear as project
 
-from bench.config import ModelConfig
+from bench.config import LARGE, ModelConfig
 from bench.model.flops import Flops
 from bench.model.parts import Adapter, Linear, StepTable
 from bench.model.schedule import Schedule, Step
@@ -107,7 +107,7 @@ class RelaxedRecursive(HeadTailCycling):
         n_prelude: int = Field(0, ge=0, le=128)
         n_coda: int = Field(0, ge=0, le=128)
         rank: int = Field(8, ge=1, le=4096)
-        alpha: float | None = Field(None, gt=0.0)
+        alpha: float | None = Field(None, gt=0.0, le=LARGE)
         start: Literal["zero", "svd"] = "zero"
 
     def adapter(self, model: ModelConfig, schedule: Schedule) -> LowRank:

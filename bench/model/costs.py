@@ -155,12 +155,13 @@ def cycle_flops(
     """
     if lm.recurrence is not None and ran is not None:
         total = step_flops(lm, schedule.cycles[cycle], ran[1], device, with_mass)
-        return total + lm.recurrence.chosen_flops(cycle, length, ran[0])
-    run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
-    total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
-    total += frozen_flops(lm, schedule.cycles[cycle], frozen)
-    if lm.recurrence is not None:
-        total += lm.recurrence.cycle_flops(cycle, length)
+        total += lm.recurrence.chosen_flops(cycle, length, ran[0])
+    else:
+        run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
+        total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
+        total += frozen_flops(lm, schedule.cycles[cycle], frozen)
+        if lm.recurrence is not None:
+            total += lm.recurrence.cycle_flops(cycle, length)
     if lm.halting is not None and cycle + 1 < schedule.n_cycles:
         total += lm.halting.cycle_flops(length)
     return total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from bench.config import Strict
+from bench.config import LARGEST, Strict
 from bench.data.task import get_task, tasks
 from bench.errors import UserError, unknown
 from bench.store.manifest import HarnessRow
@@ -39,8 +39,8 @@ class HarnessEntry(Strict):
     on: str | None = None
     metric: str = "acc"
     options: dict[str, Any] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=1)
-    fewshot: int | None = Field(None, ge=0)
+    limit: int | None = Field(None, ge=1, le=LARGEST)
+    fewshot: int | None = Field(None, ge=0, le=1024)
     include: str | None = None
 
     @model_validator(mode="before")
