@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bench.errors import UserError
+from bench.form import Form
 from bench.strict import Strict as Strict
 from bench.strict import parse as parse
 
@@ -79,18 +80,17 @@ class ModelConfig(Strict):
     """
 
     family: Literal["gpt2", "llama"] = Field(
-        "gpt2",
-        description="kind of block: gpt2 (LayerNorm, learned positions, GELU) or llama (RMSNorm, rotary, SwiGLU)",
+        "gpt2", description="of the blocks: LayerNorm, GELU, learned positions; or RMSNorm, SwiGLU, rotary ones"
     )
-    d_model: int = Field(128, ge=2, le=16384, description="width of the state of a token; a multiple of n_heads")
+    d_model: int = Field(128, ge=2, le=16384, description="width of the residual stream")
     n_blocks: int = Field(4, ge=1, le=512, description="blocks with parameters of their own")
-    n_cycles: int = Field(3, ge=1, le=512, description="passes through the blocks that are cycled")
-    n_heads: int = Field(4, ge=1, le=256, description="heads of attention")
+    n_cycles: int = Field(3, ge=1, le=512, description="how often the shared blocks run")
+    n_heads: int = Field(4, ge=1, le=256, description="of attention; divides d_model")
     n_kv_heads: int | None = Field(None, ge=1, le=256, description="None: as many as n_heads; fewer only for llama")
     d_ff: int | None = Field(None, ge=1, le=131072, description="None: 4 d (gpt2) or 8/3 d rounded up to 8 (llama)")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values set to zero in training")
-    tie_embeddings: bool = Field(True, description="whether the LM head is the embedding of the tokens")
-    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0, description="added to the variance in every norm")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the activations set to zero in training")
+    tie_embeddings: bool = Field(True, description="one matrix for the embedding and the LM head")
+    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0, description="added to the variance in norms")
     rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="base of the rotary frequencies; llama only")
     rope_scaling: RopeScaling | None = Field(None, description="how rotary positions are stretched; llama only")
     halting: Literal["none", "gate"] = Field(
@@ -114,6 +114,8 @@ class ModelConfig(Strict):
         "and N uses of the block (arXiv 2606.18524; bench.model.schedule.residual_scales); None: by 1",
     )
 
+    form: Form = Field(Form(), description="of the task's sequences, which the task tells")
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.d_model % self.n_heads:
@@ -128,6 +130,11 @@ class ModelConfig(Strict):
             if self.n_heads % self.n_kv_heads:
                 raise ValueError(f"n_heads = {self.n_heads} must be a multiple of n_kv_heads = {self.n_kv_heads}")
         return self
+
+    @property
+    def tied(self) -> bool:
+        """Whether the LM head is the embedding: vectors have none that could be it."""
+        return self.tie_embeddings and self.form.features is None
 
     @property
     def head_dim(self) -> int:
@@ -169,9 +176,9 @@ class Execution(Strict):
     """How something is computed: where, how precisely, in how many pieces. Not what."""
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the numbers; auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto", description="of products of matrices; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
     )
@@ -275,8 +282,7 @@ class TrainConfig(Objective, Execution):
     )
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "trapezoid"] = Field(
-        "cosine",
-        description="how the learning rate falls after the warm-up: along a cosine, or in a cooldown at the end",
+        "cosine", description="from the peak down along a cosine; or constant, then straight down in the cooldown"
     )
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
     cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
@@ -284,8 +290,8 @@ class TrainConfig(Objective, Execution):
     weight_decay: float = Field(
         0.1, ge=0.0, le=LARGE, description="on matrices only, not on norms, biases, embeddings, tokens"
     )
-    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="of AdamW: decay of the mean of the gradients")
-    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="of AdamW: decay of the mean of their squares")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="of AdamW: decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="of AdamW: decay of the mean square")
     grad_clip: float | None = Field(1.0, gt=0.0, le=LARGE, description="largest norm of the gradients; None: any")
     trained: Trained = Field(
         "all", description="additions: only what the variant adds to plain blocks (with the norms); the rest is frozen"
@@ -351,13 +357,11 @@ class TrainConfig(Objective, Execution):
 
 
 class EvalConfig(Strict):
-    """How a trained model is tested.
+    """How a trained model is tested."""
 
-    Attributes:
-        max_cycles: it is run for 1, 2, ... up to so many cycles; None: twice as many as it was trained with.
-    """
-
-    max_cycles: int | None = Field(None, ge=1, le=1024)
+    max_cycles: int | None = Field(
+        None, ge=1, le=1024, description="a trained model is tested at 1, 2, ... so many cycles; None: twice its own"
+    )
 
 
 class Cell(Strict):
