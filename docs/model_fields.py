@@ -100,6 +100,8 @@ def _default(schema: Mapping[str, Any], required: bool) -> str:
     if required:
         return "required"
     value = schema.get("default")
+    if "$ref" in schema:  # a part with defaults of its own
+        return ""
     if isinstance(value, dict | list):
         return f"`{json.dumps(value)}`" if value and len(json.dumps(value)) < 60 else ""
     return "`none`" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"

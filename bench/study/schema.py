@@ -65,7 +65,7 @@ class Study(Strict):
         evaluation: how trained models are tested, see EvalConfig.
         tasks: what models are trained and judged on; names, or entries as in TaskEntry.
         variants: what is compared; names, or entries as in VariantEntry.
-        seeds: a list, or a number n, which means 0 to n - 1. Those from FIRST_PILOT on are pilots. A study with
+        seeds: a list, or a number n, which means 0 to n - 1. Those from 10,000 on are pilots. A study with
             ``decide`` leaves it out: it may use 0 to its last look, in order. Run on pilots, it takes all of them and
             decides nothing.
         harness: tasks of lm-evaluation-harness that finished models are scored on.
