@@ -46,6 +46,7 @@ class Router(Recurrence):
     """What both ways of routing have in common. alpha: scale of the gate; weight, z: of the losses."""
 
     label = "router"
+    routes = True
 
     def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
         super().__init__()

@@ -87,6 +87,7 @@ def _named() -> dict[str, list[dict[str, str]]]:
     from bench.model.gates import NONE, gates  # start-up
     from bench.model.variant import variants  # start-up
     from bench.study.load import load_study, study_names  # start-up
+    from bench.study.named import NAMED  # start-up
 
     found: dict[str, list[dict[str, str]]] = {}
     for title, registry in (("Variants", variants), ("Tasks", tasks)):
@@ -95,6 +96,10 @@ def _named() -> dict[str, list[dict[str, str]]]:
             {"name": name, "what it is": _first_sentence(kind), "options = default": _options(kind.Options)}
             for name, kind in kinds.items()
         ]
+    found["Names of a variant with a shape and a training of its own"] = [
+        {"name": name, "what it is": named.about, "variant": ", ".join([named.variant, *_fields(named)])}
+        for name, named in sorted(NAMED.items())
+    ]
     found["Exit rules (--rule, --exit)"] = [
         {
             "name": name,
@@ -193,6 +198,12 @@ def costs_(
     show(f"{chosen.name}: what is added to {chosen.reference}", tables)
     for path in write_costs(chosen, rows, batch, command_line(), place, out):
         print(path)
+
+
+def _fields(named: Any) -> list[str]:
+    """What a name of a variant sets, as ``--set`` would."""
+    told = {"model": named.model, "train": named.train}
+    return [f"{group}.{key}={value}" for group, given in told.items() for key, value in given.items()]
 
 
 def _first_sentence(kind: type) -> str:

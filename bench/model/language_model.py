@@ -212,6 +212,7 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
         output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
+        sequence_cycles: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
         **others: Any,
@@ -256,6 +257,7 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
                 output_exits or every,
                 n_cycles,
                 backward_cycles,
+                sequence_cycles,
             )
             out = CycleOutput(cache=cache, **vars(found))
         if labels is not None:

@@ -62,6 +62,17 @@ class Walk:
         """Take the new states [B, T, D] of the active tokens."""
         self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
 
+    def hold(self, before: Walk, going: Tensor) -> None:
+        """Put back what sequences were ``before``, all but those that are going on [B]."""
+
+        def held(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(going.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+        self.hidden = held(self.hidden, before.hidden)
+        self.memory |= {name: held(self.memory[name], old) for name, old in before.memory.items()}
+        if self.active is not None:
+            self.active = held(self.active, torch.ones_like(self.active) if before.active is None else before.active)
+
     def select(self, rows: Tensor) -> Walk:
         """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""
         found = self.each(lambda tensor: tensor[rows])
