@@ -12,6 +12,7 @@ import typer
 
 from bench.cli import cells, explore, models, performance, stores
 from bench.cli import exits as exits
+from bench.cli.compare import compare
 from bench.cli.options import (
     DEFAULT_HANG,
     DEFAULT_RUNS,
@@ -316,6 +317,7 @@ app.command("import")(stores.import_)
 app.command("show")(cells.show_)
 for command in (
     explore.profile,
+    compare,
     status,
     sync,
     verify,
