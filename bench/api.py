@@ -189,7 +189,8 @@ class Results:
         with renderers(len(self.manifest.cells)) as pool:
             from reports.page import write_report  # start-up
 
-            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool)
+            sweeps = [] if published else [s for s in self.store.sweeps() if (s.of or s.study) == self.manifest.study]
+            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool, sweeps)
         return self.paths
 
     def _finished(self) -> Iterator[tuple[CellRow, Record]]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bench.errors import UserError
 from bench.form import Form
-from bench.strict import Strict
+from bench.strict import Strict as Strict
 from bench.strict import parse as parse
 
 IGNORED = -100  # the target of a position that is not scored
@@ -23,6 +23,8 @@ RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes olde
 
 NUMBERLESS = {"activation_checkpointing"}  # fields of a training that change no number
 RESOLVED = ("device", "precision", "stacked")  # fields of a training that are never left out of an id
+
+DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None}  # what changes them, and off
 
 
 Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -81,6 +83,16 @@ class ModelConfig(Strict):
     rope_scaling: RopeScaling | None = Field(None, description="llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
+    )
+    norm: Literal["pre", "sandwich"] = Field(
+        "pre",
+        description="of a block: one before attention and MLP, or another of their updates too, x + norm(f(norm(x))), "
+        "as in Ouro, arXiv 2510.25741, and Gemma 2, arXiv 2408.00118",
+    )
+    kv: Literal["own", "first", "last"] = Field(
+        "own",
+        description="keys and values of a block in later cycles: its own, those of its first cycle, or its own with a "
+        "cache that keeps the last cycle's alone (bench.model.keys)",
     )
     residual_scale: float | None = Field(
         None,
@@ -231,12 +243,29 @@ class Objective(Strict):
         return bool(self.exit_loss) or self.halting_loss != "none"
 
 
+class CyclesSchedule(Strict):
+    """A curriculum over the number of cycles.
+
+    Attributes:
+        start: the number at the first step.
+        end: from the end of the share on; None: ``model.n_cycles``.
+        share: of the steps, over which it goes from the one to the other.
+    """
+
+    start: int = Field(1, ge=1, le=512)
+    end: int | None = Field(None, ge=1, le=512)
+    share: float = Field(0.5, gt=0.0, le=1.0)
+
+
 class TrainConfig(Objective, Execution):
     """One training run. Part of the cell's identity: everything here may change the numbers."""
 
     steps: int = Field(1000, ge=1, le=MOST_STEPS, description="optimizer steps")
     batch_size: int = Field(32, ge=1, le=LARGEST, description="sequences per optimizer step")
     accumulation: int = Field(1, ge=1, le=LARGEST, description="micro-batches a step is split into; divides batch_size")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: of the matrices of blocks, at the same learning rate; the rest stays with AdamW"
+    )
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
@@ -256,6 +285,13 @@ class TrainConfig(Objective, Execution):
         description="draw the number of cycles of every step: rate ~ LogNormal(ln r - 1/8, 1/2), Poisson(rate) + 1 "
         "(Geiping et al. 2025, arXiv 2502.05171, section 3.3), r being model.n_cycles",
     )
+    sequence_cycles: bool = Field(
+        False,
+        description="draw the number of cycles of every sequence: max(1, Poisson(r)) (Parcae, arXiv 2604.12946)",
+    )
+    cycles_schedule: CyclesSchedule | None = Field(
+        None, description="a curriculum over the number of cycles, or over r where it is drawn"
+    )
     backward_cycles: int | None = Field(
         None, ge=1, le=1024, description="gradients flow through so many last cycles only; None: through all"
     )
@@ -274,8 +310,18 @@ class TrainConfig(Objective, Execution):
                 f"batch_size = {self.batch_size} must be a multiple of accumulation x processes = "
                 f"{self.accumulation} x {self.processes}"
             )
-        if self.cuda_graphs and self.random_cycles:
-            raise ValueError("cuda_graphs = True needs random_cycles = False")
+        for field, off in DEPTHS.items():
+            if self.cuda_graphs and getattr(self, field) != off:
+                raise ValueError(f"cuda_graphs = True needs {field} = {off}")
+        if self.sequence_cycles and self.random_cycles:
+            raise ValueError("sequence_cycles = True needs random_cycles = False: one of them draws")
+        if self.sequence_cycles and self.trains_exits:
+            raise ValueError("sequence_cycles = True must be False where the loss reads every exit point")
+        if self.optimizer == "muon":
+            if self.trained != "all":
+                raise ValueError(f"optimizer = 'muon' needs trained = 'all', not {self.trained!r}: it is for blocks")
+            if self.sharding != "none":
+                raise ValueError(f"optimizer = 'muon' needs whole matrices: sharding = 'none', not {self.sharding!r}")
         if self.lr_schedule == "trapezoid" and self.warmup + self.cooldown > 1.0:
             raise ValueError(f"warmup + cooldown = {self.warmup + self.cooldown:g} must not exceed 1")
         if self.trains_exits and self.backward_cycles is not None:

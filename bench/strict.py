@@ -1,4 +1,4 @@
-"""Configuration objects that refuse what they do not know, and how values become such."""
+"""Configuration objects that refuse what they do not know, and how they are read."""
 
 from __future__ import annotations
 

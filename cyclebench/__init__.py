@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from bench.data.text import TextOptions as TextOptions
     from bench.data.text import text_data as text_data
     from bench.errors import UserError as UserError
+    from bench.evaluate.loops import divergence as divergence
+    from bench.evaluate.loops import loop_points as loop_points
     from bench.evaluate.rules import Rule as Rule
     from bench.evaluate.rules import View as View
     from bench.evaluate.rules import register as register_rule
@@ -101,10 +103,12 @@ _PLACES = {
     "Walk": ("bench.model.walk", "Walk"),
     "build_schedule": ("bench.model.schedule", "build"),
     "distinct": ("bench.data.generated", "distinct"),
+    "divergence": ("bench.evaluate.loops", "divergence"),
     "get_task": ("bench.data.task", "get_task"),
     "get_variant": ("bench.model.variant", "get_variant"),
     "load_results": ("bench.api", "load_results"),
     "load_study": ("bench.api", "open_study"),
+    "loop_points": ("bench.evaluate.loops", "loop_points"),
     "make_data": ("bench.data.task", "make_data"),
     "middle_cycle": ("bench.model.schedule", "middle_cycle"),
     "middle_sequence": ("bench.model.schedule", "middle_sequence"),
@@ -154,10 +158,12 @@ __all__ = [
     "Walk",
     "build_schedule",
     "distinct",
+    "divergence",
     "get_task",
     "get_variant",
     "load_results",
     "load_study",
+    "loop_points",
     "make_data",
     "middle_cycle",
     "middle_sequence",

@@ -6,41 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import seaborn as sns
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
-from reports.look import in_letters
-from reports.render import file_names
+from bench.store.files import atomic_write
+from reports.look import COLOURS, DASHES, MARKERS, MOST, STYLE, fitting, in_letters, multiples, with_units
+from reports.render import file_names, render
+
+SURE = 1.96  # standard errors on either side of a mean: 95 % of a normal distribution
 
 
 def plot_scores(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """One PNG for each task and metric: a line a checkpoint, a point for each number of cycles, bars of one stderr."""
+    """One PNG for each task and metric: a line a checkpoint, a mark for each number of cycles at the FLOPs it took,
+    and 95 % intervals over the documents.
+    """
     paths = []
     pairs = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
     for (task, metric), stem in zip(pairs, file_names(pairs), strict=True):
         chosen = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-        with sns.axes_style("whitegrid"), sns.color_palette("colorblind"):
-            figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-            for checkpoint in dict.fromkeys(row["checkpoint"] for row in chosen):
-                line = sorted(
-                    (row for row in chosen if row["checkpoint"] == checkpoint), key=lambda row: row["flops_per_token"]
-                )
-                axes.errorbar(
-                    [row["flops_per_token"] for row in line],
-                    [row["value"] for row in line],
-                    [row["stderr"] or 0.0 for row in line],
-                    marker="o",
-                    capsize=3,
-                    label=in_letters(checkpoint),
-                )
-                for row in line:
-                    axes.annotate(
-                        f"{row['cycles']}", (row["flops_per_token"], row["value"]), (4, 4), textcoords="offset points"
-                    )
-            axes.set(ylabel=in_letters(metric), title=in_letters(task))
-            axes.set(xlabel="executed FLOPs per token (numbers: cycles)")
-            axes.legend()
-            paths.append(out / f"{stem}.png")
-            figure.savefig(paths[-1], dpi=150)
-            plt.close(figure)
+        with mpl.rc_context(STYLE):
+            data = render(_figure(chosen, task, metric), f"scores of {task}", ("png",))["png"]
+        paths.append(out / f"{stem}.png")
+        atomic_write(paths[-1], data)
     return paths
+
+
+def _figure(rows: Sequence[dict[str, Any]], task: str, metric: str) -> Figure:
+    """Panels of at most ``MOST`` checkpoints."""
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    groups = [checkpoints[start : start + MOST] for start in range(0, len(checkpoints), MOST)]
+    figure, panels, across = multiples(len(groups), 2.2 + 0.15 * min(len(checkpoints), MOST), 1, sharey=True)
+    for axes, group in zip(panels, groups, strict=True):
+        for place, checkpoint in enumerate(group):
+            line = sorted(
+                (row for row in rows if row["checkpoint"] == checkpoint), key=lambda row: row["flops_per_token"]
+            )
+            at, values = [row["flops_per_token"] for row in line], [row["value"] for row in line]
+            errors = [SURE * (row["stderr"] or 0.0) for row in line]
+            look: dict[str, Any] = {"color": COLOURS[place], "ls": DASHES[place], "marker": MARKERS[place], "ms": 4}
+            axes.errorbar(at, values, errors, capsize=2, lw=1, label=in_letters(checkpoint[-60:]), **look)
+            for row in line:
+                where = (row["flops_per_token"], row["value"])
+                axes.annotate(f"{row['cycles']}", where, (4, 4), textcoords="offset points", fontsize=6.5)
+        axes.set(ylabel=in_letters(metric), xlabel="executed FLOPs/token (numbers: cycles)")
+        axes.margins(0.12)
+        with_units(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), frameon=False)
+    figure.suptitle(fitting(in_letters(task), figure, across))
+    return figure

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from bench.stats import Interval, interval
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record, RuleRecord
-from reports.look import MARKERS, axis_name, colour, legend, new, orient, title, with_units
-from reports.policy import ENDS, band, can_rank, heading
+from reports.figures import over_seeds
+from reports.look import axis_name, by_groups, colour, fitting, legend, marker, multiples, orient, title, with_units
+from reports.policy import ENDS, can_rank, heading
 from reports.table import done, exits_of
-from reports.units import bounds, gap_bounds, metric_name
+from reports.units import gap_bounds, metric_name
 
 BUDGET = 0.8  # share of the FLOPs at full depth that exit depths are shown for
 ZERO_ATTENTION = "zero_attention"
@@ -40,38 +41,43 @@ LOOKS: dict[str, tuple[str, Any]] = {
     "cosine": ("#E69F00", "-"),
 }
 OTHER = ("#000000", (0, (5, 1.5)))  # a rule of another package
+REST: dict[str, Any] = {"color": "#b0b0b0", "ls": "-", "lw": 0.6, "zorder": 1}
 BOUND_LOOKS: dict[str, dict[str, Any]] = {
-    "fixed": {"color": "#222222", "ls": "-", "lw": 1, "marker": "o", "ms": 4, "mfc": "white", "zorder": 4},
-    "random": {"color": "#777777", "ls": (0, (5, 1.5)), "lw": 1.3},
-    "oracle": {"color": "#777777", "ls": (0, (1, 1)), "lw": 1.3},
+    "fixed": {"color": "#222222", "ls": "-", "lw": 0.8, "marker": "o", "ms": 3.5, "mfc": "white", "zorder": 4},
+    "random": {"color": "#CC3311", "ls": (0, (5, 1.5)), "lw": 1.2, "zorder": 3},
+    "oracle": {"color": "#777777", "ls": (0, (1, 1)), "lw": 1.2, "zorder": 2},
 }
 
 
 def exit_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """The metric against executed FLOPs as the threshold moves: every rule, and the bounds. Means over seeds."""
+    """The metric against executed FLOPs as the threshold moves, means over seeds. In colour: the study's exit rule, the
+    rule that validation data choose for 80 % of the FLOPs (below the panel's name), and leaving at random; grey: all
+    other rules.
+    """
     panels = with_exits(manifest, results, task)
     if not panels:
         return None
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, grid = new((1.5 if columns == 2 else 2.2) * rows + 0.4, rows, columns, sharey=True)
+    figure, grid, across = multiples(len(panels), 1.6, sharey=True)
     handles: dict[str, Line2D] = {}
     oracle = "oracle" if task.metric == "accuracy" else "oracle.loss"
-    for axes, (label, records) in zip(grid.flat, panels, strict=False):
+    for axes, (label, records) in zip(grid, panels, strict=True):
+        best = _chosen(records, task)
         for key in _plain_rules(records):
-            shade, dash = LOOKS.get(key, OTHER)
-            handles[key] = axes.plot(*_mean_curve(records, key, task.metric), color=shade, ls=dash, lw=1.3)[0]
-        points = [[(p.flops_per_token, p.score(task.metric)) for p in exits_of(r).points] for r in records]
-        handles["fixed cycles"] = axes.plot(*np.mean(points, 0).T, **BOUND_LOOKS["fixed"])[0]
+            points = _mean_curve(records, key, task.metric)
+            if key in (best, manifest.exit_rule):
+                shade, dash = LOOKS.get(key, OTHER)
+                handles[key] = axes.plot(*points, color=shade, ls=dash, lw=1.4, zorder=3)[0]
+            else:
+                handles["other rules"] = axes.plot(*points, **REST)[0]
+        fixed = [[(p.flops_per_token, p.score(task.metric)) for p in exits_of(r).points] for r in records]
+        handles["fixed cycles"] = axes.plot(*np.mean(fixed, 0).T, **BOUND_LOOKS["fixed"])[0]
         for name, key in (("random", "random"), ("oracle", oracle)):
             line = axes.plot(*_mean_curve(records, key, task.metric), **BOUND_LOOKS[name])[0]
             handles["oracle (bound)" if name == "oracle" else name] = line
-        axes.set_title(label)
-        with_units(axes, 3 if columns == 2 else 4)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    orient(grid[0, 0], task)
-    for axes in grid[-1]:
+        axes.set_title(fitting(label, figure, across) + (f"\n(best: {best})" if best else ""), fontsize=7.5)
+        with_units(axes, 3 if across > 1 else 4)
+    orient(grid[0], task)
+    for axes in grid[-across:]:
         axes.set_xlabel("executed FLOPs/token")
     figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     figure.suptitle(title(manifest, results, task))
@@ -107,81 +113,97 @@ def exit_depth(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -
             panels.append((label, shares))
     if not panels:
         return None
-    heights = [len(shares) for _, shares in panels]
-    figure, grid = new(0.7 + 0.15 * sum(heights) + 0.45 * len(panels), len(panels), height_ratios=heights, sharex=True)
+    names = sorted({key for _, shares in panels for key in shares}, key=_place, reverse=True)
+    figure, grid, across = multiples(len(panels), max(0.4 + 0.115 * len(names), 0.9), sharex=True, sharey=True)
     most = max(len(share) for _, shares in panels for share in shares.values())
     palette = sns.color_palette("cividis", most)
-    for axes, (label, shares) in zip(grid.flat, panels, strict=True):
-        names = list(shares)[::-1]
-        left = np.zeros(len(names))
-        for cycle in range(len(shares[names[0]])):
-            width = np.array([shares[name][cycle] for name in names])
-            axes.barh(names, width, left=left, color=palette[cycle], label=f"{cycle + 1}", height=0.75)
+    for axes, (label, shares) in zip(grid, panels, strict=True):
+        at = [number for number, name in enumerate(names) if name in shares]
+        left = np.zeros(len(at))
+        for cycle in range(len(next(iter(shares.values())))):
+            width = np.array([shares[names[number]][cycle] for number in at])
+            axes.barh(at, width, left=left, color=palette[cycle], height=0.75)
             left += width
-        axes.set(xlim=(0, 1), title=label)
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
+        axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_title(fitting(label, figure, across), fontsize=7.5)
         axes.grid(False)
-    grid[-1, 0].set_xlabel("share of test sequences")
+    for axes in grid[-across:]:
+        axes.set_xlabel("share of sequences")
     handles = [Line2D([], [], ls="", marker="s", ms=7, color=shade) for shade in palette]
     legend(figure, handles, [str(n) for n in range(1, most + 1)], title="leaves after cycle")
-    figure.suptitle(f"{title(manifest, results, task)}, at most {BUDGET:.0%} of the FLOPs")
+    figure.suptitle(f"{title(manifest, results, task)},\nat most {BUDGET:.0%} of the FLOPs")
     return figure
 
 
 def exit_calibration(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """How often the model is right where it is so confident: tenths of the sequences at all exit points, by seed."""
-    figure, [[axes]] = new(3.2)
+    """How often the model is right where it is so confident: tenths of the sequences at all exit points. Means over
+    seeds; thin: the seeds.
+    """
+    found: dict[int, list[NDArray[np.float64]]] = {}
     measured = dict(with_exits(manifest, results, task))
-    most = 0.0
     for index, variant in enumerate(manifest.variants):
-        records = measured.get(variant.label, [])
-        rules = [rule for record in records for rule in exits_of(record).rules.values()]
-        found = [rule.calibration for rule in rules if rule.calibration]
-        if not found:
-            continue
-        look: dict[str, Any] = {"color": colour(manifest, index), "marker": MARKERS[index % len(MARKERS)], "ms": 3}
-        signal = [x for bins in found for x in (*bins.signal, math.nan)]
-        accuracy = [x for bins in found for x in (*bins.accuracy, math.nan)]
-        axes.plot(signal, accuracy, lw=0.9, alpha=0.85, label=variant.label, **look)  # one line, broken between seeds
-        most = max(most, np.nanmax(signal), np.nanmax(accuracy))
-    if not most:
+        rules = [rule for record in measured.get(variant.label, []) for rule in exits_of(record).rules.values()]
+        bins = [rule.calibration for rule in rules if rule.calibration]
+        if bins:
+            found[index] = [np.array([one.signal, one.accuracy], dtype=float) for one in bins]
+    if not found:
         return None
-    axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2, label="calibrated")
-    end = min(1.0, 1.1 * most)
-    axes.set(xlim=(0, end), ylim=(0, end), xlabel="confidence (mean top-1 probability)", aspect="equal")
-    axes.set(ylabel="accuracy at the exit point", title=title(manifest, results, task))
-    legend(figure, *axes.get_legend_handles_labels())
+    figure, panels = by_groups(manifest, 2.5, list(found))
+    everything = np.concatenate([seed.ravel() for seeds in found.values() for seed in seeds])
+    room = 0.05 * float(np.ptp(everything)) or 0.05
+    limits = float(everything.min()) - room, float(everything.max()) + room
+    for panel in panels:
+        [axes] = panel.axes
+        axes.plot([0, 1], [0, 1], ls=(0, (1, 1)), color="#777777", lw=1.2)
+        for index in (index for index in panel.group if index in found):
+            shade, seeds = colour(manifest, index), found[index]
+            for seed in seeds if len(seeds) > 1 else ():
+                axes.plot(*seed, lw=0.4, alpha=0.35, color=shade)
+            length = min(seed.shape[1] for seed in seeds)  # fewer than ten where many signals are equal
+            mean = np.mean([seed[:, :length] for seed in seeds], 0)
+            look: dict[str, Any] = {"color": shade, "marker": marker(manifest, index), "ms": 3.5, "lw": 1.2}
+            axes.plot(*mean, label=manifest.variants[index].label, alpha=0.9, **look)
+        axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="confidence (mean top-1 probability)")
+        panel.name()
+    figure.supylabel("accuracy at the exit point (dotted: calibrated)", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
     return figure
 
 
 def cycles_at_test(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """The metric when the trained model is run for 1, 2, ... cycles, fewer and more than it was trained with. Means
-    over seeds with bands.
+    over seeds. Thin: the seeds, where they are too few for a band.
     """
-    figure, [[axes]] = new(2.6)
-    values: list[float] = []
+    found = {}
     for index, variant in enumerate(manifest.variants):
-        records = [r for r in done(manifest, results, variant.label, task.label) if len(r.cycles) > 1]
-        if not records:
-            continue
-        length = min(len(record.cycles) for record in records)
-        table = np.array([[point.score(task.metric) for point in r.cycles[:length]] for r in records])
-        numbers = np.array([point.cycles for point in records[0].cycles[:length]])
-        shade, mean = colour(manifest, index), table.mean(0)
-        marker = MARKERS[index % len(MARKERS)]
-        axes.plot(numbers, mean, color=shade, marker=marker, ms=4, lw=1.2, label=variant.label)
-        axes.fill_between(numbers, *band(table, bounds(task.metric)), color=shade, alpha=0.15, lw=0)
-        trained = records[0].cell.model["n_cycles"]
-        at = numbers == trained
-        axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)
-        values += table.ravel().tolist()
-    if not values:
+        if records := [r for r in done(manifest, results, variant.label, task.label) if len(r.cycles) > 1]:
+            found[index] = records
+    if not found:
         return None
-    ring = Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="#444444", label="cycles it was trained with")
-    handles, labels = axes.get_legend_handles_labels()
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="cycles at test time", ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
-    orient(axes, task)
-    legend(figure, [*handles, ring], [*labels, "cycles it was trained with"])
+    figure, panels = by_groups(manifest, 2.1, list(found))
+    for panel in panels:
+        [axes] = panel.axes
+        for index in (index for index in panel.group if index in found):
+            records = found[index]
+            length = min(len(record.cycles) for record in records)
+            table = np.array([[point.score(task.metric) for point in r.cycles[:length]] for r in records])
+            numbers = np.array([point.cycles for point in records[0].cycles[:length]])
+            shade, mean = colour(manifest, index), table.mean(0)
+            look: dict[str, Any] = {"color": shade, "marker": marker(manifest, index), "ms": 4, "lw": 1.2}
+            axes.plot(numbers, mean, label=manifest.variants[index].label, **look)
+            over_seeds(axes, numbers, table, {"color": shade}, task)
+            at = numbers == records[0].cell.model["n_cycles"]
+            axes.plot(numbers[at], mean[at], ls="", marker="o", ms=9, mfc="none", mec=shade, mew=1.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("cycles at test time")
+        panel.name()
+    orient(panels[0].axes[0], task)
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
+    ring = Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="#444444")
+    legend(figure, [ring], ["cycles it was trained with"])
     return figure
 
 
@@ -213,35 +235,45 @@ def _dots(
     order = sorted(found, key=_place, reverse=True)
     if can_rank(*(over.n for over in shown)):
         order = sorted(found, key=lambda key: max(over.mean for over, _ in found[key].values()))
-    used = sorted({index for row in found.values() for index in row})
-    figure, [[axes]] = new(0.9 + 0.16 * len(order))
-    for place, index in enumerate(used):
-        rows = [number for number, key in enumerate(order) if index in found[key]]
-        mine = [found[order[number]][index] for number in rows]
-        shift = 0.5 * ((place + 0.5) / len(used) - 0.5)
-        sure = [over.kind == "interval" for over, _ in mine]
-        wide = [[over.mean - over.low if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
-        wide += [[over.high - over.mean if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
-        at = [number - shift for number in rows]
-        for height, (over, seeds) in zip(at, mine, strict=True):
-            if not can_rank(over.n):
-                axes.scatter(seeds, [height] * len(seeds), s=5, color=colour(manifest, index), alpha=0.6, lw=0)
-        look: dict[str, Any] = {"fmt": MARKERS[index % len(MARKERS)], "ms": 3.5, "lw": 0.9, "capsize": 1.2}
-        look |= {"color": colour(manifest, index), "label": manifest.variants[index].label}
-        axes.errorbar([over.mean for over, _ in mine], at, xerr=wide if any(sure) else None, **look)
+    figure, panels = by_groups(manifest, 0.5 + 0.16 * len(order), sorted({i for row in found.values() for i in row}))
+    for panel in panels:
+        [axes] = panel.axes
+        used = [index for index in panel.group if any(index in row for row in found.values())]
+        for place, index in enumerate(used):
+            rows = [number for number, key in enumerate(order) if index in found[key]]
+            mine = [found[order[number]][index] for number in rows]
+            shift = 0.6 * ((place + 0.5) / len(used) - 0.5)
+            _across(axes, [number - shift for number in rows], mine, manifest, index)
+        axes.axvline(0, color="#444444", lw=0.9, zorder=1)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_yticks(range(len(order)), order)
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        panel.name()
     marks = [x for row in found.values() for over, seeds in row.values() for x in (over.mean, *seeds)]
     marks += [end for over in shown if over.kind == "interval" for end in (over.low, over.high)]
     low, high = min(0.0, *marks), max(0.0, *marks)
     span = high - low or 1.0
-    axes.set_xlim(low - 0.05 * span, high + 0.05 * span)
-    axes.axvline(0, color="#444444", lw=0.9, zorder=1)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_yticks(range(len(order)), order)
-    axes.set_ylim(-0.6, len(order) - 0.4)
-    axes.set_xlabel(f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)")
-    axes.set_title(title(manifest, results, task))
-    legend(figure, *axes.get_legend_handles_labels())
+    for panel in panels:
+        panel.axes[0].set_xlim(low - 0.05 * span, high + 0.05 * span)
+        panel.axes[0].set_xlabel(f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)")
+    figure.suptitle(title(manifest, results, task))
     return figure
+
+
+def _across(
+    axes: Axes, at: list[float], mine: list[tuple[Interval, list[float]]], manifest: Manifest, index: int
+) -> None:
+    """A variant's marks at these heights: with its interval, or its seeds as dots where they are too few for one."""
+    shade = colour(manifest, index)
+    sure = [over.kind == "interval" for over, _ in mine]
+    wide = [[over.mean - over.low if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
+    wide += [[over.high - over.mean if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
+    for height, (over, seeds) in zip(at, mine, strict=True):
+        if not can_rank(over.n):
+            axes.scatter(seeds, [height] * len(seeds), s=5, color=shade, alpha=0.6, lw=0)
+    look: dict[str, Any] = {"fmt": marker(manifest, index), "ms": 3, "elinewidth": 0.8, "capsize": 1.0, "color": shade}
+    label = manifest.variants[index].label
+    axes.errorbar([over.mean for over, _ in mine], at, xerr=wide if any(sure) else None, label=label, **look)
 
 
 def with_exits(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[tuple[str, list[Record]]]:
@@ -259,6 +291,16 @@ def common_rules(records: list[Record]) -> list[str]:
 def _plain_rules(records: list[Record]) -> list[str]:
     """Rules with their usual aggregate, in the order of their looks, without the bounds."""
     return sorted((key for key in common_rules(records) if key not in BOUNDS and "." not in key), key=_place)
+
+
+def _chosen(records: list[Record], task: TaskRow) -> str | None:
+    """The rule that is best on validation data at BUDGET of the FLOPs; None where none was tuned for it."""
+    found = {}
+    for key in _plain_rules(records):
+        tuned = [t.valid for r in records for t in exits_of(r).rules[key].tuned if t.budget == BUDGET]
+        if len(tuned) == len(records) and all(task.metric in scores for scores in tuned):
+            found[key] = float(np.mean([scores[task.metric] for scores in tuned]))
+    return (max if task.higher_is_better else min)(found, key=lambda key: found[key]) if found else None
 
 
 def _place(key: str) -> tuple[int, str]:

@@ -4,7 +4,7 @@ nothing to show; what its docstring says stands below it on the page.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,100 +14,125 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from bench.stats import FEWEST_FOR_INTERVAL, interval, median_front
+from bench.stats import Interval, interval, median_front
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
 from reports.aggregates import comparable, profiles
 from reports.fronts import points_by_seed, shared_rule
-from reports.look import DASHES, MARKERS, axis_name, colour, legend, levels, new, orient, title, with_units
-from reports.policy import band
+from reports.look import (
+    FAINT,
+    Panel,
+    axis_name,
+    by_groups,
+    colour,
+    dash,
+    fitting,
+    legend,
+    levels,
+    marker,
+    multiples,
+    orient,
+    title,
+    with_units,
+)
+from reports.policy import band, can_rank
 from reports.table import done, exits_of, score
 from reports.units import bounds
 
-STEP = 0.035  # variants of equal cost stand this share of the axis apart, or they would hide each other
 GREY = "#444444"
+STRIP = 0.36  # of the panel's width: beside it stand the seeds of each variant, which may all cost the same
 
 
 def accuracy_vs_flops(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Means at full depth; dots are seeds; hollow: all leave after cycle 1, 2, ...; lines: the study's exit rule, if it
-    declares one for all variants; dashes: the median over seeds of what the point that validation data choose at each
-    cost gives, over all variants. Variants of equal cost stand side by side.
+    """Means at full depth; hollow: all leave after cycle 1, 2, ...; lines: the study's exit rule, if it declares one
+    for all variants; dashes: the median over seeds of what the point that validation data choose at each cost gives,
+    over all variants. Every mark stands at its cost. Right: the seeds (dots) and the mean of each variant.
     """
-    measured = [
-        (index, [r for r in done(manifest, results, v.label, task.label) if r.exits])
-        for index, v in enumerate(manifest.variants)
-    ]
-    early = {
-        index: _mean_over_seeds([_exit_points(r, task) for r in records])[:-1]  # the last is the mean
-        for index, records in measured
-        if records
-    }
-    rule = shared_rule(manifest, results, task)
-    moved = {
-        index: _mean_over_seeds([_curve(record, rule, task) for record in records])
-        for index, records in measured
-        if records and rule
-    }
-    figure, [[axes]] = new(2.7)
-    extra = np.concatenate([np.empty((0, 2)), *early.values(), *moved.values()])
-    values = _scatter(axes, manifest, results, task, "forward_flops_per_token", extra[:, 0])
-    if not values:
+    finished = _finished(manifest, results, task)
+    if not finished:
         return None
+    measured = {i: found for i, records in finished.items() if (found := [r for r in records if r.exits])}
+    early = {i: _mean_over_seeds([_exit_points(r, task) for r in records]) for i, records in measured.items()}
+    rule = shared_rule(manifest, results, task)
+    curves = {
+        index: _mean_over_seeds([_curve(record, rule, task) for record in records])
+        for index, records in measured.items()
+        if rule
+    }
+    extra = np.concatenate([np.empty((0, 2)), *early.values(), *curves.values()])
+    figure, panels = by_groups(manifest, 2.1, list(finished), (1, STRIP))
+    _scatter(panels, manifest, finished, task, "forward_flops_per_token", extra)
+    for panel in panels:
+        axes = panel.axes[0]
+        for index, points in early.items():
+            shade = colour(manifest, index) if index in panel.group else FAINT
+            look: dict[str, Any] = {"mfc": "none", "mec": shade, "mew": 0.8, "ms": 3.5, "ls": ""}
+            axes.plot(*points.T, marker=marker(manifest, index), zorder=1 + (index in panel.group), **look)
+        for index, curve in curves.items():
+            if index in panel.group:
+                axes.plot(*curve.T, ls="-", color=colour(manifest, index), lw=1, alpha=0.8, zorder=1)
     handles: list[Any] = []
-    for index, points in early.items():
-        look = {"mfc": "none", "mec": colour(manifest, index), "mew": 0.8, "ms": 3.5, "zorder": 2}
-        axes.plot(*points.T, MARKERS[index], ls="", **look)
-    for index, curve in moved.items():
-        axes.plot(*curve.T, "-", color=colour(manifest, index), lw=1, alpha=0.8, zorder=1)
     if early:
         hollow: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "none", "mec": GREY, "ms": 3.5}
         handles.append(Line2D([], [], label="leave after cycle 1, 2, ...", **hollow))
-    if moved:
+    if curves:
         handles.append(Line2D([], [], color=GREY, lw=1, label=f"{rule} threshold"))
-    handles += _front(axes, manifest, results, task)
-    xlabel = "executed forward FLOPs per token"
-    _finish(figure, axes, manifest, results, task, xlabel, [*values, *extra[:, 1]], handles)
+    handles += _front([panel.axes[0] for panel in panels], manifest, results, task)
+    _finish(figure, panels, manifest, results, task, "executed forward FLOPs/token", handles)
     return figure
 
 
 def accuracy_vs_params(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Means; dots are seeds. Variants of equal size stand side by side."""
-    figure, [[axes]] = new(2.4)
-    values = _scatter(axes, manifest, results, task, "params_non_embedding", np.empty(0))
-    if not values:
+    """Means, each where its size is. Right: the seeds (dots) and the mean of each variant."""
+    finished = _finished(manifest, results, task)
+    if not finished:
         return None
-    _finish(figure, axes, manifest, results, task, "non-embedding parameters", values, [])
+    figure, panels = by_groups(manifest, 1.9, list(finished), (1, STRIP))
+    _scatter(panels, manifest, finished, task, "params_non_embedding", np.empty((0, 2)))
+    _finish(figure, panels, manifest, results, task, "non-embedding parameters", [])
     return figure
 
 
 def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
-    """Validation score by training tokens and by training FLOPs: means over seeds with bands."""
-    figure, panels = new(3.9, rows=2)
-    upper, lower = panels[:, 0]
-    seen: list[float] = []
-    for index, variant in enumerate(manifest.variants):
-        records = done(manifest, results, variant.label, task.label)
-        if not records:
-            continue
-        values = np.array([[entry.valid(task.metric) for entry in record.history] for record in records])
-        seen += [float(values.min()), float(values.max())]
-        shade = colour(manifest, index)
-        for axes, x in ((upper, "tokens"), (lower, "flops")):
-            at = [getattr(entry, x) for entry in records[0].history]
-            look: dict[str, Any] = {"ls": DASHES[index % len(DASHES)], "lw": 1.1, "marker": MARKERS[index], "ms": 3}
-            axes.plot(at, values.mean(0), color=shade, label=variant.label, **look)
-            axes.fill_between(at, *band(values, bounds(task.metric)), color=shade, alpha=0.13, lw=0)
-    if not seen:
+    """Validation score by training tokens and by training FLOPs: means over seeds. Thin: the seeds, where they are too
+    few for a band.
+    """
+    finished = _finished(manifest, results, task)
+    if not finished:
         return None
-    for axes, label in ((upper, "training tokens"), (lower, "training FLOPs")):
-        levels(axes, task, seen)
-        axes.set_xlabel(label)
-        with_units(axes)
-        orient(axes, task)
-    figure.supylabel(f"validation {axis_name(task)}", fontsize=8)
-    figure.suptitle(title(manifest, results, task))
-    legend(figure, *upper.get_legend_handles_labels())
+    figure, panels = by_groups(manifest, 1.9, list(finished), (1, 1))
+    seen: list[float] = []
+    for panel in panels:
+        for index in panel.group:
+            records = finished.get(index, [])
+            if not records:
+                continue
+            values = np.array([[entry.valid(task.metric) for entry in record.history] for record in records])
+            seen += [float(values.min()), float(values.max())]
+            look: dict[str, Any] = {"color": colour(manifest, index), "ls": dash(manifest, index)}
+            mark: dict[str, Any] = {"marker": marker(manifest, index), "ms": 3, "lw": 1.1, "alpha": 0.9}
+            for axes, x in zip(panel.axes, ("tokens", "flops"), strict=True):
+                at = [getattr(entry, x) for entry in records[0].history]
+                axes.plot(at, values.mean(0), label=manifest.variants[index].label, **look, **mark)
+                over_seeds(axes, at, values, look, task)
+    for panel in panels:
+        for axes in panel.axes:
+            with_units(axes, 3)
+    _finish(figure, panels, manifest, results, task, "training tokens", [], "validation", seen)
+    for panel in panels:
+        panel.axes[1].set_xlabel("training FLOPs")
     return figure
+
+
+def over_seeds(axes: Axes, at: Any, values: NDArray[np.float64], look: dict[str, Any], task: TaskRow) -> None:
+    """Around a mean curve: the band of its interval, or each seed as a thin line where seeds are too few.
+
+    values: of the task's metric, [n, P], a row a seed; look: of the curve.
+    """
+    if can_rank(len(values)):
+        axes.fill_between(at, *band(values, bounds(task.metric)), color=look["color"], alpha=0.13, lw=0)
+    elif len(values) > 1:
+        axes.plot(at, values.T, lw=0.5, alpha=0.45, **look)
 
 
 def zero_attention(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
@@ -125,21 +150,19 @@ def zero_attention(manifest: Manifest, results: dict[str, Outcome], task: TaskRo
             panels.append((f"{variant.label} (n = {len(records)})", grid, blocks, [cycle + 1 for cycle in cycles]))
     if not panels:
         return None
-    columns = 1 if len(panels) == 1 or max(len(panel[3]) for panel in panels) > 4 else 2
-    rows = math.ceil(len(panels) / columns)
-    figure, all_axes = new(rows * (0.6 + 0.24 * max(len(panel[2]) for panel in panels)) + 0.5, rows, columns)
+    tall = 0.75 + 0.2 * max(len(panel[2]) for panel in panels)
+    columns = 1 if max(len(panel[3]) for panel in panels) > 4 else 2
+    figure, all_axes, across = multiples(len(panels), min(tall, 3.0), columns)
     top = max(float(np.nanmax(panel[1])) for panel in panels) or 1.0
     annotated = all(panel[1].size <= 64 for panel in panels)
-    for axes, (label, grid, blocks, cycles) in zip(all_axes.flat, panels, strict=False):
+    for axes, (label, grid, blocks, cycles) in zip(all_axes, panels, strict=True):
         look = {"cmap": "cividis", "vmin": 0, "vmax": top, "annot": annotated, "fmt": ".2f", "cbar": False}
         sns.heatmap(grid, ax=axes, xticklabels=cycles, yticklabels=blocks, annot_kws={"size": 6.5}, **look)
         axes.set(xlabel="cycle", ylabel="block")
         axes.tick_params(axis="y", labelrotation=0)
-        axes.set_title(label, fontsize=7.5)
-    for axes in all_axes.flat[len(panels) :]:
-        axes.set_axis_off()
+        axes.set_title(fitting(label, figure, across), fontsize=7.5)
     if not annotated:
-        figure.colorbar(all_axes.flat[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
+        figure.colorbar(all_axes[0].collections[0], ax=all_axes, label="probability").outline.set_visible(False)
     figure.suptitle(f"{task.label}: zero attention (probability)")
     return figure
 
@@ -151,91 +174,107 @@ def performance_profile(manifest: Manifest, results: dict[str, Outcome]) -> Figu
     found = profiles(manifest, results)
     if not found:
         return None
-    figure, [[axes]] = new(2.4)
-    for index, profile in found.items():
-        shade, label = colour(manifest, index), manifest.variants[index].label
-        look: dict[str, Any] = {"color": shade, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "ms": 3}
-        look |= {"marker": MARKERS[index], "markevery": (3 * index % 20, 20)}  # where lines lie on each other, too
-        axes.plot(profile.tau, profile.share, label=f"{label} (n = {profile.n})", **look)
-        axes.fill_between(profile.tau, profile.low, profile.high, color=shade, alpha=0.13, lw=0)
-    axes.set(xlabel="normalised score tau (0: level, 1: perfect)", ylabel="share of runs above tau", ylim=(-0.03, 1.03))
-    axes.set_title(f"{len(comparable(manifest))} tasks")
-    legend(figure, *axes.get_legend_handles_labels())
+    figure, panels = by_groups(manifest, 2.1, list(found))
+    for panel in panels:
+        [axes] = panel.axes
+        for index, profile in ((index, found[index]) for index in panel.group if index in found):
+            look: dict[str, Any] = {"color": colour(manifest, index), "ls": dash(manifest, index), "lw": 1.2, "ms": 3}
+            look |= {"marker": marker(manifest, index), "markevery": (3 * index % 20, 20)}  # also where lines coincide
+            label = f"{manifest.variants[index].label} (n = {profile.n})"
+            axes.plot(profile.tau, profile.share, label=label, **look)
+            axes.fill_between(profile.tau, profile.low, profile.high, color=look["color"], alpha=0.13, lw=0)
+        axes.set(xlabel="normalised score tau (0: level, 1: perfect)", ylim=(-0.03, 1.03))
+        axes.set_ylabel("share of runs above tau")
+        panel.name()
+    figure.suptitle(f"{len(comparable(manifest))} tasks")
     return figure
 
 
+def _finished(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> dict[int, list[Record]]:
+    """The finished records of a task by the variant's place in the manifest; variants without one left out."""
+    found = {i: done(manifest, results, variant.label, task.label) for i, variant in enumerate(manifest.variants)}
+    return {index: records for index, records in found.items() if records}
+
+
 def _scatter(
-    axes: Axes,
+    panels: list[Panel],
     manifest: Manifest,
-    results: dict[str, Outcome],
+    finished: dict[int, list[Record]],
     task: TaskRow,
     cost: str,
     others: NDArray[np.float64],
-) -> list[float]:
-    """Seeds as dots and means, with bars where seeds are enough, on a logarithmic axis that holds the other costs too;
-    the values, ends of bars among them.
+) -> None:
+    """Draw the means over a logarithmic cost axis that holds the other (cost, score) too, and beside it the seeds, with
+    bars where they are enough; set the limits.
     """
-    found = [
-        (index, records)
-        for index, variant in enumerate(manifest.variants)
-        if (records := done(manifest, results, variant.label, task.label))
-    ]
-    if not found:
-        return []
-    at = np.log([getattr(records[0].costs, cost) for _, records in found])
-    everything = np.concatenate([at, np.log(others)])
-    span = max(float(np.ptp(everything)), 0.3)
-    values: list[float] = []
-    for (index, records), centre in zip(found, at, strict=True):
-        scores = [score(record, task.metric) for record in records]
-        values += scores
-        alike = np.abs(at - centre) < 0.02
-        place = np.flatnonzero(alike & (np.arange(len(at)) < found.index((index, records)))).size
-        x = math.exp(centre + span * min(STEP, 0.6 / alike.sum()) * (place - (alike.sum() - 1) / 2))
-        over, shade = interval(scores, bounds(task.metric)), colour(manifest, index)
-        axes.scatter([x] * len(scores), scores, s=6, color=shade, alpha=0.7, lw=0, zorder=3)
-        low, high = over.mean - over.low, over.high - over.mean
-        bars = [[low], [high]] if over.kind == "interval" else None
-        values += [over.low, over.high] if bars else []
-        look: dict[str, Any] = {"color": shade, "ms": 6, "mec": "white", "mew": 0.7, "capsize": 1.8, "lw": 0.9}
-        label = manifest.variants[index].label
-        axes.errorbar(x, over.mean, yerr=bars, fmt=MARKERS[index], label=label, zorder=4, **look)
-    middle = (everything.min() + everything.max()) / 2
-    axes.set_xscale("log")
-    axes.set_xlim(*np.exp([middle - 0.62 * span, middle + 0.62 * span]))
-    with_units(axes)
-    return values
+    at = {index: float(np.mean([getattr(r.costs, cost) for r in records])) for index, records in finished.items()}
+    scores = {index: [score(record, task.metric) for record in records] for index, records in finished.items()}
+    over = {index: interval(some, bounds(task.metric)) for index, some in scores.items()}
+    values = [*(value for some in scores.values() for value in some), *others[:, 1]]
+    values += [end for one in over.values() if one.kind == "interval" for end in (one.low, one.high)]
+    everything = np.log([*at.values(), *others[:, 0]])
+    middle, span = (everything.min() + everything.max()) / 2, max(float(np.ptp(everything)), 0.3)
+    for panel in panels:
+        axes, strip = panel.axes
+        for index, x in at.items():
+            mine = index in panel.group
+            look: dict[str, Any] = {"color": colour(manifest, index) if mine else FAINT, "ms": 6 if mine else 4}
+            look |= {"ls": "", "marker": marker(manifest, index), "mec": "white", "mew": 0.6, "alpha": 0.85}
+            label = manifest.variants[index].label if mine else None
+            axes.plot(x, over[index].mean, label=label, zorder=4 if mine else 1, **look)
+            if mine:
+                _in_strip(strip, index - panel.group[0], scores[index], over[index], look)
+        axes.set_xscale("log")
+        axes.set_xlim(*np.exp([middle - 0.62 * span, middle + 0.62 * span]))
+        with_units(axes)
+        strip.set(xlim=(-0.6, len(panel.group) - 0.4), xticks=[], xlabel="seeds")
+        levels(axes, task, values)
 
 
-def _front(axes: Axes, manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[Line2D]:
+def _in_strip(strip: Axes, place: int, scores: list[float], over: Interval, look: dict[str, Any]) -> None:
+    """A variant's seeds, its mean and, of enough seeds, its interval, at a place of an axis without a unit."""
+    strip.scatter([place] * len(scores), scores, s=6, color=look["color"], alpha=0.6, lw=0, zorder=3)
+    bars = [[over.mean - over.low], [over.high - over.mean]] if over.kind == "interval" else None
+    options = {key: value for key, value in look.items() if key != "alpha"} | {"ms": 4.5, "ls": "", "mew": 0.5}
+    strip.errorbar(place, over.mean, yerr=bars, capsize=1.8, elinewidth=0.9, zorder=4, **options)
+
+
+def _front(panels: list[Axes], manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> list[Line2D]:
     """Draw the median front over all variants, of the seeds that all of those shown have finished."""
     found = [points_by_seed(manifest, results, variant.label, task) for variant in manifest.variants]
     shown = [seeds for seeds in found if seeds]
     common = sorted(set.intersection(*map(set, shown))) if shown else []
-    if len(common) < FEWEST_FOR_INTERVAL:
+    if not can_rank(len(common)):
         return []
     band = median_front([np.concatenate([seeds[s] for seeds in shown]) for s in common], task.higher_is_better)
-    axes.step(band.cost, band.median, where="post", ls="--", color=GREY, lw=1, zorder=1)
-    axes.fill_between(band.cost, band.low, band.high, step="post", color=GREY, alpha=0.12, lw=0, zorder=0)
+    for axes in panels:
+        axes.step(band.cost, band.median, where="post", ls="--", color=GREY, lw=1, zorder=1)
+        axes.fill_between(band.cost, band.low, band.high, step="post", color=GREY, alpha=0.12, lw=0, zorder=0)
     return [Line2D([], [], ls="--", color=GREY, lw=1, label=f"median front (n = {band.n})")]
 
 
 def _finish(
     figure: Figure,
-    axes: Axes,
+    panels: list[Panel],
     manifest: Manifest,
     results: dict[str, Outcome],
     task: TaskRow,
     xlabel: str,
-    values: list[float],
     extra: list[Any],
+    split: str = "test",
+    values: Sequence[float] = (),
 ) -> None:
-    """Axes, levels, legend and title."""
-    levels(axes, task, values)
-    axes.set(xlabel=xlabel, ylabel=f"test {axis_name(task)}", title=title(manifest, results, task))
-    orient(axes, task)
-    handles, labels = axes.get_legend_handles_labels()
-    legend(figure, [*handles, *extra], [*labels, *(str(line.get_label()) for line in extra)])
+    """Axes, legends and title; levels too where values are given."""
+    for panel in panels:
+        for axes in panel.axes if values else ():
+            levels(axes, task, values)
+        panel.axes[0].set_xlabel(xlabel)
+        panel.name()
+    orient(panels[0].axes[0], task)
+    figure.supylabel(f"{split} {axis_name(task)}", fontsize=8)
+    figure.suptitle(title(manifest, results, task))
+    if extra:
+        legend(figure, extra, [str(line.get_label()) for line in extra])
 
 
 def _exit_points(record: Record, task: TaskRow) -> list[tuple[float, float]]:

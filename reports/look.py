@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import seaborn as sns
@@ -16,9 +19,16 @@ from reports.table import done
 from reports.units import metric_name, tick
 
 WIDTH = 3.4  # inches: a column of a two-column paper, so that a font's size is the size it is printed in
-MARKERS = "osD^vP*Xp<>hHd8" * 8  # 15 kinds against 8 colours and 4 dashes: no pair of the first 120 variants is alike
-DASHES = ("-", "--", "-.", (0, (1, 1)))
-COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 5, 9, 7)]  # without those too pale for paper
+WIDE = 7.0  # both columns
+LONG, TALLEST = (
+    6.5,
+    9.6,
+)  # inches: higher than the first, a figure takes both columns; it is never higher than the second
+MOST = 6  # variants in a panel: there are as many looks, told apart without their colour too
+MARKERS = "osD^vP"
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))
+COLOURS = [sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4, 7)]
+FAINT = "#c4c4c4"  # what is there to compare with
 STYLE = {
     **sns.axes_style("whitegrid"),
     **sns.plotting_context("paper"),
@@ -48,20 +58,114 @@ def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def multiples(count: int, height: float, columns: int = 2, **options: Any) -> tuple[Figure, list[Axes], int]:
+    """Panels of the same size, one for each of ``count``, in ``columns`` (one panel alone has the whole width); twice
+    as many over both columns of a paper where the figure would be long. height: of a panel, inches, less where many
+    panels would be higher than a page. Returns also how many stand side by side.
+    """
+    columns = min(columns, count)
+    width, rows = WIDTH, math.ceil(count / columns)
+    if rows * height > LONG:
+        width, columns = WIDE, 2 * columns
+        rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width, min(rows * height, TALLEST - 1.2) + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for spare in axes.flat[count:]:
+        spare.set_axis_off()
+    for one in axes.flat[max(count - columns, 0) : count] if options.get("sharex") else ():
+        one.tick_params(labelbottom=True)  # also above a place that is left free
+    return figure, list(axes.flat[:count]), columns
+
+
+def fitting(text: str, figure: Figure, columns: int) -> str:
+    """A panel's title in lines no longer than a panel is wide, where ``columns`` of them stand side by side."""
+    letters = int(figure.get_size_inches()[0] / columns / 0.066)
+    return "\n".join(textwrap.wrap(text, letters)) or text
+
+
+def groups(manifest: Manifest) -> list[range]:
+    """The variants by their places in the manifest, in as few groups of nearly equal size as panels can show."""
+    n = len(manifest.variants)
+    size = math.ceil(n / math.ceil(n / MOST)) if n else 1
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A group of variants with its axes, one or two side by side, and the place of its legend."""
+
+    group: range
+    axes: list[Axes]
+    below: Axes
+
+    def name(self) -> None:
+        """Write the legend of what the first axes show; take the panel away if that is nothing."""
+        handles, labels = self.axes[0].get_legend_handles_labels()
+        if not handles:
+            for axes in self.axes:
+                axes.set_axis_off()
+        look: dict[str, Any] = {"loc": "upper center", "borderaxespad": 0.0, "ncols": _columns(labels, WIDTH)}
+        self.below.legend(handles, labels, **look, **LEGEND)
+
+
+def by_groups(
+    manifest: Manifest, height: float, shown: Sequence[int], widths: Sequence[float] = (1,)
+) -> tuple[Figure, list[Panel]]:
+    """A figure with a panel for each group of variants that has some to show, all with the same vertical axis.
+
+    Args:
+        manifest: of the study.
+        height: of a panel, inches, without its legend.
+        shown: the variants that have something to show, by their places.
+        widths: of the axes of a panel, side by side, relative to each other.
+    """
+    found = [group for group in groups(manifest) if any(index in group for index in shown)]
+    labels = [[manifest.variants[index].label for index in group if index in shown] for group in found]
+    lines = max(-(-len(some) // _columns(some, WIDTH)) for some in labels)
+    room = _LINE * lines + 0.08
+    width, columns = (WIDE, 2) if len(found) * (height + room) > LONG else (WIDTH, 1)
+    rows = -(-len(found) // columns)
+    height = min(height, (TALLEST - 1.0) / rows - room)
+    figure = Figure(figsize=(width, rows * (height + room) + 0.25), layout="constrained")
+    ratios: dict[str, Any] = {"height_ratios": [height, room] * rows, "width_ratios": [*widths] * columns}
+    grid = figure.add_gridspec(2 * rows, columns * len(widths), **ratios)
+    panels: list[Panel] = []
+    for number, group in enumerate(found):
+        row, left = 2 * (number // columns), number % columns * len(widths)
+        axes: list[Axes] = []
+        for part in range(len(widths)):
+            first = axes[0] if axes else panels[0].axes[0] if panels else None
+            axes.append(figure.add_subplot(grid[row, left + part], sharey=first))
+            if part:
+                axes[-1].tick_params(labelleft=False)
+        below = figure.add_subplot(grid[row + 1, left : left + len(widths)])
+        below.set_axis_off()
+        panels.append(Panel(group, axes, below))
+    return figure, panels
+
+
 def in_letters(text: str) -> str:
     """A label that matplotlib shows as it is: not as a formula, and in a legend even if it begins with ``_``."""
     return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
 
 
+LEGEND: dict[str, Any] = {"frameon": False, "columnspacing": 1.0, "handletextpad": 0.4, "labelspacing": 0.25}
+
+
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], **options: Any) -> None:
     """A legend below the figure, in as many columns as its labels leave room for; the figure grows by its height."""
-    room = WIDTH / (_HANDLE + _LETTER * max(map(len, labels), default=1))
-    columns = max(1, min(len(labels), int(room)))
     width, height = figure.get_size_inches()
+    columns = _columns(labels, width)
     lines = -(-len(labels) // columns) + ("title" in options)
     figure.set_size_inches(width, height + _LINE * lines + 0.1)
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "borderaxespad": 0.2}
-    figure.legend(handles, labels, columnspacing=1.0, handletextpad=0.4, labelspacing=0.25, **look, **options)
+    look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "borderaxespad": 0.2}
+    figure.legend(handles, labels, **look, **LEGEND, **options)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Of a legend with these labels, so wide."""
+    room = width / (_HANDLE + _LETTER * max(map(len, labels), default=1))
+    return max(1, min(len(labels), int(room)))
 
 
 def with_units(axes: Axes, ticks: int = 4) -> None:
@@ -91,8 +195,18 @@ def title(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str
 
 
 def colour(manifest: Manifest, index: int) -> Any:
-    """Of the variant at this place of the manifest."""
-    return COLOURS[index % len(COLOURS)]
+    """Of the variant at this place of the manifest; no other of its group has it."""
+    return COLOURS[index % len(groups(manifest)[0])]
+
+
+def marker(manifest: Manifest, index: int) -> str:
+    """Of the variant at this place of the manifest; no other of its group has it."""
+    return MARKERS[index % len(groups(manifest)[0])]
+
+
+def dash(manifest: Manifest, index: int) -> Any:
+    """Of the variant at this place of the manifest; no other of its group has it."""
+    return DASHES[index % len(groups(manifest)[0])]
 
 
 def levels(axes: Axes, task: TaskRow, values: Sequence[float]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import tee
 from pathlib import Path
@@ -16,20 +17,22 @@ from matplotlib.figure import Figure
 
 from bench.store.environment import environments
 from bench.store.files import atomic_write
-from bench.store.manifest import Manifest, TaskRow
+from bench.store.manifest import Manifest, SweepResult, TaskRow
 from bench.store.records import Outcome, Record
 from bench.tables import markdown, markdown_code, markdown_image, markdown_text
 from reports.aggregates import aggregates, comparable
+from reports.chart import as_json, chart, scripts
 from reports.drawing import Drawing, figures
 from reports.execution import executions
 from reports.exit_rules import findings, rule_rows
 from reports.fronts import fronts, shared_rule
 from reports.latex import latex
-from reports.look import STYLE
+from reports.look import STYLE, WIDTH
 from reports.policy import bars, can_rank, counted, told
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
 from reports.render import check_formats, file_names, rendered
+from reports.sweeps import on_page
 from reports.table import (
     Row,
     costs,
@@ -50,6 +53,9 @@ from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, sentences, verdicts
 
+TEMPLATES = Path(__file__).parent / "templates"
+INLINED = 1 << 18  # bytes of a text that the page holds so that it can be saved from there
+
 
 class Drawn(NamedTuple):
     """A figure of a task, or of all (None). cells: those that it shows, bars: what its bars are, in words."""
@@ -68,6 +74,7 @@ def write_report(
     published: bool = False,
     formats: tuple[str, ...] = ("png",),
     pool: Executor | None = None,
+    sweeps: Sequence[SweepResult] = (),
 ) -> list[Path]:
     """Write every figure, ``results.csv``, ``report.md``, ``report.html``, ``report.tex`` and, where
     tests are sliced, ``slices.csv`` into ``out``; their paths.
@@ -79,6 +86,7 @@ def write_report(
         published: only what a repository shows: PNG, Markdown and CSV.
         formats: of the figures: ``png``, ``svg``, ``pdf``.
         pool: processes that render the figures meanwhile (``reports.pool``); None: none.
+        sweeps: what the study's sweeps have found; the page shows it too.
 
     Raises:
         UserError: for a format that there is not, or without ``png``, which the page shows.
@@ -122,13 +130,44 @@ def write_report(
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
     if not published:
-        texts["report.html"] = _templates().get_template("report.html").render(context)
         texts["report.tex"] = latex(context)
     texts["report.md"] = _templates(_as_markdown).get_template("report.md").render({**context, **MARKDOWN})
+    if not published:
+        texts["report.html"] = _page(context, texts, manifest, results, sweeps)
     for name, text in texts.items():
         paths.append(out / name)
         atomic_write(paths[-1], text.encode())
     return paths
+
+
+def _page(
+    context: dict[str, Any],
+    texts: Mapping[str, str],
+    manifest: Manifest,
+    results: dict[str, Outcome],
+    sweeps: Sequence[SweepResult],
+) -> str:
+    """The page, with a list of its contents. texts: of the other files, which it offers to be saved."""
+    environment = _templates()
+    more: dict[str, Any] = {"chart": chart(manifest, results), "as_json": as_json}
+    more["chart_script"] = Markup((TEMPLATES / "chart.js").read_text())
+    more["downloads"] = [(name, _to_save(name, text)) for name, text in texts.items()]
+    more["sweeps"] = [on_page(sweep) for sweep in sweeps]
+    whole = environment.get_template("report.html").render({**context, **more})
+    heads = re.findall(r"<h2>(.*?)</h2>", whole)
+    for number, head in enumerate(heads):
+        whole = whole.replace(f"<h2>{head}</h2>", f'<h2 id="part-{number}">{head}</h2>', 1)
+    links = "".join(f'<li><a href="#part-{number}">{head}</a></li>' for number, head in enumerate(heads))
+    whole = whole.replace("<!--contents-->", f"<ul>{links}</ul>", 1)  # no label can hold it: they are escaped
+    return whole.replace("<!--scripts-->", f"<script>{scripts()}</script>", 1)
+
+
+def _to_save(name: str, text: str) -> str:
+    """Where a file can be had: in the page itself, or beside it if it is large."""
+    data = text.encode()
+    if len(data) > INLINED:
+        return name
+    return f"data:text/plain;charset=utf-8;base64,{base64.b64encode(data).decode()}"
 
 
 def _templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
@@ -137,7 +176,7 @@ def _templates(finalize: Callable[[Any], Any] | None = None) -> Environment:
     finalize: makes the template's kind of text of a value; by default HTML is made.
     """
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         autoescape=True,
         finalize=finalize,
@@ -215,8 +254,10 @@ def _files(
             atomic_write(paths[-1], data)
         about = " ".join((inspect.getdoc(one.drawing.draw) or "").split())
         about = f"{about} {one.bars}".strip()
-        said = {"title": one.drawing.title, "about": about, "cells": one.cells}
+        said: dict[str, Any] = {"title": one.drawing.title, "about": about, "cells": one.cells}
         said |= {"image": base64.b64encode(found["png"]).decode(), "file": f"{stem}.png"}
+        said |= {"others": [f"{stem}.{kind}" for kind in found if kind != "png"]}
+        said |= {"wide": one.figure.get_size_inches()[0] > WIDTH}
         pictures.setdefault(one.task, []).append(said)
     return paths, pictures
 

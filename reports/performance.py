@@ -161,7 +161,8 @@ def _curves(axes: Axes, rows: Sequence[Row], by: str, x: str, relative: bool) ->
         at = [row[x] / (mine[0][x] if relative else 1) for row in mine]
         middle = [row["ratio"] for row in mine]
         ends = [[row["ratio"] - row["ratio_low"] for row in mine], [row["ratio_high"] - row["ratio"] for row in mine]]
-        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "ms": 3.5, "lw": 1, "capsize": 2}
+        shade, mark = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        look: dict[str, Any] = {"color": shade, "marker": mark, "ms": 3.5, "lw": 1, "capsize": 2}
         look["ls"] = DASHES[number % len(DASHES)]
         axes.errorbar(at, middle, yerr=ends, label=name, **look)
         ticks |= set(at)

@@ -17,7 +17,6 @@ from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Stored
 from bench.store.store import Store
 from reports.exit_figures import BOUNDS, BUDGET
-from reports.fronts import RANDOM
 
 SCORES = ("flops_per_token", "loss", "accuracy", "bits_per_byte")  # the columns of a curve that are shown
 
@@ -45,13 +44,18 @@ def _shown(value: dict[str, Any], declared: str | None = None) -> dict[str, Any]
     if value["exits"]:
         for key, rule in value["exits"]["rules"].items():
             if "tuned" in rule and key != declared:
-                rule["tuned"] = [{**point, "valid": {}} for point in rule["tuned"] if point["budget"] == BUDGET]
+                rule["tuned"] = [point for point in rule["tuned"] if point["budget"] == BUDGET]
             curve = rule["curve"]
             # other aggregates than a rule's usual one have no curve in any figure
             shown = [name for name in curve if name in SCORES] if "." not in key or key in (*BOUNDS, declared) else []
-            shown += ["threshold"] if key == RANDOM else []
-            rule["curve"] = {name: array("d", curve[name]) for name in shown}
+            shown += ["threshold"] if shown and "threshold" in curve else []
+            rule["curve"] = {name: array("d", map(_number, curve[name])) for name in shown}
     return value
+
+
+def _number(value: float | None) -> float:
+    """A number of a curve; NaN for the threshold that lets none leave early."""
+    return math.nan if value is None else value
 
 
 def _validated(store: Store, record: Outcome | None) -> Outcome | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.store.files import atomic_write
 from bench.store.manifest import BudgetRow, SweepResult, TaskRow, ThresholdRow
 from bench.tables import csv_text, markdown_code, markdown_image, markdown_text
-from reports.look import MARKERS, STYLE, axis_name, in_letters, legend, new, orient, with_units
+from reports.exit_figures import LOOKS, OTHER, REST
+from reports.figures import over_seeds
+from reports.look import COLOURS, STYLE, WIDTH, axis_name, fitting, in_letters, legend, multiples, orient, with_units
 from reports.policy import counted
 from reports.render import file_names, render
 from reports.table import Row, named, ran_on
@@ -149,6 +151,25 @@ def write_sweep(result: SweepResult, out: Path) -> list[Path]:
     return paths
 
 
+def on_page(result: SweepResult) -> dict[str, Any]:
+    """What the page of the study that a sweep is of shows of it."""
+    shown = []
+    for task in result.tasks:
+        for kind, draw in FIGURES.items():
+            with mpl.rc_context(STYLE):
+                if (figure := draw(result, task)) is None:
+                    continue
+                cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
+                image = base64.b64encode(render(figure, cells, ("png",))["png"]).decode()
+            [stem] = file_names([("sweep", kind, task.label)])
+            one = {"title": f"{kind} of {task.label}", "about": " ".join((draw.__doc__ or "").split()), "cells": cells}
+            wide = figure.get_size_inches()[0] > WIDTH
+            shown.append({**one, "image": image, "file": f"{stem}.png", "others": [], "wide": wide})
+    told: dict[str, Any] = {"name": result.study, "findings": findings(result), "figures": shown}
+    told["cells"] = named(_ids([*result.thresholds, *result.budgets]))
+    return {**told, "tables": [threshold_rows(result), budget_rows(result)]}
+
+
 def _searches(result: SweepResult, kind: str) -> Sequence[Search]:
     """Its searches of a kind, ``thresholds`` or ``budgets``."""
     return result.thresholds if kind == "thresholds" else result.budgets
@@ -172,48 +193,77 @@ def _cell_lists(result: SweepResult) -> list[str]:
 
 
 def threshold_figure(result: SweepResult, task: TaskRow) -> Figure | None:
-    """Test metric against executed FLOPs of the thresholds tuned for every budget, a panel for each variant."""
+    """Test metric against executed FLOPs of the thresholds tuned for every budget, a panel for each variant. In colour
+    the rule that validation data choose at most budgets, with its interval, or its seeds where they are too few.
+    """
     searches = [s for s in result.thresholds if s.task == task.label and s.tuned]
     if not searches:
         return None
     variants = list(dict.fromkeys(search.variant for search in searches))
-    rules = list(dict.fromkeys(search.rule for search in searches))
-    figure, grid = new(0.6 + 1.9 * len(variants), len(variants), sharex=True)
-    panels = grid[:, 0]
-    palette = sns.color_palette("colorblind" if len(rules) <= 10 else "husl", len(rules))
+    figure, panels, across = multiples(len(variants), 1.8, sharey=True)
+    handles: dict[str, Any] = {}
     for axes, variant in zip(panels, variants, strict=True):
-        for search in (s for s in searches if s.variant == variant):
-            number = rules.index(search.rule)
-            points = sorted((p.test["flops_per_token"], p.test[task.metric]) for p in search.tuned)
-            marker = MARKERS[number % len(MARKERS)]
-            axes.plot(*zip(*points, strict=True), marker=marker, ms=4, lw=1, color=palette[number], label=search.rule)
-        axes.set_title(in_letters(f"{variant} on {task.label}"))
-        with_units(axes)
-        orient(axes, task)
-    panels[-1].set_xlabel("executed FLOPs/token")
-    _label(figure, panels, task)
+        mine = [search for search in searches if search.variant == variant]
+        chosen = _most_chosen(mine, 1.0 if task.higher_is_better else -1.0)
+        for search in mine:
+            points = sorted(search.tuned, key=lambda point: point.test["flops_per_token"])
+            at = [point.test["flops_per_token"] for point in points]
+            line = at, [point.test[task.metric] for point in points]
+            if search.rule != chosen:
+                handles["other rules"] = axes.plot(*line, **REST)[0]
+                continue
+            shade, dash = LOOKS.get(search.rule, OTHER)
+            values = np.array([point.test_by_seed for point in points]).T
+            over_seeds(axes, at, values, {"color": shade, "ls": dash}, task)
+            look: dict[str, Any] = {"color": shade, "ls": dash, "lw": 1.3, "marker": "o", "ms": 3}
+            handles[search.rule] = axes.plot(*line, **look, zorder=3)[0]
+        axes.set_title(fitting(in_letters(variant), figure, across) + f"\n({chosen})", fontsize=7.5)
+        with_units(axes, 3)
+    orient(panels[0], task)
+    for axes in panels[-across:]:
+        axes.set_xlabel("executed FLOPs/token")
+    figure.suptitle(in_letters(task.label))
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
+    order = sorted(handles, key=lambda name: name == "other rules")
+    legend(figure, [handles[name] for name in order], order)
     return figure
 
 
+def _most_chosen(searches: Sequence[ThresholdRow], way: float) -> str:
+    """The rule that is the best on validation data at most budgets. way: -1 where lower is better."""
+    wins: Counter[str] = Counter()
+    for share in {point.share_of_full for search in searches for point in search.tuned}:
+        at = [(p.valid[s.metric], s.rule) for s in searches for p in s.tuned if p.share_of_full == share]
+        wins[max(at, key=lambda pair: way * pair[0])[1]] += 1
+    return wins.most_common(1)[0][0]
+
+
 def budget_figure(result: SweepResult, task: TaskRow) -> Figure | None:
-    """Test metric against executed FLOPs of every variant's front of budget trials."""
+    """Test metric against executed FLOPs of every variant's front of budget trials, a panel for each variant: the steps
+    of what is to be had at each cost. Grey: the fronts of the others; dotted: the limit.
+    """
     searches = [s for s in result.budgets if s.task == task.label and s.front]
     if not searches:
         return None
-    figure, [[axes]] = new(3.0)
-    palette = sns.color_palette("colorblind" if len(searches) <= 10 else "husl", len(searches))
-    for number, search in enumerate(searches):
-        points = [(point.flops_per_token, point.test) for point in search.front]
-        marker = MARKERS[number % len(MARKERS)]
-        label = in_letters(search.variant)
-        axes.plot(*zip(*points, strict=True), marker=marker, ms=5, lw=1, color=palette[number], label=label)
-    if result.max_flops is not None:
-        axes.axvline(result.max_flops, ls=":", color="#444444", lw=1, label="limit")
-    with_units(axes)
-    orient(axes, task)
-    axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
-    axes.set(title=f"{in_letters(task.label)}: chosen on validation data", xlabel="executed FLOPs/token")
-    _label(figure, [axes], task)
+    figure, panels, across = multiples(len(searches), 1.8, sharey=True)
+    for axes, own in zip(panels, searches, strict=True):
+        for search in searches:
+            points = sorted((point.flops_per_token, point.test) for point in search.front)
+            look: dict[str, Any] = dict(REST)
+            if search is own:
+                look = {"color": COLOURS[0], "lw": 1.2, "marker": "o", "ms": 4, "zorder": 3}
+            axes.step(*zip(*points, strict=True), where="post", **look)
+        if result.max_flops is not None:
+            axes.axvline(result.max_flops, ls=":", color="#444444", lw=1)
+        axes.set_title(fitting(in_letters(own.variant), figure, across), fontsize=7.5)
+        with_units(axes, 3)
+        axes.margins(x=0.08)
+        axes.set_xlim(left=0)  # trials of nearly the same cost are not torn apart
+    orient(panels[0], task)
+    for axes in panels[-across:]:
+        axes.set_xlabel("executed FLOPs/token")
+    figure.suptitle(f"{in_letters(task.label)}: chosen on validation data")
+    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
     return figure
 
 
@@ -221,12 +271,6 @@ FIGURES: dict[str, Callable[[SweepResult, TaskRow], Figure | None]] = {
     "thresholds": threshold_figure,
     "budgets": budget_figure,
 }
-
-
-def _label(figure: Figure, panels: Sequence[Axes], task: TaskRow) -> None:
-    figure.supylabel(f"test {axis_name(task)}", fontsize=8)
-    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend(figure, list(found.values()), list(found))
 
 
 def _number(value: Any) -> str:

@@ -12,7 +12,7 @@ from bench.evaluate.targets import AREA, Reading, read_metric, target_of
 from bench.stats import interval
 from bench.store.manifest import Manifest, Measure, TaskRow
 from bench.store.records import Outcome
-from reports.look import MARKERS, colour, new, with_units
+from reports.look import TALLEST, colour, marker, new, with_units
 from reports.policy import ENDS, NOTHING, Rows, ends, titled
 from reports.table import Row, done
 from reports.units import bounds, human, metric_name, plain
@@ -69,12 +69,13 @@ def cost_to_score(manifest: Manifest, results: dict[str, Outcome], task: TaskRow
         return None
     labels = [variant.label for variant in manifest.variants]
     most = max(len(runs) for _, runs in by_measure)
-    figure, panels = new(len(by_measure) * (0.75 + 0.2 * most), rows=len(by_measure))
+    height = min(len(by_measure) * (0.75 + 0.2 * most), TALLEST)
+    figure, panels = new(height, rows=len(by_measure))
     for axes, (measure, runs) in zip(panels[:, 0], by_measure, strict=True):
         for row, (label, some) in enumerate(runs.items()):
             index = labels.index(label)
             shade = colour(manifest, index)
-            look: dict[str, Any] = {"marker": MARKERS[index], "s": 18, "lw": 0.8, "edgecolors": [shade]}
+            look: dict[str, Any] = {"marker": marker(manifest, index), "s": 18, "lw": 0.8, "edgecolors": [shade]}
             for censored in (False, True):
                 at = [reading.value for reading in some if reading.censored == censored]
                 face = "none" if censored else [shade]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
 from bench.model.language_model import CycleForCausalLM
+
+Change = Callable[[str, Tensor], Tensor]  # of a branch's name and a vector of it
+
+
+def unchanged(branch: str, x: Tensor) -> Tensor:
+    """x."""
+    return x
 
 
 def weights(lm: CycleForCausalLM, index: int) -> dict[str, Tensor]:
@@ -18,11 +26,21 @@ def weights(lm: CycleForCausalLM, index: int) -> dict[str, Tensor]:
 
 
 def run_block(
-    lm: CycleForCausalLM, index: int, hidden: Tensor, among: Tensor | None = None, scale: float = 1.0
+    lm: CycleForCausalLM,
+    index: int,
+    hidden: Tensor,
+    among: Tensor | None = None,
+    scale: float = 1.0,
+    reads: Change = unchanged,
+    gives: Change = unchanged,
+    keys: tuple[Tensor, Tensor] | None = None,
+    asks: Tensor | None = None,
 ) -> Tensor:
     """The block's output for hidden [B, T, D].
 
-    among: [B, T], the tokens that are there at all (the rest stay); scale: what both updates are multiplied by.
+    among: [B, T], the tokens that are there at all (the rest stay); scale: what both updates are multiplied by; reads,
+    gives: what is made of what a branch reads, and of its update; keys: keys and values [B, T, D] in place of its own;
+    asks: [B, T, D], of which queries are made in place of hidden.
     """
     w, n_heads = weights(lm, index), lm.model_shape.n_heads
     width = hidden.shape[-1]
@@ -30,8 +48,13 @@ def run_block(
     out = hidden.clone()
     for b in range(len(hidden)):
         there = [t for t in range(hidden.shape[1]) if among is None or among[b, t]]
-        x = layer_norm(hidden[b], (width,), w["norm1.weight"], w["norm1.bias"])
+        x = reads("attention", layer_norm(hidden[b], (width,), w["norm1.weight"], w["norm1.bias"]))
         q, k, v = (x @ w["attention.qkv.weight"] + w["attention.qkv.bias"]).chunk(3, -1)
+        if asks is not None:
+            normed = layer_norm(asks[b], (width,), w["norm1.weight"], w["norm1.bias"])
+            q = (normed @ w["attention.qkv.weight"] + w["attention.qkv.bias"]).chunk(3, -1)[0]
+        if keys is not None:
+            k, v = keys[0][b], keys[1][b]
         for t in there:
             mixed = torch.zeros(width)
             for head in range(n_heads):
@@ -40,11 +63,20 @@ def run_block(
                 score = torch.stack([q[t, part] @ k[j, part] / math.sqrt(size) for j in past])
                 for weight, j in zip(score.softmax(0), past, strict=True):
                     mixed[part] += weight * v[j, part]
-            after = hidden[b, t] + scale * (mixed @ w["attention.out.weight"] + w["attention.out.bias"])
-            y = layer_norm(after, (width,), w["norm2.weight"], w["norm2.bias"])
+            update = gives("attention", mixed @ w["attention.out.weight"] + w["attention.out.bias"])
+            after = hidden[b, t] + scale * update
+            y = reads("mlp", layer_norm(after, (width,), w["norm2.weight"], w["norm2.bias"]))
             inner = gelu(y @ w["mlp.up.weight"] + w["mlp.up.bias"], approximate="tanh")
-            out[b, t] = after + scale * (inner @ w["mlp.out.weight"] + w["mlp.out.bias"])
+            out[b, t] = after + scale * gives("mlp", inner @ w["mlp.out.weight"] + w["mlp.out.bias"])
     return out
+
+
+def keys_and_values(lm: CycleForCausalLM, index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's keys and values [B, T, D] for hidden [B, T, D]."""
+    w = weights(lm, index)
+    x = layer_norm(hidden, hidden.shape[-1:], w["norm1.weight"], w["norm1.bias"])
+    _, key, value = (x @ w["attention.qkv.weight"] + w["attention.qkv.bias"]).chunk(3, -1)
+    return key, value
 
 
 def run_blocks(lm: CycleForCausalLM, indices: range, hidden: Tensor, among: Tensor | None = None) -> Tensor:

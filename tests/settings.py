@@ -14,13 +14,18 @@ from bench.model.variant import Variant, get_variant, variants
 
 VOCAB, LENGTH = 19, 12
 FAMILIES = ("gpt2", "llama")
-SCALED = "llama with scaled updates"  # stands for that family with ``residual_scale``
+SCALED = "llama with scaled updates"
+SHARED = "llama with keys of the first cycle"
+MODES: dict[str, dict[str, Any]] = {  # what stands for that family with further fields
+    SCALED: {"residual_scale": 1.5, "norm": "sandwich"},
+    SHARED: {"kv": "first"},
+}
 
 
 def shape(variant: Variant, family: str, **changes: Any) -> ModelConfig:
     """A small shape with grouped-query attention where the family has it."""
-    if family == SCALED:
-        family, changes = "llama", {"residual_scale": 1.5, **changes}
+    if family in MODES:
+        family, changes = "llama", {**MODES[family], **changes}
     fields: dict[str, Any] = {"family": family, "d_model": 16, "n_heads": 4, "n_blocks": 4, "n_cycles": 3}
     if family == "llama":
         fields["n_kv_heads"] = 2

@@ -57,7 +57,7 @@ def test_profiles_by_hand_and_as_they_are_drawn() -> None:
     assert figure is not None
     htc, ztt = figure.axes[0].lines
     np.testing.assert_allclose(htc.get_ydata(), share)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["htc (n = 2)", "ztt (n = 1)"]
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["htc (n = 2)", "ztt (n = 1)"]
     assert len(ztt.get_xdata()) == len(found[0].tau)
     five = performance_profile(*of_seeds(5))
     assert five is not None

@@ -16,7 +16,7 @@ from bench.config import TrainConfig
 from bench.model.costs import costs, kv_bytes, measured_flops, non_embedding, pass_flops, training_flops
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
-from bench.train.loop import make_optimizer
+from bench.train.optimizer import make_optimizer
 
 every = pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from records import MANIFEST, RESULTS, of_seeds
+from records import MANIFEST, ONE_TASK, RESULTS, of_seeds
 from scipy.stats import spearmanr
 
 from bench.data.task import Metric
@@ -30,6 +30,7 @@ from reports.exit_figures import (
     with_exits,
 )
 from reports.exit_rules import findings, rule_rows
+from reports.page import write_report
 from reports.pictures import exit_examples
 from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
@@ -104,9 +105,14 @@ def labels(figure: Figure) -> list[str]:
 def test_curves_show_every_rule_and_every_bound() -> None:
     figure = exit_curves(MANIFEST, RESULTS, P_HOP)
     assert figure is not None
-    assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)"]
+    assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)", "other rules"]
     htc, ztt = figure.axes
     assert (len(htc.lines), len(ztt.lines)) == (4, 5)
+    assert htc.get_title() == "htc\n(best: confidence)" and ztt.get_title() == "ztt\n(best: zero_attention)"
+    grey = [line for line in ztt.lines if line.get_linewidth() < 0.7]
+    assert len(grey) == 1, "the study declares no rule, so only the best one and the bounds stand out"
+    declared = exit_curves(MANIFEST.but(exit_rule="confidence"), RESULTS, P_HOP)
+    assert declared is not None and "other rules" not in labels(declared)
     points = htc.lines[1].get_xydata()
     mean = np.mean([r.exits.points[0].accuracy for r in _records("htc", "p_hop")])
     assert points[0] == pytest.approx([1e6, mean]), "the fixed line starts at one cycle, mean over seeds"
@@ -261,6 +267,10 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     for kind, cells in (("thresholds", named([DONE])), ("budgets", trials)):
         for suffix in ("png", "svg"):
             assert cells.encode() in (tmp_path / f"sweep_{kind}_p_hop.{suffix}").read_bytes()
+    write_report(ONE_TASK, {}, tmp_path / "report", sweeps=[result])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 2 and ">Sweep sample</h2>" in page
+    assert "3 (chosen)" in page and sweep_findings(result)[0] in page
     result.thresholds[0].tuned[1].single = {**scores, "accuracy": 0.65}
     assert "gives +0.0500 test accuracy (positive is better) beside one exact threshold" in " ".join(
         sweep_findings(result)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from test_runner import RAW, plan
 
-from bench.config import Cell, EvalConfig, Init, ModelConfig, RopeScaling, TrainConfig
+from bench.config import Cell, CyclesSchedule, EvalConfig, Init, ModelConfig, RopeScaling, TrainConfig
 from bench.data.task import tasks
 from bench.model.variant import get_variant, variants
 
@@ -123,7 +123,7 @@ def test_planned_ids_say_what_is_resolved() -> None:
 
 def defaults() -> dict[str, dict[str, Any]]:
     kinds: dict[str, type[BaseModel]] = {
-        kind.__name__: kind for kind in (ModelConfig, RopeScaling, TrainConfig, EvalConfig, Init)
+        kind.__name__: kind for kind in (ModelConfig, RopeScaling, TrainConfig, CyclesSchedule, EvalConfig, Init)
     }
     for registry in (variants, tasks):
         ours = {

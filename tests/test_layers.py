@@ -18,6 +18,7 @@ LAYERS = (  # from low to high; a module may import from its own layer and from 
         "bench.errors",
         "bench.limits",
         "bench.registry",
+        "bench.strict",
         "bench.config",
         "bench.processes",
         "bench.plugins",

@@ -289,8 +289,9 @@ def modes(**changes: Any) -> set[Any]:
 
 
 LARGE = {**RAW["model"], "d_model": 512}
+ALONE = ("compile", "activation_checkpointing", "random_cycles", "sequence_cycles")
 IMPOSSIBLE = [
-    *({"train": {**RAW["train"], name: True}} for name in ("compile", "activation_checkpointing", "random_cycles")),
+    *({"train": {**RAW["train"], name: True}} for name in ALONE),
     {"train": {**RAW["train"], "processes": 2}},
     {"model": {**RAW["model"], "dropout": 0.1}},
 ]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bench.errors import UserError
+from bench.study.catalogue import variant_table, with_table
 from bench.study.load import study_from
 
 ROOT = Path(__file__).parents[1]
@@ -103,3 +105,12 @@ def test_the_studies_shown_are_valid() -> None:
 def test_every_path_it_names_exists() -> None:
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_its_table_of_variants_is_what_is_registered() -> None:
+    """``python -m bench.study.catalogue README.md`` makes it so."""
+    assert with_table(README) == README
+    rows = dict(line.strip("| ").split(" | ")[:2] for line in variant_table()[2:])
+    assert rows["ztt"] == "0 1 2 1 2 3" and rows["vanilla"] == "0 1 2 3" and rows["ouro"].startswith("bc with")
+    with pytest.raises(UserError, match="must stand in it"):
+        with_table("no marks")

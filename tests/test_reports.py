@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import csv
 import io
@@ -122,9 +123,12 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
     page = Page()
     page.feed((written / "report.html").read_text())
-    assert len(page.loads) == 2 * len(OF_A_TASK) + 1 and all(
-        value.startswith("data:image/png;base64,") for value in page.loads
-    )
+    images = [value for value in page.loads if value.startswith("data:image/png;base64,")]
+    assert len(images) == 2 * len(OF_A_TASK) + 1
+    texts = [value for value in page.loads if value.startswith("data:text/plain;")]
+    assert base64.b64decode(texts[0].split(",")[1]).decode() == (written / "results.csv").read_text()
+    here = {*images, *texts, *(value for value in page.loads if value.startswith("#"))}
+    assert {*page.loads} - here == {path.name for path in written.iterdir() if path.suffix in (".svg", ".pdf")}
     for text in (
         "Is <this> & that shown?",
         "0.695",

@@ -35,9 +35,46 @@ LATEX = shutil.which("pdflatex")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 
-# Opens the page in frames of two widths, measures it, sorts a table, and writes what it found into the document.
+# Opens the page in frames of two widths, measures it, sorts a table, uses the chart, and writes what it found into the
+# document. The wider one has no policy against requests: what it asks for would be seen.
 PROBE = """<!doctype html><meta charset="utf-8"><body><script>
 const found = {};
+const until = async ready => { for (let i = 0; i < 500 && !ready(); i++) await new Promise(go => setTimeout(go, 20)); };
+const use = async frame => {
+  const page = frame.contentDocument, view = frame.contentWindow;
+  const at = name => page.getElementById(`chart-${name}`);
+  const marks = () => [...page.querySelectorAll("#chart-view svg .mark-symbol path")];
+  const shown = () => at("shown").textContent;
+  const tell = (name, value) => {
+    at(name).value = value;
+    at(name).dispatchEvent(new view.Event("change", {bubbles: true}));
+  };
+  const drawn = async ready => { await until(ready); return [marks().length, shown(),
+    [...page.querySelectorAll("#chart-view .role-axis-title text")].map(e => e.textContent)]; };
+  await until(() => marks().length);
+  const first = await drawn(() => marks().length);
+  const told = [];
+  for (const mark of [marks()[0], marks().at(-1)]) {
+    const box = mark.getBoundingClientRect();
+    const where = {bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
+    for (const kind of ["pointerover", "pointermove"]) mark.dispatchEvent(new view.PointerEvent(kind, where));
+    for (const kind of ["mouseover", "mousemove"]) mark.dispatchEvent(new view.MouseEvent(kind, where));
+    await until(() => page.querySelector("#vg-tooltip-element.visible"));
+    told.push(page.querySelector("#vg-tooltip-element")?.textContent);
+    mark.dispatchEvent(new view.PointerEvent("pointerout", where));
+  }
+  const before = marks().length;
+  at("variants").querySelector("input[value=ztt]").click();
+  const fewer = await drawn(() => marks().length < before);
+  at("seeds").querySelector("input").click();
+  const one = await drawn(() => marks().length < fewer[0]);
+  tell("rule", "confidence");
+  const ruled = await drawn(() => marks().length > one[0]);
+  tell("axis", "params");
+  const sized = await drawn(() => marks().length < ruled[0]);
+  return {first, told, fewer, one, ruled, sized, disabled: at("rule").disabled,
+    asked: view.performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"))};
+};
 const measure = frame => {
   const page = frame.contentDocument, root = page.documentElement;
   const beyond = [...page.body.querySelectorAll("*")].filter(
@@ -51,14 +88,19 @@ const measure = frame => {
   return {
     images: [...page.images].map(i => i.naturalWidth), wide: root.scrollWidth, room: root.clientWidth,
     beyond: beyond.map(e => e.outerHTML.slice(0, 80)), tables: page.querySelectorAll("table").length,
+    hidden: [...page.querySelectorAll(".wide")].filter(e => e.scrollWidth > e.clientWidth + 1).length,
+    links: [...page.querySelectorAll("nav li a")].map(
+      a => page.querySelector(a.getAttribute("href"))?.textContent === a.textContent),
+    saved: [...page.querySelectorAll("a.save")].filter(a => a.href.startsWith("data:image/png")).length,
     rising: order("number", 1), falling: order("number", 1), interval: order("interval", 1), word: order("word", 1),
   };
 };
-for (const width of [1200, 390]) {
+for (const [width, page] of [[1200, OPEN], [390, PAGE]]) {
   const frame = document.createElement("iframe");
-  frame.width = width; frame.height = 900; frame.srcdoc = PAGE;
-  frame.addEventListener("load", () => {
-    found[width] = measure(frame);
+  frame.width = width; frame.height = 900; frame.srcdoc = page;
+  frame.addEventListener("load", async () => {
+    const chart = await use(frame);
+    found[width] = {...measure(frame), chart};
     if (Object.keys(found).length === 2) {
       const out = document.createElement("pre");
       out.id = "found"; out.textContent = JSON.stringify(found);
@@ -88,9 +130,15 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     head = "<thead><tr><th>number</th><th>interval</th><th>word</th></tr></thead>"
     page = (written / "report.html").read_text()
     table = f'<div class="wide"><table class="probe">{head}<tbody>{body}</tbody></table></div>'
-    page = page.replace("<script>", table + "<script>", 1)  # the page's own script sorts a table of hard cases
+    page = page.replace("<nav ", table + "<nav ", 1)  # the page's own script sorts a table of hard cases
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy".*?>', page)
+    assert policy and "default-src 'none'" in policy[0], "the page can ask for nothing"
     probe = tmp_path / "probe.html"
-    probe.write_text(PROBE.replace("PAGE", json.dumps(page).replace("</", "<\\/")))
+    frames = {"OPEN": page.replace(policy[0], ""), "PAGE": page}
+    text = PROBE
+    for name, whole in frames.items():
+        text = text.replace(name, json.dumps(whole).replace("</", "<\\/").replace("<script", "<\\u0073cript"), 1)
+    probe.write_text(text)
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000"]
     shown = subprocess.run(
         [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=240, check=True
@@ -100,7 +148,18 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     found: dict[str, dict[str, Any]] = json.loads(html.unescape(match[1]))
     for width in ("1200", "390"):
         seen = found[width]
-        assert len(seen["images"]) == page.count("<img ") >= 10 and min(seen["images"]) > 500
+        assert len(seen["images"]) == seen["saved"] >= 10 and min(seen["images"]) > 500
+        assert len(seen["links"]) >= 5 and all(seen["links"])
+        assert not seen["hidden"], "tables are as wide as the window"
+        chart = seen["chart"]
+        assert chart["asked"] == [], "no request to any network"
+        assert chart["first"][2] == ["executed FLOPs/token", "test accuracy"]
+        assert "variant" in chart["told"][0] and re.search(r"seed[01].*cell[0-9a-f]{12}", chart["told"][0])
+        assert "mean of seeds" in chart["told"][1] and "mean test accuracy" in chart["told"][1]
+        counts = [int(chart[step][1].split()[0]) for step in ("first", "fewer", "one", "ruled", "sized")]
+        # a cell has a point at full depth, 2 exit points, 4 of a curve: all; htc's; of one seed; by a rule; no rule
+        assert counts == [9, 6, 3, 5, 1]
+        assert chart["sized"][2] == ["non-embedding parameters", "test accuracy"] and chart["disabled"]
         assert 0 < seen["room"] <= int(width) and seen["wide"] <= seen["room"] and not seen["beyond"]
         assert seen["tables"] >= 5
         assert seen["rising"] == [["-3", "2e-05", "1,234", "1.5 k", "2 M", "-"], "ascending"]
@@ -163,6 +222,7 @@ def test_every_figure_and_table_names_its_cells(written: Path) -> None:
             assert caption.encode() in _plain((written / f"{name}_p_hop.{kind}").read_bytes()), (name, kind)
     text, page, tables = ((written / f"report.{kind}").read_text() for kind in ("md", "html", "tex"))
     assert text.count(" --- |\n") == len(re.findall(r"^\|.*\|\n\nFrom \d+ cells? \(sha256 ", text, re.MULTILINE)) >= 4
+    page = page.split("<script", 1)[0]
     assert page.count("<table>") == page.count('</table></div>\n<p class="note">From ') >= 4
     assert tables.count(r"\begin{tabular}") == tables.count(f"; from 3 cells (sha256 {everything})\n\\begin{{tabular}}")
 

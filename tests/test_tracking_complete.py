@@ -237,6 +237,34 @@ def test_what_was_complete_is_not_looked_through_but_by_sync(
     assert_agree(uri, store, of(store))
 
 
+def test_what_says_that_it_holds_everything_is_not_opened(
+    uri: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "report.html"
+    report.write_text("first")
+    MlflowTracker(uri, store).complete(of(store), [report])
+    opened: list[str] = []
+    connect = tracking.connect
+    monkeypatch.setattr(tracking, "connect", lambda *words: (opened.append(""), connect(*words))[1])
+    tracker = MlflowTracker(uri, store)
+    tracker.complete(of(store), [report])
+    assert not opened and tracker.there == 4
+    for change in (
+        lambda: report.write_text("second"),
+        lambda: store.write_manifest(MANIFEST.study, of(store).but(question="another")),
+        lambda: store.write_manifest(MANIFEST.study, of(store).but(cells=MANIFEST.cells[:3])),
+        lambda: MlflowClient(uri).delete_run(
+            next(run.info.run_id for run in runs_of(MlflowClient(uri)) if run.data.tags.get("role") == "study")
+        ),
+        (tmp_path / "mlflow.db").unlink,
+    ):
+        change()
+        MlflowTracker(uri, store).complete(of(store), [report])
+        assert opened.pop() == "" and not opened
+        MlflowTracker(uri, store).complete(of(store), [report])
+        assert not opened
+
+
 def test_of_two_runs_of_the_same_cell_one_is_left(uri: str, store: Store) -> None:
     tracker, cell = follow(uri, store), of(store).cells[0]
     record = store.record(cell.id)

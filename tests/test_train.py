@@ -17,14 +17,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.config import TrainConfig
+from bench.config import CyclesSchedule, TrainConfig
 from bench.data.task import TaskData, get_task
 from bench.errors import CellError, UserError
 from bench.model.costs import costs, training_flops
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant, variants
+from bench.train.depths import draw_cycles, scheduled_cycles, sequence_cycles
 from bench.train.device import pick_device, repeatable
-from bench.train.loop import draw_cycles, learning_rate, make_optimizer, train
+from bench.train.loop import learning_rate, train
+from bench.train.optimizer import make_optimizer
 
 CONFIG = TrainConfig(steps=12, batch_size=8, lr=3e-3, eval_sequences=32)
 
@@ -95,6 +97,34 @@ def test_random_cycles_are_paired_counted_and_follow_their_law(data: TaskData) -
     lm, history = run(data, config)
     per_step = [8 * training_flops(lm, data.length, "cpu", count) for count in drawn]
     assert history[-1]["flops"] == sum(per_step) and len(set(per_step)) > 1
+
+
+def test_cycles_of_sequences_are_drawn_paired_and_counted_as_the_longest(data: TaskData) -> None:
+    config = CONFIG.model_copy(update={"sequence_cycles": True, "accumulation": 2})
+    counts = np.stack([sequence_cycles(config, 3, 0, step) for step in range(config.steps)])
+    assert counts.shape == (config.steps, config.batch_size) and counts.min() == 1
+    many = sequence_cycles(config.model_copy(update={"batch_size": 20000}), 8, 1, 5)
+    assert many.mean() == pytest.approx(8, rel=0.02) and many.var() == pytest.approx(8, rel=0.05)
+    drawn = draw_cycles(config, 3, 0)
+    assert drawn == counts.max(1).tolist() and draw_cycles(config, 3, 1) != drawn
+    lm, history = run(data, config)
+    assert history[-1]["flops"] == sum(8 * training_flops(lm, data.length, "cpu", count) for count in drawn)
+    whole = run(data, config.model_copy(update={"accumulation": 1}))[1]
+    assert history[-1]["valid_loss"] == pytest.approx(whole[-1]["valid_loss"], rel=1e-4)
+
+
+def test_a_curriculum_goes_from_its_start_to_its_end(data: TaskData) -> None:
+    config = TrainConfig(steps=12, cycles_schedule=CyclesSchedule(share=0.75))
+    assert [scheduled_cycles(config, 3, step) for step in range(12)] == [1] * 3 + [2] * 3 + [3] * 6
+    assert draw_cycles(config, 3, 0) == draw_cycles(config, 3, 1) == [1] * 3 + [2] * 3 + [3] * 6
+    down = TrainConfig(steps=4, cycles_schedule=CyclesSchedule(start=4, end=1, share=1.0))
+    assert [scheduled_cycles(down, 9, step) for step in range(4)] == [4, 3, 2, 1]
+    random = TrainConfig(steps=8000, random_cycles=True, cycles_schedule=CyclesSchedule(start=2, end=8, share=0.5))
+    drawn = np.array(draw_cycles(random, 3, 0), float)
+    assert drawn[:500].mean() == pytest.approx(3, rel=0.1) and drawn[4000:].mean() == pytest.approx(9, rel=0.05)
+    lm, history = run(data, CONFIG.model_copy(update={"cycles_schedule": CyclesSchedule(share=1.0)}))
+    steps = [8 * training_flops(lm, data.length, "cpu", 1 + step // 4) for step in range(12)]
+    assert history[-1]["flops"] == sum(steps)
 
 
 def test_gradients_may_flow_through_the_last_cycles_only() -> None:

@@ -12,7 +12,7 @@ from settings import make, shape, tokens
 from bench.config import TrainConfig
 from bench.errors import UserError
 from bench.model.variant import get_variant
-from bench.train.loop import draw_cycles
+from bench.train.depths import draw_cycles
 
 T, CYCLES, MIDDLE = 5, 3, range(1, 3)  # four blocks: prelude 0, cycled 1 and 2, coda 3
 

@@ -1,4 +1,4 @@
-"""Basic Cycling: the whole stack is run again and again (the cycle map of arXiv 2502.12214, figure 1)."""
+"""Basic Cycling: the whole stack is run again and again (a baseline of arXiv 2502.12214)."""
 
 from __future__ import annotations
 

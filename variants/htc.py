@@ -1,4 +1,4 @@
-"""Head-Tail Cycling: the first and last blocks run once, the middle is cycled (arXiv 2502.12214, section 3)."""
+"""Head-Tail Cycling: the first and last blocks run once, the middle is cycled (arXiv 2502.12214)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,16 @@
-"""The Zero Token Transformer (arXiv 2502.12214): Head-Tail Cycling with zero tokens and gates.
+"""The Zero Token Transformer (arXiv 2502.12214; again as Efficient Transformer Parameter Reuse via Zero-Token
+Mechanism, Findings of ACL 2026, pages 14498-14515): Head-Tail Cycling with zero tokens and gates.
 
-Every (block, cycle) step takes zero tokens (trainable key, zero value) from a pool into its attention. The attention
-paid to them measures how little the step matters; it may gate the step and lets the model leave the cycle early.
+Of the paper this suite knows what is public text. It says: the first and the last layer are outside of the cycle; at
+each cycle a zero token, with a trainable key and the value zero, is taken from a pool into the attention; a gate is
+beside it; much attention to it means that no more computation is needed, and the cycle may be left. A figure shows a
+stack of six layers and two cycles in which each layer has a zero token.
+
+All else is a choice of ours, and an option where it can matter: the gate's form (``gating``), the pool's size and who
+takes which entry (``lookup``, ``pool_size``, ``zero_tokens``), in which layers and from which cycle on there are zero
+tokens (``where``, ``from_cycle``), how keys are drawn (``bench.model.zero_tokens``), over what the attention to them
+is averaged and at which threshold a sequence leaves (``bench.evaluate.rules``). Numbers of this suite are none of the
+paper's.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ class ZeroTokenTransformer(HeadTailCycling):
     pretrained_options: ClassVar[dict[str, Any]] = {"from_cycle": 1}
 
     class Options(HeadTailCycling.Options):
-        """The choices the paper leaves open, each an ablation axis.
+        """The choices that the paper's public text leaves open, each an ablation axis.
 
         Attributes:
             zero_tokens: how many a step takes (0: none, the control "gate without zero token").

@@ -19,6 +19,7 @@ def list_() -> None:
     from bench.model.gates import NONE, gates  # start-up
     from bench.model.variant import variants  # start-up
     from bench.study.load import load_study, study_names  # start-up
+    from bench.study.named import NAMED  # start-up
 
     console = screen()
     for title, registry in (("Variants", variants), ("Tasks", tasks)):
@@ -27,6 +28,12 @@ def list_() -> None:
             kind: Any = registry.get(name)
             table.add_row(name, _first_sentence(kind), _options(kind.Options))
         console.print(table)
+    table = new_table("Names of a variant with a shape and a training of its own", "name", "what it is", "variant")
+    for name, named in sorted(NAMED.items()):
+        told = {"model": named.model, "train": named.train}
+        fields = [f"{group}.{key}={value}" for group, given in told.items() for key, value in given.items()]
+        table.add_row(name, named.about, ", ".join([named.variant, *fields]))
+    console.print(table)
     table = new_table("Exit rules (--rule, --exit)", "name", "what it is", "leaves where it is", "aggregates")
     for name in rules.names():
         rule = rules.get(name)

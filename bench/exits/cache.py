@@ -143,6 +143,13 @@ class Window(Cache):
         )
         return key, value
 
+    def stored(self, layer_idx: int, total: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a step for the first ``total`` tokens."""
+        key, value = (
+            self.cache.slots.read((kind, layer_idx, self.exit), self.rows, 0, total) for kind in ("key", "value")
+        )
+        return key, value
+
     def copy(self, source: int, target: int, stop: int) -> None:
         """Give the step at depth ``target`` the keys and values of that at ``source`` for the walk's tokens."""
         for kind in ("key", "value"):

@@ -30,6 +30,7 @@ from bench.exits.policy import Policy
 from bench.exits.tokens import upload
 from bench.model.context import Context, rows_of
 from bench.model.inputs import other_cycles, packed
+from bench.model.keys import filled
 from bench.model.language_model import CycleModel, CycleOutput
 from bench.model.schedule import Step
 from bench.model.walk import Walk
@@ -98,6 +99,10 @@ class _Pass:
         n_cycles: int | None,
     ) -> None:
         self.exits, self.lm, self.cache, self.rule = exits, lm, cache, get_rule(exits.rule)
+        if lm.model_shape.kv == "last" and exits.kv == "recompute":
+            raise InputError(
+                "kv: 'recompute' with model.kv = 'last', whose cache holds one cycle (allowed: share_last, propagate)"
+            )
         self.batch, self.length = ids.shape
         self.device = ids.device
         self.past = cache.length if cache is not None else 0
@@ -243,12 +248,14 @@ class _Pass:
     def _fill(self, number: int, rows: list[int]) -> None:
         """Give the slots that rows leaving after a cycle have skipped keys and values for the new tokens."""
         begin, end = self.schedule.exits[number - 1], self.schedule.exits[-1]
-        if begin == end:
+        own = filled(self.lm.model_shape, self.schedule)
+        skipped = [step for step in self.schedule.steps[begin:end] if own[step.depth]]
+        if not skipped:  # those of the first cycle, or of the last that was run, are there
             return
         state = self._load(number, rows, self.past)
         window = cast(Window, state.context.cache)
         made: dict[Step | int, tuple[Tensor, Tensor]] = {}
-        for step in self.schedule.steps[begin:end]:
+        for step in skipped:
             if self.exits.kv == "propagate":
                 # Without an adapter every cycle makes the same of a frozen state.
                 kind = step.block if self.lm.adapter is None else step

@@ -1,7 +1,7 @@
 """Attention, causal or full, with an optional prefix of tokens (zero tokens), on PyTorch's fused kernels.
 
 For queries q, prefix keys k0 (M of them) and keys K: ``p = softmax([q.k0/sqrt(d), q.K/sqrt(d)])``, the output is
-``sum_j p_j v_j`` and the zero attention ``p0`` the mass on the prefix (arXiv 2502.12214, section 3.2). With value zero
+``sum_j p_j v_j`` and the zero attention ``p0`` the mass on the prefix (arXiv 2502.12214). With value zero
 this is the ordinary output scaled by ``1 - p0``, and ``p0 = sigmoid(lse(q.k0) - lse(q.K))`` with the log-sum-exp of
 the scores. PyTorch's kernels return that log-sum-exp, but their backward ignores the gradient through it, so that
 scaling by it gives the right output and the wrong gradient. Two exact forms are used:

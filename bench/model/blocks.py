@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
 from bench.config import ModelConfig
+from bench.model import keys
 from bench.model.attention import Prefix
-from bench.model.context import Context, Rotation
+from bench.model.context import Rotation
 from bench.model.flops import Flops
 from bench.model.parts import Adapter, Gate, Linear
 from bench.model.schedule import Step
+from bench.model.walk import Walk
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -27,6 +29,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        self.model = model
         self.n_heads, self.kv_heads, self.head_dim = model.n_heads, model.kv_heads, model.head_dim
         self.dropout = model.dropout
         bias = model.family == "gpt2"
@@ -36,26 +39,21 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        asks: Tensor | None,
         step: Step,
-        context: Context,
+        state: Walk,
         prefix: Prefix | None,
         gate: Gate | None,
         adapter: Adapter | None,
         with_mass: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D]."""
+        """Update [B, T, D] and the attention on the prefix [B, H, T] or None, from the normed input x [B, T, D].
+
+        asks: the same for the queries, None where they read x too.
+        """
         batch, length, width = x.shape
-        heads = (
-            apply(self.qkv, "qkv", x, step, adapter)
-            .view(batch, length, self.n_heads + 2 * self.kv_heads, self.head_dim)
-            .transpose(1, 2)
-        )
-        query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
-        if context.rotation is not None:
-            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
-        if context.cache is not None:
-            # A static cache returns all the room it has.
-            key, value = (found[:, :, : context.total] for found in context.cache.update(key, value, step.depth))
+        context = state.context
+        query, key, value = self._heads(x, asks, step, state, adapter)
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
         out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)
@@ -65,22 +63,55 @@ class Attention(nn.Module):
         mixed = out.transpose(1, 2).reshape(batch, length, width)
         return apply(self.out, "attention_out", mixed, step, adapter), mass
 
-    def keys_and_values(
-        self, x: Tensor, step: Step, context: Context, adapter: Adapter | None
-    ) -> tuple[Tensor, Tensor]:
+    def _heads(
+        self, x: Tensor, asks: Tensor | None, step: Step, state: Walk, adapter: Adapter | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, d], keys and values [B, H_kv, S, d], those of the cache included."""
+        model, context, queries = self.model, state.context, self.n_heads * self.head_dim
+        cache, at = context.cache, keys.slot(model, state.schedule, step)
+        if keys.borrows(model, step):
+            query = self._rows(x if asks is None else asks, step, adapter, 0, queries)
+            query = query if context.rotation is None else rotate(query, context.rotation)
+            if cache is not None:
+                return query, *keys.stored(cache, at, context.total)
+            return query, *keys.unpacked(state.memory[keys.name_of(step)])
+        if asks is None:
+            heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
+            query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
+        else:
+            query = self._rows(asks, step, adapter, 0, queries)
+            key, value = self._rows(x, step, adapter, queries, None).chunk(2, 1)
+        if context.rotation is not None:
+            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        if cache is None:
+            if model.kv == "first" and step.block in state.schedule.repeated:
+                state.memory[keys.name_of(step)] = keys.packed(key, value)
+        elif at < step.depth:
+            key, value = keys.replaced(cache, at, key, value, context.total)
+        else:  # a static cache returns all the room it has
+            key, value = (found[:, :, : context.total] for found in cache.update(key, value, at))
+        return query, key, value
+
+    def keys_and_values(self, x: Tensor, step: Step, state: Walk, adapter: Adapter | None) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H_kv, T, d] alone, from the normed input x [B, T, D]."""
-        batch, length, _ = x.shape
-        first = self.n_heads * self.head_dim
+        if keys.borrows(self.model, step):
+            return keys.unpacked(state.memory[keys.name_of(step)])
+        key, value = self._rows(x, step, adapter, self.n_heads * self.head_dim, None).chunk(2, 1)
+        return key if state.context.rotation is None else rotate(key, state.context.rotation), value
+
+    def _rows(self, x: Tensor, step: Step, adapter: Adapter | None, first: int, stop: int | None) -> Tensor:
+        """Heads [B, H, T, d] that rows of the matrix of queries, keys and values give."""
         if type(self.qkv) is nn.Linear:
             bias = self.qkv.bias
-            out = linear(x, self.qkv.weight[first:], None if bias is None else bias[first:])
+            out = linear(x, self.qkv.weight[first:stop], None if bias is None else bias[first:stop])
         else:  # a wrapper that adds to it (PEFT)
-            out = self.qkv(x)[..., first:]
+            out = self.qkv(x)[..., first:stop]
         delta = adapter.delta(step, "qkv", x) if adapter is not None and "qkv" in adapter.linears else None
-        if delta is not None:
-            out = out + delta[..., first:]
-        key, value = out.view(batch, length, 2 * self.kv_heads, self.head_dim).transpose(1, 2).chunk(2, 1)
-        return key if context.rotation is None else rotate(key, context.rotation), value
+        return self._split(out if delta is None else out + delta[..., first:stop])
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, H, T, d] of [B, T, H d]."""
+        return x.view(*x.shape[:2], x.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
 
 
 class GeluMLP(nn.Module):
@@ -125,7 +156,9 @@ def make_norm(model: ModelConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on the normed stream. The model decides how their updates are merged into it."""
+    """Attention and MLP, each on the normed stream, with another norm of its update where the model's ``norm`` is
+    ``sandwich``. The model decides how the updates are merged into the stream.
+    """
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -134,11 +167,15 @@ class Block(nn.Module):
         self.attention = Attention(model)
         self.norm2 = make_norm(model)
         self.mlp: GeluMLP | SwigluMLP = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
+        norms = {branch: make_norm(model) for branch in ("attention", "mlp")} if model.norm == "sandwich" else None
+        self.after = None if norms is None else nn.ModuleDict(norms)
 
-    def flops(self, length: int) -> Flops:
-        """Forward FLOPs of the block's matrices for one sequence of ``length`` tokens; attention is counted apart."""
+    def flops(self, step: Step, length: int) -> Flops:
+        """Forward FLOPs of the block's matrices at a step, for one sequence of ``length`` tokens; attention is counted
+        apart.
+        """
         model = self.model
-        d, kv = model.d_model, model.kv_heads * model.head_dim
+        d, kv = model.d_model, 0 if keys.borrows(model, step) else model.kv_heads * model.head_dim
         ups = 1 if model.family == "gpt2" else 2
         return Flops(2 * length * (d * (d + 2 * kv) + d * d + (ups + 1) * d * model.ff))
 

@@ -25,6 +25,7 @@ from bench.model.blocks import Block
 from bench.model.flops import Flops
 from bench.model.forms import blank, first_flops
 from bench.model.freezing import freeze
+from bench.model.keys import borrows, filled
 from bench.model.network import Network
 from bench.model.parts import PARTS, Part
 from bench.model.schedule import Schedule, Step
@@ -114,7 +115,7 @@ def step_flops(
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
-        total += cast(Block, lm.blocks[step.block]).flops(run_on)
+        total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
         total += attention_flops(*shape, n_prefix, mass, trained, device, inside, model.form)
         for part in _parts(lm):
@@ -126,6 +127,8 @@ def frozen_flops(lm: Network, steps: Iterable[Step], tokens: int) -> Flops:
     """FLOPs of the keys and values that so many tokens of one sequence, which have left, go on giving to the steps."""
     total, model, adapter = Flops(), lm.model_shape, lm.adapter
     for step in steps:
+        if borrows(model, step):
+            continue
         total += Flops(2 * tokens * model.d_model * 2 * model.kv_heads * model.head_dim)
         if adapter is not None and "qkv" in adapter.linears:
             total += adapter.delta_flops(step, "qkv", tokens)
@@ -305,7 +308,8 @@ def non_embedding(lm: Network) -> int:
 
 def kv_bytes(variant: Variant, model: ModelConfig, schedule: Schedule) -> int:
     """Bytes that the KV cache keeps of a token, in float32."""
-    return 4 * (schedule.depth * 2 * model.kv_heads * model.head_dim + sum(variant.remembered(schedule)))
+    slots = sum(filled(model, schedule))
+    return 4 * (slots * 2 * model.kv_heads * model.head_dim + sum(variant.remembered(schedule)))
 
 
 def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bench.config import ModelConfig
 from bench.errors import InputError
+from bench.model.keys import filled
 from bench.model.schedule import Schedule
 from bench.model.variant import Variant
 
@@ -100,7 +102,7 @@ def documents_of(positions: Tensor, real: Tensor | None, past: int) -> Tensor:
     return torch.cat([earlier, begins.cumsum(1)], 1)
 
 
-def fit_cache(cache: Cache, variant: Variant, schedule: Schedule, past: int) -> None:
+def fit_cache(cache: Cache, variant: Variant, model: ModelConfig, schedule: Schedule, past: int) -> None:
     """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs.
 
     Raises InputError for one with tokens in it that another schedule has put there.
@@ -108,7 +110,7 @@ def fit_cache(cache: Cache, variant: Variant, schedule: Schedule, past: int) -> 
     layers: list[Any] = cache.layers
     slots = variant.cache_slots(schedule)
     if past:
-        kept = [*[2] * schedule.depth, *variant.remembered(schedule)]
+        kept = [*filled(model, schedule), *variant.remembered(schedule)]
         missing = [slot for slot, numbers in enumerate(kept) if numbers and not _filled(layers, slot)]
         if layers and (missing or any(int(layer.get_seq_length()) for layer in layers[slots:])):
             raise other_cycles(schedule)

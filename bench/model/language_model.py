@@ -219,13 +219,11 @@ class CycleModel(_Installed, Network, PreTrainedModel):
 
         labelled: there are labels, whose loss is to be found.
         """
-        attention_mask, position_ids, cache, keep, mass, exits, n_cycles, backward_cycles = arguments
+        attention_mask, position_ids, cache, keep, mass, exits, *depth = arguments
         if self.exits is not None and not self.training:
-            return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, n_cycles)
+            return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, depth[0])
         every = labelled and self.training and self.objective.trains_exits
-        found = self.run(
-            input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, n_cycles, backward_cycles
-        )
+        found = self.run(input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, *depth)
         return CycleOutput(cache=cache, **vars(found))
 
     def loss_of(self, out: CycleOutput, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -265,6 +263,7 @@ class CycleForCausalLM(CycleModel, GenerationMixin):
         output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
+        sequence_cycles: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
         **others: Any,
@@ -291,14 +290,8 @@ class CycleForCausalLM(CycleModel, GenerationMixin):
             cache = DynamicCache()
         out = self.forward_of(
             input_ids,
-            attention_mask,
-            position_ids,
-            cache,
-            logits_to_keep,
-            output_zero_attention,
-            output_exits,
-            n_cycles,
-            backward_cycles,
+            *(attention_mask, position_ids, cache, logits_to_keep, output_zero_attention, output_exits),
+            *(n_cycles, backward_cycles, sequence_cycles),
             use_cache=bool(use_cache),
             labelled=labels is not None,
         )
@@ -325,6 +318,7 @@ class CycleForClassification(CycleModel):
         output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
+        sequence_cycles: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CycleOutput:
@@ -346,14 +340,8 @@ class CycleForClassification(CycleModel):
             raise InputError(f"pixel_values: {pixel_values.dim()} dimensions do not fit the model's form, {form!r}")
         out = self.forward_of(
             inputs,
-            attention_mask,
-            None,
-            None,
-            0,
-            output_zero_attention,
-            output_exits,
-            n_cycles,
-            backward_cycles,
+            *(attention_mask, None, None, 0, output_zero_attention, output_exits),
+            *(n_cycles, backward_cycles, sequence_cycles),
             use_cache=False,
             labelled=labels is not None,
         )

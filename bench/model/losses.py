@@ -27,7 +27,7 @@ SMALL = 1e-8  # chances below it count as it in logarithms, whose gradient at 0 
 
 
 class Predicted(Protocol):
-    """What a pass predicts: ``bench.model.network.Outcome``, or what the Hugging Face model makes of it."""
+    """What a pass predicts: ``bench.model.outcome.Outcome``, or what the Hugging Face model makes of it."""
 
     @property
     def logits(self) -> Tensor | None: ...

@@ -16,16 +16,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
+from bench.errors import InputError, UserError
 from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
+from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
-from bench.model.walk import Outcome, RunSteps, Walk
+from bench.model.walk import RunSteps, Walk
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -72,6 +74,10 @@ class Network(nn.Module):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
+        if model.kv != "own" and self.recurrence is not None and self.recurrence.routes:
+            raise UserError(
+                f"model.kv: {model.kv!r} with {variant.name!r}, whose cycles run on different tokens (allowed: 'own')"
+            )
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
@@ -161,7 +167,7 @@ class Network(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
-            fit_cache(cache, self.variant, schedule, past)
+            fit_cache(cache, self.variant, self.model_shape, schedule, past)
         real, pairs = masks_of(attention_mask)
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
@@ -210,20 +216,28 @@ class Network(nn.Module):
         total = past + length
         return Context(length, total, visible, n_prefix, turn, cache, with_mass, like, how, documents, pairs, causal)
 
-    def cycles(self, state: Walk, backward_cycles: int | None = None) -> Iterator[int]:
+    def cycles(
+        self, state: Walk, backward_cycles: int | None = None, sequence_cycles: Tensor | None = None
+    ) -> Iterator[int]:
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
 
         backward_cycles: gradients flow through so many last cycles only (truncated backpropagation), None: all.
+        sequence_cycles: [B], how many each sequence runs. It is the first so many; the last, where gradients flow
+        through the last cycles only, so that they reach each sequence.
         """
         n_cycles = state.schedule.n_cycles
         self.start(state)
         for number in range(n_cycles):
             outside = backward_cycles is not None and number < n_cycles - backward_cycles
+            before = state.branch()
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
                 if self.gradient_checkpointing and self.training and not outside and state.context.cache is None:
                     self._cycle_twice(number, state)
                 else:
                     self.cycle(number, state)
+                if sequence_cycles is not None:
+                    at = number if backward_cycles is None else n_cycles - 1 - number
+                    state.hold(before, sequence_cycles > at)
             yield number + 1
 
     def start(self, state: Walk) -> None:
@@ -284,19 +298,35 @@ class Network(nn.Module):
         block, gate, adapter, hidden = cast(Block, self.blocks[step.block]), self.gate, self.adapter, state.hidden
         if adapter is not None:
             hidden = adapter(step, hidden, state.embedded)
-        x = block.norm1(hidden)
+        x = self._normed(step, "attention", hidden, state)
         prefix = self.prefix(step, x) if self.prefix is not None else None
         with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
-        update, mass = block.attention(x, step, state.context, prefix, gate, adapter, with_mass)
+        asks = adapter.asks(step, state) if adapter is not None else None
+        if asks is not None:
+            asks = self._normed(step, "attention", asks, state)
+        update, mass = block.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
-        hidden = self._merged(step, "attention", hidden, update, mass)
-        hidden = self._merged(step, "mlp", hidden, block.mlp(block.norm2(hidden), step, adapter), mass)
-        state.advance(hidden)
+        hidden = self._merged(step, "attention", hidden, update, mass, state)
+        update = block.mlp(self._normed(step, "mlp", hidden, state), step, adapter)
+        state.advance(self._merged(step, "mlp", hidden, update, mass, state))
 
-    def _merged(self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None) -> Tensor:
+    def _normed(self, step: Step, branch: Branch, hidden: Tensor, state: Walk) -> Tensor:
+        """What a branch reads of the residual stream, both [B, T, D]."""
+        block = cast(Block, self.blocks[step.block])
+        x = block.norm1(hidden) if branch == "attention" else block.norm2(hidden)
+        return x if self.adapter is None else self.adapter.normed(step, branch, x, state)
+
+    def _merged(
+        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None, state: Walk
+    ) -> Tensor:
         """The residual stream with a branch's update, all [B, T, D]."""
+        after = cast(Block, self.blocks[step.block]).after
+        if after is not None:
+            update = after[branch](update)
         update = self.dropout(update)
+        if self.adapter is not None:
+            update = self.adapter.scaled(step, branch, update, state)
         if self.residual_scales is not None:
             update = update * self.residual_scales[step.block]
         return hidden + update if self.gate is None else self.gate.merge(step, branch, hidden, update, mass)
@@ -306,7 +336,8 @@ class Network(nn.Module):
         block, hidden = cast(Block, self.blocks[step.block]), state.hidden
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
-        return block.attention.keys_and_values(block.norm1(hidden), step, state.context, self.adapter)
+        x = self._normed(step, "attention", hidden, state)
+        return block.attention.keys_and_values(x, step, state, self.adapter)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """``run``, with its arguments."""
@@ -323,6 +354,7 @@ class Network(nn.Module):
         output_exits: bool = False,
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
+        sequence_cycles: Tensor | None = None,
     ) -> Outcome:
         """Run the whole schedule.
 
@@ -336,10 +368,13 @@ class Network(nn.Module):
             output_exits: whether coda and head run at every exit point.
             n_cycles: another number of cycles than the model was built with.
             backward_cycles: gradients flow through so many last cycles only.
+            sequence_cycles: [B], how many of the cycles each sequence runs (see ``cycles``); without a cache.
         """
+        if sequence_cycles is not None and cache is not None:
+            raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
         state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
         exits, halting = [], []
-        for number in self.cycles(state, backward_cycles):
+        for number in self.cycles(state, backward_cycles, sequence_cycles):
             if output_exits and number < state.schedule.n_cycles:
                 exits.append(self.lm_head(self.read_out(state)))
                 if "halting" in state.memory:

@@ -92,7 +92,8 @@ class AttentionPrefix(Part):
 
 
 class Adapter(Part):
-    """What a step adds to its shared block: to its input (a cycle embedding, ...) or to its matrices (low rank, ...).
+    """What a step adds to its shared block: to its input (a cycle embedding, ...), to its matrices (low rank, ...), or
+    to what its branches read and give (norms and scales of its own, ...).
 
     linears: the linear layers of the block that ``delta`` adds to; recovers: whether it starts from what sharing has
     taken from a pretrained stack (``recover``).
@@ -105,6 +106,18 @@ class Adapter(Part):
     def forward(self, step: Step, hidden: Tensor, embedded: Tensor) -> Tensor:
         """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
         return hidden
+
+    def asks(self, step: Step, state: Walk) -> Tensor | None:
+        """The stream [B, T, D] that the step's queries are made of; None: the one that keys and values are made of."""
+        return None
+
+    def normed(self, step: Step, branch: Branch, x: Tensor, state: Walk) -> Tensor:
+        """What a branch of the block reads [B, T, D], made from the normed stream x of the same shape."""
+        return x
+
+    def scaled(self, step: Step, branch: Branch, update: Tensor, state: Walk) -> Tensor:
+        """A branch's update [B, T, D] as it goes on to the gate, or into the residual stream."""
+        return update
 
     def delta(self, step: Step, linear: Linear, x: Tensor) -> Tensor | None:
         """What is added to the output [B, T, out] of the block's linear layer for its input x [B, T, in], or None."""
@@ -132,12 +145,14 @@ class Recurrence(Part):
     each cycle, [B, T], as ``state.memory["halting"]``, where exit rules find it.
 
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
+    routes: whether cycles run on some of the tokens, each on others.
     chooses: whether each sequence decides, when the model is not training, how many of its tokens a cycle runs on.
     """
 
     label = "recurrence"
     reinjects: bool = False
     chooses: bool = False
+    routes: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.errors import UserError
 
@@ -101,6 +102,16 @@ class Schedule:
     def shared(self) -> bool:
         """Whether any block runs more than once."""
         return self.depth > self.n_blocks
+
+    @cached_property
+    def first_use(self) -> dict[int, int]:
+        """For every block the depth of the first step that runs it."""
+        return {step.block: step.depth for step in reversed(self.steps)}
+
+    @cached_property
+    def repeated(self) -> frozenset[int]:
+        """The blocks that run more than once."""
+        return frozenset(step.block for step in self.steps if step.cycle)
 
     def __str__(self) -> str:
         return " ".join(str(step.block) for step in self.steps)

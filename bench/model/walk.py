@@ -1,4 +1,4 @@
-"""The state of one pass over a schedule, and what the pass gives."""
+"""The state of one pass over a schedule."""
 
 from __future__ import annotations
 
@@ -14,29 +14,6 @@ from bench.model.context import Context, rows_of
 from bench.model.schedule import Schedule, Step
 
 FLOW = ("hidden", "embedded", "before", "zero_attention", "memory", "losses", "active")  # of a walk, in a cycle
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a pass gives.
-
-    Attributes:
-        logits: [B, T, V], or those of the last positions that were asked for; [B, 1, V] of what is judged once.
-        exit_depth: [B], steps run for each sequence.
-        exit_signals: [B, cycles], mean zero attention of each cycle, if it was asked for.
-        zero_attention: one [B, H, T] for each step that has zero tokens, in order, if it was asked for.
-        exit_logits: one [B, T, V] for every exit point, the last being ``logits``, if they were asked for.
-        halting: the chance [B, T] of having halted by every exit point but the last, if anything halts.
-        auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
-    """
-
-    logits: Tensor
-    exit_depth: Tensor
-    exit_signals: Tensor | None = None
-    zero_attention: tuple[Tensor, ...] | None = None
-    exit_logits: tuple[Tensor, ...] | None = None
-    halting: tuple[Tensor, ...] | None = None
-    auxiliary_loss: Tensor | None = None
 
 
 @dataclass
@@ -86,6 +63,17 @@ class Walk:
     def advance(self, hidden: Tensor) -> None:
         """Take the new states [B, T, D] of the active tokens."""
         self.hidden = hidden if self.active is None else torch.where(self.active.unsqueeze(-1), hidden, self.hidden)
+
+    def hold(self, before: Walk, going: Tensor) -> None:
+        """Put back what sequences were ``before``, all but those that are going on [B]."""
+
+        def held(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(going.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+        self.hidden = held(self.hidden, before.hidden)
+        self.memory |= {name: held(self.memory[name], old) for name, old in before.memory.items()}
+        if self.active is not None:
+            self.active = held(self.active, torch.ones_like(self.active) if before.active is None else before.active)
 
     def select(self, rows: Tensor) -> Walk:
         """The sequences ``rows`` [N] alone, without a cache and without the losses, which are of the whole batch."""

@@ -1,4 +1,4 @@
-"""The Zero-Token Pool (arXiv 2502.12214, section 3.2): trainable keys with value zero, picked by a lookup."""
+"""The Zero-Token Pool (arXiv 2502.12214): trainable keys with value zero, picked by a lookup."""
 
 from __future__ import annotations
 

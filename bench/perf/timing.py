@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bench.config import Execution, TrainConfig
 from bench.train.device import autocast
 from bench.train.graphs import Replayed, cuda_graph
-from bench.train.loop import make_optimizer
+from bench.train.optimizer import make_optimizer
 
 Run = Callable[[], None]
 Precision = Literal["float32", "bfloat16"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from bench.store.databases import Tables, make_whole, sqlite_file, sqlite_url
 
@@ -55,6 +57,22 @@ def connect(uri: str, closely: bool = False) -> tuple[Any, bool]:
         if closely:
             raise
         return connect(uri, closely=True)
+
+
+def tags_in(uri: str, tag: str, value: str) -> dict[str, str]:
+    """The tags of the finished run that has one of this value, as MLflow's SQLite file holds them, by SQLite alone.
+
+    Empty where there is no such run, or where this cannot be told, as of a server or of a file that is damaged.
+    """
+    if not (uri.startswith("sqlite:///") and (path := sqlite_file(uri)) is not None and path.is_file()):
+        return {}
+    asked = """SELECT tags.key, tags.value FROM tags JOIN runs USING (run_uuid) WHERE status = 'FINISHED' AND
+        lifecycle_stage = 'active' AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value = ?)"""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            return dict(database.execute(asked, (tag, value)).fetchall())
+    except sqlite3.Error:
+        return {}
 
 
 def within(seconds: float, call: Callable[[], Value]) -> Value:

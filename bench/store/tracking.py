@@ -22,7 +22,7 @@ from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
 from bench.store.manifest import CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_server import ANSWER, connect
+from bench.store.mlflow_server import ANSWER, connect, tags_in
 from bench.store.records import Outcome, Record, configuration, dotted
 from bench.store.store import Store
 from bench.store.tracker import Key, Placed, Tracker, digest_of, register
@@ -35,6 +35,7 @@ OWNER = "cyclebench.owner"  # the process that writes a child run, until it is c
 SEARCH = "cyclebench.search"
 DIGEST = "cyclebench.digest"  # of what a search has found
 HELD = "cyclebench.held"  # on a study's run: a digest of all that it has held, to see soon that nothing is missing
+SHOWN = "cyclebench.shown"  # on a study's run: a digest of what it has told of the study and of the report's files
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
@@ -85,6 +86,27 @@ class MlflowTracker(Tracker):
         """Open the study's parent run, the existing one if there is one."""
         self.manifest = manifest
         self._open(manifest)
+
+    def complete(self, manifest: Manifest, paths: Sequence[Path] = ()) -> None:
+        """See ``Tracker``. Where a SQLite file says that it holds all of it, it is not opened by MLflow, whose import
+        takes seconds.
+        """
+        there = self._held_whole(manifest, paths) if self.manifest is None and self.trusting else None
+        if there is None:
+            super().complete(manifest, paths)
+        else:
+            self.there += there
+
+    def _held_whole(self, manifest: Manifest, paths: Sequence[Path]) -> int | None:
+        """How many cells with a record a study has, if all of it is said to be held; else None."""
+        parts = [self.store.manifest(name) for name in self.store.parts(manifest.study) if name != manifest.study]
+        cells = 0
+        for one, files in [(manifest, paths), *((part, ()) for part in parts if part is not None)]:
+            told, holding = tags_in(self.uri, STUDY, one.study), self.holding(one)
+            if (told.get(HELD), told.get(SHOWN)) != (_digest(holding), _shown(one, files)):
+                return None
+            cells += sum(isinstance(row, CellRow) for row in holding.values())
+        return cells
 
     def mend(self) -> None:
         """Connect anew, and bring what is there then up to what the store holds."""
@@ -264,6 +286,8 @@ class MlflowTracker(Tracker):
             for path in paths:
                 self.client.log_artifact(self.parent, str(path), "report")
             self.client.set_terminated(self.parent)
+        assert self.manifest is not None
+        self.client.set_tag(self.parent, SHOWN, _shown(self.manifest, paths))
 
 
 def _experiment(client: Any) -> str:
@@ -284,6 +308,12 @@ def _quoted(value: str) -> str:
 
 def _digest(keys: Iterable[Key]) -> str:
     return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
+
+
+def _shown(manifest: Manifest, paths: Sequence[Path]) -> str:
+    """A digest of what there is to tell of a study, and of files by their names."""
+    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
+    return hashlib.sha256(json.dumps([manifest.dump(), files], sort_keys=True).encode()).hexdigest()
 
 
 def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bench.config import Sharing, Strict
+from bench.study.named import spelled_out
 
 
 class Entry(Strict):
@@ -56,6 +57,12 @@ class VariantEntry(Entry):
     init: str | None = None
     sharing: Sharing | None = None
     budget: Literal["flops"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        return spelled_out(value) if isinstance(value, dict) else value
 
 
 def check_distinct(field: str, entries: Sequence[Entry]) -> None:

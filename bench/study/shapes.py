@@ -13,7 +13,7 @@ from bench.model.variant import Variant
 
 def relevant(variant: Variant, model: ModelConfig) -> ModelConfig:
     """Without fields that mean nothing to the variant: they must not make two equal cells look different."""
-    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none"})
+    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none", "kv": "own"})
 
 
 def matched(

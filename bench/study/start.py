@@ -20,7 +20,7 @@ from bench.pretrained.sources import digest, load, outline
 from bench.store.store import Store
 from bench.store.versions import MODEL
 
-FREE = ("n_cycles", "n_blocks", "dropout")  # of a shape whose other fields the source decides
+FREE = ("n_cycles", "n_blocks", "dropout", "kv")  # of a shape whose other fields the source decides
 
 
 def target_shape(source: ModelConfig, n_cycles: int, changes: Mapping[str, Any], where: str) -> ModelConfig:

@@ -21,17 +21,17 @@ from bench.errors import CellError, UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
-from bench.model.costs import training_flops
 from bench.model.language_model import CycleModel
 from bench.model.losses import exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
+from bench.train.depths import draw_cycles, flops_by_step, sequence_cycles
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
+from bench.train.optimizer import make_optimizer
 from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, stacks
 
-CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
 
@@ -54,20 +54,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     cooldown = config.cooldown * config.steps
     left = min(1.0, (config.steps - step) / cooldown) if cooldown else 1.0
     return config.lr * (config.min_lr + (1 - config.min_lr) * left)
-
-
-def make_optimizer(lm: CycleModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
-    and gates have a meaning at zero that decay would pull them to.
-    """
-    embeddings = {id(lm.tokens.weight), id(lm.lm_head.weight)}
-    matrices = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Linear)} - embeddings
-    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def compile_blocks(lm: CycleModel, on: bool = True) -> None:
@@ -115,7 +101,13 @@ class Training:
                 f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
                 "gradient (allowed: none, or a variant that re-injects the prelude's output)"
             )
-        self.lm, self.data, self.config = lm, data, config
+        routes = lm.recurrence is not None and lm.recurrence.tokens(1, data.length) != data.length
+        if config.sequence_cycles and routes:
+            raise UserError(
+                f"train.sequence_cycles: True with {lm.variant.name!r}, which gives tokens numbers of cycles itself "
+                "(allowed: False)"
+            )
+        self.lm, self.data, self.config, self.seed = lm, data, config, seed
         self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
         self.flops = flops_by_step(lm, config, data.length, self.cycles)
@@ -141,11 +133,13 @@ class Training:
                 watch(entry)
         lm.train()
 
-    def passes(self, inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        """Add the gradients of a micro-batch [b, T] to those there are; its share of the batch's loss at full depth."""
+    def passes(self, *batch: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of a micro-batch (``loss_of``) to those there are; its share of the batch's loss at full
+        depth.
+        """
         losses = loss_of(self.config, self.cycles[self.at.step])
         with autocast(self.config, self.lm.device):
-            loss, last = self.run(losses, inputs, targets, scored)
+            loss, last = self.run(losses, *batch)
         loss.backward()
         return cast(torch.Tensor, last)
 
@@ -305,9 +299,9 @@ def gradients(runs: Sequence[Training]) -> torch.Tensor:
 
 def _gradients_alone(run: Training) -> torch.Tensor:
     team, total = run.team, torch.zeros(1, device=run.lm.device)
-    for inputs, targets, scored in _micro_batches([run]):
+    for inputs, targets, scored, *counts in _micro_batches([run]):
         # The mean over a team's ranks is that of the whole micro-batch.
-        batch = inputs[0], targets[0], scored[0] / team.size
+        batch = inputs[0], targets[0], scored[0] / team.size, *(count[0] for count in counts)
         total += run.passes(*batch) if run.replayed is None else run.replayed(run.passes, *batch)
     return team.mean(total)
 
@@ -317,33 +311,46 @@ def _gradients_of_stack(runs: Sequence[Training]) -> torch.Tensor:
     if wanted == 1:
         runs = [first, first]  # other kernels compute a single model, to other last digits
     losses, total = loss_of(first.config, first.cycles[first.at.step]), torch.zeros(wanted, device=first.lm.device)
-    for inputs, targets, scored in _micro_batches(runs):
+    for batch in _micro_batches(runs):
         with autocast(first.config, first.lm.device):
-            loss, last = run_stacked([run.lm for run in runs], losses, inputs, targets, scored)
+            loss, last = run_stacked([run.lm for run in runs], losses, *batch)
         loss[:wanted].sum().backward()
         total += last[:wanted]
     return total
 
 
-def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Inputs and targets [S, b, T] of the next step and how many targets each whole batch scores [S], on the device."""
-    config, device, team = runs[0].config, runs[0].lm.device, runs[0].team
-    ids, targets = (np.stack(part) for part in zip(*(run.batches.batch(run.at.step) for run in runs), strict=True))
-    scored = torch.from_numpy((targets != IGNORED).sum((1, 2))).to(device, non_blocking=True)
-    for parts in zip(*(np.split(whole, config.accumulation, 1) for whole in (ids, targets)), strict=True):
-        inputs, goal = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in parts)
-        yield inputs, goal, scored
+def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Inputs and targets [S, b, T] of the next step, how many targets each whole batch scores [S] and, where sequences
+    have numbers of cycles of their own, these [S, b]; on the device.
+    """
+    config, device, team, step = runs[0].config, runs[0].lm.device, runs[0].team, runs[0].at.step
+    wholes = [np.stack(part) for part in zip(*(run.batches.batch(step) for run in runs), strict=True)]
+    scored = torch.from_numpy((wholes[1] != IGNORED).sum((1, 2))).to(device, non_blocking=True)
+    if config.sequence_cycles:
+        n_cycles = runs[0].lm.model_shape.n_cycles
+        wholes.append(np.stack([sequence_cycles(config, n_cycles, run.seed, step) for run in runs]))
+    for parts in zip(*(np.split(whole, config.accumulation, 1) for whole in wholes), strict=True):
+        inputs, goal, *counts = (torch.from_numpy(team.rows(part)).to(device, non_blocking=True) for part in parts)
+        yield inputs, goal, scored, *counts
 
 
 def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The loss to be trained and that at full depth, scalars, as a function of a model and a micro-batch: inputs and
-    targets [b, T], and how many targets of the whole batch are scored.
+    targets [b, T], how many targets of the whole batch are scored, and the cycles of each sequence [b] if they have
+    numbers of their own.
     """
 
     def losses(
-        model: Callable[..., Any], inputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | float
+        model: Callable[..., Any],
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        scored: torch.Tensor | float,
+        counts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        out = model(inputs, n_cycles=n_cycles, backward_cycles=config.backward_cycles, output_exits=config.trains_exits)
+        asked: dict[str, Any] = {"n_cycles": n_cycles, "backward_cycles": config.backward_cycles}
+        if counts is not None:
+            asked["sequence_cycles"] = counts
+        out = model(inputs, output_exits=config.trains_exits, **asked)
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
         last, loss = (part / scored for part in exit_losses(out, targets, config))
         if out.auxiliary_loss is not None:
@@ -351,25 +358,6 @@ def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[to
         return loss, last.detach()
 
     return losses
-
-
-def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | None]:
-    """The number of cycles of every optimizer step; None: as many as the model was built with.
-
-    Drawn from the seed alone, so that every variant of as many cycles draws the same.
-    """
-    if not config.random_cycles:
-        return [None] * config.steps
-    rng = np.random.default_rng([seed, n_cycles, 0xC7C1E])
-    rate = rng.lognormal(math.log(n_cycles) - CYCLES_SIGMA**2 / 2, CYCLES_SIGMA, config.steps)
-    return [int(count) + 1 for count in rng.poisson(rate)]
-
-
-def flops_by_step(lm: CycleModel, config: TrainConfig, length: int, cycles: list[int | None]) -> NDArray[np.float64]:
-    """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them."""
-    device = lm.device.type
-    of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
-    return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
 
 
 def _evaluations(config: TrainConfig, flops: NDArray[np.float64]) -> set[int]:

@@ -36,6 +36,7 @@ APART = {  # fields of the training that a stack cannot have
     "cuda_graphs": "runs a program of its own",
     "activation_checkpointing": "computes parts again outside the stack",
     "random_cycles": "gives every seed a depth of its own",
+    "sequence_cycles": "gives every seed a depth of its own",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bench.config import EvalConfig, ModelConfig, TrainConfig
+from bench.config import DEPTHS, EvalConfig, ModelConfig, TrainConfig
 from bench.data.task import TaskData
 from bench.evaluate.evaluation import EVAL_BATCH
 from bench.limits import check_memory, machine_memory
@@ -19,7 +19,8 @@ from bench.model.network import Network
 from bench.model.variant import Variant
 
 PROCESS = 100 << 20  # bytes of a further process of a cell: Python with torch
-WEIGHT, ADAM = 4, 12  # bytes of a parameter: itself; its gradient and the two means of the optimizer
+WEIGHT = 4  # bytes of a parameter
+OPTIMIZER = {"adamw": 12, "muon": 8}  # of its gradient and of the optimizer's means at least
 STATE, LOGIT, TOKEN = 2, 4, 16  # bytes of a number of a state (bfloat16) and of the logits; of an input and its target
 NUMBER = 4  # bytes of a number of a vector
 
@@ -61,7 +62,7 @@ def check_room(
         copies = train.processes if train.sharding == "none" else 1
         training = batch * (STATE * model.d_model * _kept(lm, train, length) + LOGIT * places * data.vocab_size)
         testing = min(EVAL_BATCH, len(data.test)) * LOGIT * places * data.vocab_size
-        needed += copies * (WEIGHT * params + ADAM * learned) + max(training, testing)
+        needed += copies * (WEIGHT * params + OPTIMIZER[train.optimizer] * learned) + max(training, testing)
     tokens = f"{batch:,} x {length:,} tokens, {data.vocab_size:,} different ones,"
     check_memory(
         needed,
@@ -75,7 +76,9 @@ def _kept(lm: Network, train: TrainConfig, length: int) -> int:
     """States that autograd keeps of a sequence at least: one of every token for each step that a gradient passes."""
     if train.trained != "all":
         return 0
-    schedule, cut = lm.schedule, 1 if train.random_cycles else train.backward_cycles
+    schedule, cut = lm.schedule, train.backward_cycles
+    if any(getattr(train, field) != off for field, off in DEPTHS.items()):
+        cut = 1  # at least
     first = 0 if cut is None else max(0, schedule.n_cycles - cut)
     total = length * (len(schedule.coda) + (len(schedule.prelude) if cut is None else 0))
     for number, steps in enumerate(schedule.cycles[first:], first):

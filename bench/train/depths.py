@@ -1,0 +1,62 @@
+"""How many cycles a training step runs: those the model was built with, a curriculum, or numbers that are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.config import TrainConfig
+from bench.model.costs import training_flops
+from bench.model.network import Network
+
+CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
+STREAM, SEQUENCES = 0xC7C1E, 0x5E95  # so that no other draw of a seed is the same
+
+
+def scheduled_cycles(config: TrainConfig, n_cycles: int, step: int) -> int:
+    """The number of cycles of optimizer step 0, 1, ..., or the mean of those drawn: from the curriculum's ``start`` to
+    its ``end`` in equal stretches over its share of the steps, and ``end`` from there on.
+    """
+    curriculum = config.cycles_schedule
+    if curriculum is None:
+        return n_cycles
+    end = n_cycles if curriculum.end is None else curriculum.end
+    done = min(1.0, step / (curriculum.share * config.steps))
+    rising = 1 if end >= curriculum.start else -1
+    passed = min(abs(end - curriculum.start), math.floor(done * (abs(end - curriculum.start) + 1)))
+    return curriculum.start + rising * passed
+
+
+def draw_cycles(config: TrainConfig, n_cycles: int, seed: int) -> list[int | None]:
+    """The number of cycles of every optimizer step; None: as many as the model was built with. Where sequences have
+    numbers of their own, the largest of the batch.
+
+    Drawn from the seed alone, so that every variant of as many cycles draws the same.
+    """
+    means = [scheduled_cycles(config, n_cycles, step) for step in range(config.steps)]
+    if config.sequence_cycles:
+        return [int(sequence_cycles(config, n_cycles, seed, step).max()) for step in range(config.steps)]
+    if not config.random_cycles:
+        return [None if config.cycles_schedule is None else mean for mean in means]
+    rng = np.random.default_rng([seed, n_cycles, STREAM])
+    at = np.log(means) if config.cycles_schedule is not None else math.log(n_cycles)
+    rate = rng.lognormal(at - CYCLES_SIGMA**2 / 2, CYCLES_SIGMA, config.steps)
+    return [int(count) + 1 for count in rng.poisson(rate)]
+
+
+def sequence_cycles(config: TrainConfig, n_cycles: int, seed: int, step: int) -> NDArray[np.int64]:
+    """The number of cycles of every sequence [batch_size] of a step: ``max(1, Poisson(r))``."""
+    rng = np.random.default_rng([seed, n_cycles, SEQUENCES, step])
+    return rng.poisson(scheduled_cycles(config, n_cycles, step), config.batch_size).clip(1)
+
+
+def flops_by_step(lm: Network, config: TrainConfig, length: int, cycles: Sequence[int | None]) -> NDArray[np.float64]:
+    """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them. A sequence that runs fewer
+    than the longest of its batch is computed like it, and masked.
+    """
+    device = lm.device.type
+    of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
+    return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
