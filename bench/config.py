@@ -69,16 +69,18 @@ class ModelConfig(Strict):
     each runs.
     """
 
-    family: Literal["gpt2", "llama"] = "gpt2"
-    d_model: int = Field(128, ge=2, le=16384)
-    n_blocks: int = Field(4, ge=1, le=512)
-    n_cycles: int = Field(3, ge=1, le=512)
-    n_heads: int = Field(4, ge=1, le=256)
+    family: Literal["gpt2", "llama"] = Field(
+        "gpt2", description="of the blocks: LayerNorm, GELU, learned positions; or RMSNorm, SwiGLU, rotary ones"
+    )
+    d_model: int = Field(128, ge=2, le=16384, description="width of the residual stream")
+    n_blocks: int = Field(4, ge=1, le=512, description="blocks with parameters of their own")
+    n_cycles: int = Field(3, ge=1, le=512, description="how often the shared blocks run")
+    n_heads: int = Field(4, ge=1, le=256, description="of attention; divides d_model")
     n_kv_heads: int | None = Field(None, ge=1, le=256, description="None: as many as n_heads; fewer only for llama")
     d_ff: int | None = Field(None, ge=1, le=131072, description="None: 4 d (gpt2) or 8/3 d rounded up to 8 (llama)")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    tie_embeddings: bool = True
-    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the activations set to zero in training")
+    tie_embeddings: bool = Field(True, description="one matrix for the embedding and the LM head")
+    norm_eps: float = Field(1e-5, gt=0.0, lt=1.0, description="added to the variance in norms")
     rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="llama only")
     rope_scaling: RopeScaling | None = Field(None, description="llama only")
     halting: Literal["none", "gate"] = Field(
@@ -163,8 +165,10 @@ class Init(Strict):
 class Execution(Strict):
     """How something is computed: where, how precisely, in how many pieces. Not what."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of products of matrices; auto: bfloat16 on a GPU that has it, float32 elsewhere"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     threads: int = Field(
         1, ge=1, le=1024, description="CPU threads of the cell: part of what makes its sums repeatable"
     )
@@ -267,15 +271,17 @@ class TrainConfig(Objective, Execution):
         "adamw", description="muon: of the matrices of blocks, at the same learning rate; the rest stays with AdamW"
     )
     lr: float = Field(1e-3, gt=0.0, le=10.0, description="peak learning rate")
-    lr_schedule: Literal["cosine", "trapezoid"] = "cosine"
+    lr_schedule: Literal["cosine", "trapezoid"] = Field(
+        "cosine", description="from the peak down along a cosine; or constant, then straight down in the cooldown"
+    )
     warmup: float = Field(0.05, ge=0.0, le=1.0, description="share of the steps")
     cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
     min_lr: float = Field(0.1, ge=0.0, le=1.0, description="final learning rate as a share of the peak")
     weight_decay: float = Field(
         0.1, ge=0.0, le=LARGE, description="on matrices only, not on norms, biases, embeddings, tokens"
     )
-    beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="of AdamW: decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="of AdamW: decay of the mean square")
     grad_clip: float | None = Field(1.0, gt=0.0, le=LARGE, description="largest norm of the gradients; None: any")
     trained: Trained = Field(
         "all", description="additions: only what the variant adds to plain blocks (with the norms); the rest is frozen"
@@ -345,7 +351,9 @@ class EvalConfig(Strict):
     it was trained with.
     """
 
-    max_cycles: int | None = Field(None, ge=1, le=1024)
+    max_cycles: int | None = Field(
+        None, ge=1, le=1024, description="a trained model is tested at 1, 2, ... so many cycles; None: twice its own"
+    )
 
 
 class Cell(Strict):

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.stats import Interval, interval
 from bench.store.manifest import Manifest
@@ -14,9 +14,6 @@ from bench.store.records import CostRecord, Environment, ExitsRecord, Outcome, R
 from bench.tables import csv_text
 from reports.policy import ENDS, Row, Rows, ends, titled, told
 from reports.units import bounds, human, metric_name, plain
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -137,24 +134,6 @@ def _columns(row: Summary) -> Row:
         "tokens/s": f"{row.tokens_per_second:,.0f}" if costs else "-",
         "note": note,
     }
-
-
-def summary_table(manifest: Manifest, results: dict[str, Outcome]) -> Table:
-    """The summary for a terminal."""
-    from rich.table import Table  # start-up
-
-    rows = summary_rows(manifest, results)
-    left_out = {"parameters", "training FLOPs"} | ({"note"} if not any(row["note"] for row in rows) else set())
-    shown = [key for key in rows[0] if key not in left_out]
-    table = Table(title=f"{manifest.study}: {manifest.question}", title_justify="left")
-    for key in shown:
-        table.add_column(key, justify="left" if key in ("task", "variant", "metric", "note") else "right")
-    for number, row in enumerate(rows):
-        table.add_row(
-            *(row[key] for key in shown), end_section=number + 1 < len(rows) and rows[number + 1]["task"] != row["task"]
-        )
-    table.caption, table.caption_justify = rows.ends or None, "left"
-    return table
 
 
 def further_tests(manifest: Manifest, results: dict[str, Outcome]) -> Rows:

@@ -24,7 +24,7 @@ def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     for claim, one in zip(claims, found, strict=True):
         verdict = "pilot" if manifest.pilot else one.verdict
         row = {"hypothesis": claim.text, "verdict": verdict, "compared": claim.compared}
-        row |= {"task": claim.task, "metric": claim.unit, **_numbers(claim, one, "gain", 1)}
+        row |= {"task": claim.task, "metric": claim.unit, **numbers(claim, one, "gain", 1)}
         rows.append({**row, "note": "; ".join(part for part in (one.note, claim.censored) if part)})
     if all(math.isnan(one.p_equivalent) for one in found):
         rows = [{key: value for key, value in row.items() if key != "p of equivalence"} for row in rows]
@@ -55,7 +55,7 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     for task, claims in contrasts(manifest, results).items():
         for claim, found in zip(claims, judge([claim.contrast for claim in claims]), strict=True):
             row = {"task": task, "variant": claim.better, "reference": claim.than, "metric": claim.unit}
-            row |= _numbers(claim, found, "difference", 1 if higher[task] else -1)
+            row |= numbers(claim, found, "difference", 1 if higher[task] else -1)
             del row["p of equivalence"]
             if manifest.decide is not None:
                 row |= dict.fromkeys(("p", "corrected p", "detectable"), "-")
@@ -69,12 +69,12 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     return titled(rows, {ENDS: shown})
 
 
-def _numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, str]:
+def numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, str]:
     """The numbers of a row. sign: -1 shows the metric's own direction where lower is better."""
     gap = found.found.difference
     effect = found.found.effect_size
     return {
-        name: f"{sign * gap.mean:+.3f}" if gap.n else "-",
+        name: f"{sign * gap.mean + 0.0:+.3f}" if gap.n else "-",
         ENDS: ends(within(gap, claim.bounds), sign=sign, plus=True),
         "p": f"{found.found.p:.3g}" if gap.n > 1 else "-",
         "corrected p": f"{found.p_corrected:.3g}" if gap.n > 1 else "-",

@@ -22,7 +22,7 @@ from bench.study.shapes import relevant
 from bench.train.loop import loss_of
 from bench.train.packing import run_stacked
 
-VARIANTS = ["bc", "ztt", "relaxed", "recurrent", "mesh", "universal", "middle_sequence"]
+VARIANTS = ["bc", "ztt", "relaxed", "recurrent", "universal"]
 several = pytest.mark.parametrize("name", VARIANTS)
 
 

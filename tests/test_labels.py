@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import MANIFEST, RESULTS
 
-from bench.cli.options import new_table, screen
+from bench.cli.screen import show
 from bench.store.manifest import HypothesisRow, Manifest, Measure, SweepResult
 from bench.tables import markdown, markdown_code, markdown_image, markdown_text
 from reports.drawing import Drawing, figures
@@ -27,7 +27,7 @@ from reports.look import in_letters
 from reports.page import write_report
 from reports.render import LONGEST, file_names
 from reports.sweeps import write_sweep
-from reports.table import summary_table
+from reports.table import summary_rows
 
 LATEX = shutil.which("pdflatex")
 RENDER = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
@@ -303,10 +303,8 @@ def test_the_csv_reads_back(written: Path) -> None:
 
 
 def test_the_terminal_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    screen().print(summary_table(hostile(), RESULTS))
-    table = new_table("[/title] :smile:", "[red]a", "b")
-    table.add_row("[/b] :x:", "as wide as the title")
-    screen().print(table)
+    show(hostile().question, summary_rows(hostile(), RESULTS))
+    show("[/title] :smile:", [{"[red]a": "[/b] :x:", "b": "as wide as the title"}])
     said = capsys.readouterr().out
     for text in ("_h|c $\\q$ [/b] <i>", "[/title] :smile:", "[red]a", "[/b] :x:", "# shown | `so`?"):
         assert text in said, text

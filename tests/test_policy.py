@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from records import MANIFEST, RESULTS, of_seeds
 
+from bench.cli.screen import show
 from bench.stats import Interval, interval
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from reports.figures import accuracy_vs_flops
 from reports.page import best, write_report
 from reports.policy import band, bars, caption, ends, heading, titled, told, within
-from reports.table import summary_rows, summary_table
+from reports.table import summary_rows
 
 RANKING = r"\b(better|worse|best|worst|highest|lowest|beats|wins|outperforms|worth most|dominates)\b"
 SURE = r"95 %|\[[-+]?\d"
@@ -124,8 +125,10 @@ def test_captions_tell_coverage_where_it_is_low() -> None:
     assert bars([3, 16]).startswith("Bars and bands: 95 % intervals over 16 seeds. 3 seeds are too few")
 
 
-def test_tables_say_what_they_show_in_the_terminal_too() -> None:
-    table = summary_table(*study(5))
-    assert "95 % interval" in [column.header for column in table.columns] and "90.4%" in str(table.caption)
-    assert "range of 1 to 2 seeds" in [column.header for column in summary_table(MANIFEST, RESULTS).columns]
+def test_tables_say_what_they_show_in_the_terminal_too(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = summary_rows(*study(5))
+    show("title", rows, below=rows.ends)
+    said = capsys.readouterr().out
+    assert "95 % interval" in said and "90.4%" in said
+    assert "range of 1 to 2 seeds" in summary_rows(MANIFEST, RESULTS)[0]
     assert titled([], {"": []}) == [] and titled([], {"": []}).ends == ""

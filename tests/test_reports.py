@@ -12,7 +12,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +22,7 @@ from bench.store.manifest import CellRow
 from reports.drawing import figures
 from reports.page import write_report
 from reports.render import KINDS
-from reports.table import further_tests, summary, summary_table
+from reports.table import further_tests, summary
 from reports.units import human
 from reports.verdicts import differences
 
@@ -200,8 +199,3 @@ def _loaded(modules: str, *heavy: str) -> list[str]:
 )
 def test_units(value: float, text: str) -> None:
     assert human(value) == text
-
-
-def test_terminal_table_shows_every_row() -> None:
-    table: Any = summary_table(MANIFEST, RESULTS)
-    assert table.row_count == 4

@@ -6,12 +6,13 @@ import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli import cells, explore, models, performance, stores
 from bench.cli import exits as exits
-from bench.cli import explore, models, performance, stores
+from bench.cli.compare import compare
 from bench.cli.options import (
     DEFAULT_HANG,
     DEFAULT_RUNS,
@@ -30,10 +31,9 @@ from bench.cli.options import (
     TrackerName,
     Tracking,
     command_line,
-    new_table,
-    screen,
 )
 from bench.cli.runs import status, sync, tell_run, verify
+from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ app = typer.Typer(
 
 
 INTERRUPTED = 130
+# Columns of tables that go where a terminal is narrow, the first one first.
+SPARE = ("parameters", "training FLOPs", "tokens/s", "depth", "non-embedding", "FLOPs/token", "metric", "trials")
 
 
 def _version(wanted: bool) -> None:
@@ -117,12 +119,19 @@ def run(
     tracker: TrackerName = DEFAULT_TRACKER,
     formats: Formats = "png",
     imports: Imports = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run and what it would cost, and run nothing.")
+    ] = False,
 ) -> None:
     """Run a study's cells, track them in MLflow and write the report.
 
     Cells that are done are not run again, interrupted ones go on from their checkpoints, and the same command in
     several processes, on several machines that share the results' folder, divides the cells between them.
     """
+    if dry_run:
+        cells.tell_ahead(study, overrides or (), preset, runs)
+        return
+    starting(f"loading {study}")
     from bench.api import run as run_study  # start-up
 
     results = run_study(
@@ -179,6 +188,7 @@ def sweep(
 
     The same command goes on where it was stopped. Everything is chosen on validation data and reported on test data.
     """
+    starting(f"loading {study}")
     from bench.study.load import load_study  # start-up
 
     limit = [] if max_flops is None else [f"sweep.max_flops={max_flops!r}"]
@@ -196,13 +206,9 @@ def sweep(
     url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)
     result = run_sweep(chosen, store, url, jobs, window, command_line(), git_revision(), silent)
     for title, rows in (("thresholds", threshold_rows(result)), ("budgets", budget_rows(result))):
-        if rows:
-            table = new_table(f"{chosen.sweep_name}: {title}, chosen on validation data", *rows[0])
-            for row in rows:
-                table.add_row(*row.values())
-            screen().print(table)
+        show(f"{chosen.sweep_name}: {title}, chosen on validation data", rows, SPARE)
     for finding in findings(result):
-        print(finding)
+        say(finding)
     for path in write_sweep(result, out or runs / "reports" / chosen.sweep_name):
         print(path)
 
@@ -222,16 +228,21 @@ def report(
     tracker: TrackerName = DEFAULT_TRACKER,
     formats: Formats = "png",
     imports: Imports = None,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a study's last run again, from the stored results alone, and what MLflow lacks of it."""
+    starting(f"reading the results of {study}")
     from bench.api import load_results  # start-up
     from bench.store.tracker import trackers  # start-up
 
     results = load_results(study, runs, preset, overrides or ())
     folder = Path("reports", "published") if publish else runs / "reports"
     results.report(out or folder / results.manifest.study, formats.split(","), publish)
-    tell_run(results)
-    _tell(results)
+    if as_json:
+        tell_json(tables_of(results))
+    else:
+        tell_run(results)
+        _tell(results)
     trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
 
 
@@ -249,6 +260,7 @@ def power(
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far, pilots' too;
     of a deciding study, how its looks may be expected to end.
@@ -260,22 +272,37 @@ def power(
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
     asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
-    table = new_table(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", *rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    screen().print(table)
+    if as_json:
+        tell_json(rows)
+        return
+    show(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", rows)
     if effect is None:
         print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
 
+def tables_of(results: Results) -> dict[str, Any]:
+    """The report's tables, for other programs."""
+    from reports.fronts import fronts  # start-up
+    from reports.table import costs, further_tests, harness, summary_rows  # start-up
+    from reports.verdicts import differences, sentences, verdicts  # start-up
+
+    told = results.manifest, results.records
+    tables = {"results": summary_rows(*told), "verdicts": verdicts(*told), "differences": differences(*told)}
+    tables |= {"fronts": fronts(*told), "further tests": further_tests(*told), "harness": harness(*told)}
+    return {"sentences": sentences(*told), **tables, "costs": costs(*told), "files": list(map(str, results.paths))}
+
+
 def _tell(results: Results) -> None:
     """Print the summary table, the verdict on each hypothesis in a sentence, and where plots and report are."""
-    from reports.table import summary_table  # start-up
+    from reports.table import summary_rows  # start-up
     from reports.verdicts import sentences  # start-up
 
-    screen().print(summary_table(results.manifest, results.records))
+    rows = summary_rows(results.manifest, results.records)
+    if not any(row["note"] for row in rows):
+        rows[:] = [{key: value for key, value in row.items() if key != "note"} for row in rows]
+    show(f"{results.manifest.study}: {results.manifest.question}", rows, SPARE, rows.ends, by="task")
     for sentence in sentences(results.manifest, results.records):
-        print(sentence)
+        say(sentence)
     for label, suffix in (("plot", ".png"), ("report", ".html")):
         for path in results.paths:
             if path.suffix == suffix and ("accuracy_vs_flops" in path.name or suffix == ".html"):
@@ -287,8 +314,10 @@ app.command("costs")(explore.costs_)
 app.command("eval")(models.eval_)
 app.command("bench")(performance.bench_)
 app.command("import")(stores.import_)
+app.command("show")(cells.show_)
 for command in (
     explore.profile,
+    compare,
     status,
     sync,
     verify,

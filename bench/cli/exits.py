@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bench.cli.cells import whole_path
 from bench.cli.options import (
     DEFAULT_RUNS,
     Overrides,
@@ -14,9 +15,8 @@ from bench.cli.options import (
     Runs,
     Threshold,
     leaving,
-    new_table,
-    screen,
 )
+from bench.cli.screen import show, starting
 from bench.errors import UserError
 
 Granularity = Literal["sequence", "token"]
@@ -40,6 +40,7 @@ def generate(
     For example: cyclebench generate runs/ID --prompt "In the beginning" --exit latent_diff --threshold 0.2
     """
     given = leaving(exit, threshold)
+    starting(f"loading {checkpoint}")
     from transformers.utils import logging  # start-up
 
     from bench.exits.generation import EarlyExit  # start-up
@@ -48,7 +49,7 @@ def generate(
     logging.disable_progress_bar()
 
     leave = None if given is None else EarlyExit(*given, kv)  # type: ignore[arg-type]
-    loaded = Checkpoint(checkpoint)
+    loaded = Checkpoint(whole_path(checkpoint))
     taken = stream(
         loaded,
         prompt,
@@ -78,21 +79,21 @@ def execute(
 
     With --granularity token every token leaves by its own signal, and its state goes on serving keys and values.
     """
+    starting(f"executing the exits of {study}")
     from transformers.utils import logging  # start-up
 
     from bench.api import load_results  # start-up
     from bench.run.execution import execute_study  # start-up
-    from reports.execution import columns  # start-up
+    from reports.execution import columns, why_it_costs  # start-up
 
     logging.disable_progress_bar()
-    table = new_table("executed exits")
-    results = load_results(study, runs, preset, overrides or ())
+    results, rows, found = load_results(study, runs, preset, overrides or ()), [], []
     for label, measured in execute_study(results.store, results.manifest, rule, threshold or None, rounds, granularity):
-        row = columns(label, measured)
-        if not table.columns:
-            for name in row:
-                table.add_column(name)
-        table.add_row(*row.values())
-    if not table.columns:
+        rows.append(columns(label, measured))
+        found.append(measured)
+        starting(f"{label}: {measured.time_saved:.1%} of the time saved")
+    if not rows:
         raise UserError(f"--rule: no finished cell of {study!r} has exits that {rule!r} can be used at")
-    screen().print(table)
+    show("executed exits", rows, ("leaves", "mean cycles", "FLOPs/token", "accuracy"))
+    if told := why_it_costs(found):
+        print(told)

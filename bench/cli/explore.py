@@ -4,15 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, command_line, new_table, screen
+from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, command_line
+from bench.cli.screen import Json, fits, show, starting, tell_json
+
+if TYPE_CHECKING:
+    from bench.study.named import Named
 
 
-def list_() -> None:
+def list_(
+    keys: Annotated[
+        bool, typer.Option("--keys", help="What `model`, `train` and `evaluation` of a study and --set may say.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show what a study may name: variants and tasks with their options, exit rules, gates, KV policies, studies."""
+    starting("loading what a study may name")
+    tables = {"Keys of a study": _keys()} if keys else _named()
+    if as_json:
+        tell_json(tables)
+        return
+    for title, rows in tables.items():
+        show(title, [_in_short(row) for row in rows] if keys else rows)
+
+
+def _keys() -> list[dict[str, str]]:
+    """Every key of a study's shared settings, its default, what is allowed, and what it says."""
+    from bench.config import EvalConfig, ModelConfig, TrainConfig  # start-up
+
+    rows = []
+    for section, kind in (("model", ModelConfig), ("train", TrainConfig), ("evaluation", EvalConfig)):
+        for name, field in kind.model_fields.items():
+            default = "(required)" if field.is_required() else _as_written(field.get_default(call_default_factory=True))
+            about = " ".join((field.description or "").split())
+            rows.append(
+                {"key": f"{section}.{name}", "default": default, "allowed": _allowed(field), "what it is": about}
+            )
+    return rows
+
+
+def _in_short(row: dict[str, str]) -> dict[str, str]:
+    """A key's row with what is allowed beside what it is, which leaves room for both."""
+    about = f"{row['what it is']} ({row['allowed']})" if row["what it is"] else row["allowed"]
+    return {"key": row["key"], "default": row["default"], "what it is (what is allowed)": about}
+
+
+def _as_written(value: Any) -> str:
+    """A value as a study writes it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _allowed(field: Any) -> str:
+    """What a field of a configuration takes, in words."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType] or [field.annotation]
+    optional = NoneType in get_args(field.annotation)
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(map(_as_written, get_args(field.annotation)))
+    words: list[str] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            words += map(_as_written, get_args(kind))
+        else:
+            words.append({bool: "true, false", int: "whole number", float: "number", str: "text"}.get(kind, "see docs"))
+    ends = {"ge": "from {:g}", "gt": "above {:g}", "le": "to {:g}", "lt": "below {:g}"}
+    limits = [
+        text.format(float(getattr(one, name)))
+        for one in field.metadata
+        for name, text in ends.items()
+        if getattr(one, name, None) is not None
+    ]
+    return " ".join([", ".join(words), *limits]) + (" or none" if optional else "")
+
+
+def _named() -> dict[str, list[dict[str, str]]]:
+    """What there is of everything that a study names, by the title of its table."""
     from bench.data.task import tasks  # start-up
     from bench.evaluate.rules import rules  # start-up
     from bench.exits.policy import POLICIES  # start-up
@@ -21,37 +92,35 @@ def list_() -> None:
     from bench.study.load import load_study, study_names  # start-up
     from bench.study.named import NAMED  # start-up
 
-    console = screen()
+    found: dict[str, list[dict[str, str]]] = {}
     for title, registry in (("Variants", variants), ("Tasks", tasks)):
-        table = new_table(title, "name", "what it is", "options = default")
-        for name in registry.names():
-            kind: Any = registry.get(name)
-            table.add_row(name, _first_sentence(kind), _options(kind.Options))
-        console.print(table)
-    table = new_table("Names of a variant with a shape and a training of its own", "name", "what it is", "variant")
-    for name, named in sorted(NAMED.items()):
-        told = {"model": named.model, "train": named.train}
-        fields = [f"{group}.{key}={value}" for group, given in told.items() for key, value in given.items()]
-        table.add_row(name, named.about, ", ".join([named.variant, *fields]))
-    console.print(table)
-    table = new_table("Exit rules (--rule, --exit)", "name", "what it is", "leaves where it is", "aggregates")
-    for name in rules.names():
-        rule = rules.get(name)
-        table.add_row(name, _first_sentence(rule), rule.leave, ", ".join(rule.aggregates))
-    console.print(table)
-    table = new_table("Gates (options.gating)", "name", "what it is")
-    table.add_row(NONE, "No gate: updates are added as in a plain block.")
-    for name in gates.names():
-        table.add_row(name, _first_sentence(gates.get(name)))
-    console.print(table)
-    table = new_table("KV policies of early exits in generation (--kv)", "name", "what becomes of skipped slots")
-    for name, about in POLICIES.items():
-        table.add_row(name, about)
-    console.print(table)
-    studies = new_table("Studies", "name", "question")
-    for name in study_names():
-        studies.add_row(name, load_study(name).question)
-    console.print(studies)
+        kinds: dict[str, Any] = {name: registry.get(name) for name in registry.names()}
+        found[title] = [
+            {"name": name, "what it is": _first_sentence(kind), "options = default": _options(kind.Options)}
+            for name, kind in kinds.items()
+        ]
+    found["Names of a variant with a shape and a training of its own"] = [
+        {"name": name, "what it is": named.about, "variant": ", ".join([named.variant, *_fields(named)])}
+        for name, named in sorted(NAMED.items())
+    ]
+    found["Exit rules (--rule, --exit)"] = [
+        {
+            "name": name,
+            "what it is": _first_sentence(rules.get(name)),
+            "leaves where it is": rules.get(name).leave,
+            "aggregates": ", ".join(rules.get(name).aggregates),
+        }
+        for name in rules.names()
+    ]
+    found["Gates (options.gating)"] = [
+        {"name": NONE, "what it is": "No gate: updates are added as in a plain block."},
+        *({"name": name, "what it is": _first_sentence(gates.get(name))} for name in gates.names()),
+    ]
+    found["KV policies of early exits in generation (--kv)"] = [
+        {"name": name, "what becomes of skipped slots": about} for name, about in POLICIES.items()
+    ]
+    found["Studies"] = [{"name": name, "question": load_study(name).question} for name in study_names()]
+    return found
 
 
 def profile(
@@ -66,11 +135,13 @@ def profile(
     ] = None,
     length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
     vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
+    as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and memory of variants side by side, with what the zero token and the gate add.
 
     For example: cyclebench profile htc ztt --set model.d_model=256 --set variants.ztt.options.gating=none
     """
+    starting("loading variants")
     from bench.study.profile import profile as profiled  # start-up
     from reports.units import human  # start-up
 
@@ -94,12 +165,15 @@ def profile(
         if each.chosen:
             rows[f"matched in {each.match}"] = each.chosen
         columns.append((each.label, rows))
-    table = new_table(
-        f"{found[0].model.family}, {length} tokens, vocabulary {vocab_size}", "", *(label for label, _ in columns)
-    )
-    for key in dict.fromkeys(key for _, rows in columns for key in rows):
-        table.add_row(key, *(rows.get(key, "-") for _, rows in columns))
-    screen().print(table)
+    table = [
+        {"": key, **{label: rows.get(key, "-") for label, rows in columns}}
+        for key in dict.fromkeys(key for _, rows in columns for key in rows)
+    ]
+    if as_json:
+        tell_json({label: rows for label, rows in columns})
+        return
+    title = f"{found[0].model.family}, {length} tokens, vocabulary {vocab_size}"
+    show(title, table if fits(table) else [{"variant": label, **rows} for label, rows in columns])
 
 
 def costs_(
@@ -114,6 +188,7 @@ def costs_(
 
     For example: cyclebench costs additions
     """
+    starting(f"measuring what the variants of {study} cost")
     from bench.perf.additions import cost_rows, shown, write_costs  # start-up
     from bench.study.load import load_study  # start-up
     from bench.study.plan import make_plan  # start-up
@@ -123,12 +198,15 @@ def costs_(
     place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train).dump()
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
-    table = new_table(f"{chosen.name}: what is added to {chosen.reference}", *tables[0])
-    for row in tables:
-        table.add_row(*row.values())
-    screen().print(table)
+    show(f"{chosen.name}: what is added to {chosen.reference}", tables)
     for path in write_costs(chosen, rows, batch, command_line(), place, out):
         print(path)
+
+
+def _fields(named: Named) -> list[str]:
+    """What an entry by this name says of the model and of its training."""
+    told = {"model": named.model, "train": named.train}
+    return [f"{group}.{key}={value}" for group, given in told.items() for key, value in given.items()]
 
 
 def _first_sentence(kind: type) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import DEFAULT_TRACKING, Threshold, Tracking, leaving, new_table, screen
+from bench.cli.cells import whole_path
+from bench.cli.options import DEFAULT_TRACKING, Threshold, Tracking, leaving
+from bench.cli.screen import show, starting
 
 
 def convert(
@@ -28,13 +30,11 @@ def convert(
 
     For example: cyclebench convert smollm2 --variant htc --set model.n_cycles=2 --out models/smollm2-htc
     """
+    starting(f"reading {source}")
     from bench.study.conversion import convert_to  # start-up
 
     rows = convert_to(source, variant, overrides or (), seed, out)
-    table = new_table(f"{source} -> {out}", "", variant)
-    for key, value in rows.items():
-        table.add_row(key, value)
-    screen().print(table)
+    show(f"{source} -> {out}", [{"": key, variant: value} for key, value in rows.items()])
 
 
 def eval_(
@@ -62,20 +62,20 @@ def eval_(
     For example: cyclebench eval models/smollm2-htc --tasks kjv --cycles 1 --cycles 2 --set kjv.length=256
     """
     leave = leaving(exit, threshold)
+    starting("loading lm-evaluation-harness")
     from bench.downstream.command import evaluate_all  # start-up
 
+    checkpoints = [whole_path(checkpoint) for checkpoint in checkpoints]
     names, changes = tasks.split(","), overrides or ()
     rows, paths = evaluate_all(
         checkpoints, names, changes, cycles or (), limit, batch_size, out, tracking_uri, leave, include or ()
     )
-    table = new_table(
-        "lm-evaluation-harness", "checkpoint", "task", "metric", "value", "stderr", "cycles", "FLOPs/token"
-    )
+    table = []
     for row in rows:
-        error = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
-        value, flops = f"{row['value']:.4f}", f"{row['flops_per_token']:.4g}"
         taken = str(row["cycles"]) if leave is None else f"{row['mean_cycles']:.2f} of {row['cycles']}"
-        table.add_row(row["checkpoint"], row["task"], row["metric"], value, error, taken, flops)
-    screen().print(table)
+        told = {"checkpoint": row["checkpoint"], "task": row["task"], "metric": row["metric"]}
+        told |= {"value": f"{row['value']:.4f}", "stderr": "-" if row["stderr"] is None else f"{row['stderr']:.4f}"}
+        table.append({**told, "cycles": taken, "FLOPs/token": f"{row['flops_per_token']:.4g}"})
+    show("lm-evaluation-harness", table, ("stderr", "FLOPs/token"))
     for path in paths:
         print(f"{'plot:' if path.suffix == '.png' else 'results:':<10} {path}")

@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they write to the screen."""
+"""What several commands share: their options."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bench.errors import UserError
 from bench.house import STUDIES
 from bench.plugins import import_files
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 
 def _import(paths: list[Path] | None) -> list[Path] | None:
@@ -106,22 +102,6 @@ def leaving(rule: str | None, threshold: list[float] | None) -> tuple[str, float
     if rule is None or not threshold:
         return None
     return rule, threshold[0] if len(threshold) == 1 else threshold
-
-
-def screen() -> Console:
-    """Standard output, at a width that holds the tables where there is no terminal to tell one; what rich would take
-    for its own in a label is shown as it is.
-    """
-    from rich.console import Console  # start-up
-
-    return Console(width=None if sys.stdout.isatty() else 180, markup=False, emoji=False)
-
-
-def new_table(title: str, *columns: str) -> Table:
-    """A table with a title and these columns."""
-    from rich.table import Table  # start-up
-
-    return Table(*columns, title=title, title_justify="left")
 
 
 PLACES = ("--runs", "--out", "--tracking-uri", "--storage", "--address")

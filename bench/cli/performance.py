@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, command_line, new_table, screen
+from bench.cli.options import DEFAULT_RUNS, command_line
+from bench.cli.screen import show, starting
 
 
 class Device(StrEnum):
@@ -37,6 +38,7 @@ def bench_(
 
     For example: cyclebench bench --only training --only packing
     """
+    starting("loading what is measured")
     from bench.perf.sections import measured, place  # start-up
     from reports.performance import table, write_performance  # start-up
 
@@ -44,10 +46,8 @@ def bench_(
     for name, section in measured(only or (), device.value, rounds):
         sections[name] = section
         columns, rows = table(section)
-        found = new_table(f"{name} ({section['seconds']:.0f} s): {section['title']}", *columns)
-        for row in rows:
-            found.add_row(*row)
-        screen().print(found)
+        told = [dict(zip(columns, row, strict=True)) for row in rows]
+        show(f"{name} ({section['seconds']:.0f} s): {section['title']}", told)
     result = {"command": command_line(), "rounds": rounds, "environment": place(device.value), "sections": sections}
     for path in write_performance(result, out):
         print(path)

@@ -6,7 +6,7 @@ import math
 import shlex
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,9 +22,8 @@ from bench.cli.options import (
     TrackerName,
     Tracking,
     command_line,
-    new_table,
-    screen,
 )
+from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,13 +38,14 @@ def status(
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours.
 
     Without STUDY: which runs of which studies there are, and what each is called.
     """
     if study is None:
-        _list_runs(runs)
+        _list_runs(runs, as_json)
         return
     from bench.api import load_results  # start-up
     from bench.run.status import status as status_of  # start-up
@@ -53,7 +53,10 @@ def status(
 
     results = load_results(study, runs, preset, overrides or ())
     store, manifest = results.store, results.manifest
-    found, console = status_of(store, manifest), screen()
+    found = status_of(store, manifest)
+    if as_json:
+        tell_json(_as_json(manifest, found))
+        return
     n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
     print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
     print(f"{found.waiting} waiting")
@@ -61,20 +64,18 @@ def status(
     if found.other_mode:
         print(f"{found.other_mode} done by an earlier version in another mode (in a stack, or alone) than would be now")
     if found.running:
-        table = new_table("Running", "cell", "where", "since", "step", "tokens/s", "left")
+        rows = []
         for held in sorted(found.running, key=lambda held: str(held["name"])):
-            owner = f"{held['owner']['host']}, process {held['owner']['pid']}"
-            since = f"{datetime.fromtimestamp(held['since']):%Y-%m-%d %H:%M:%S}"
-            step = f"{held.get('step', 0)}/{held.get('steps', '?')}"
             speed = held.get("tokens_per_second")
-            speed = "-" if speed is None else f"{speed:,.0f}"
-            table.add_row(held["name"], owner, since, step, speed, _duration(held.get("seconds_left")))
-        console.print(table)
+            row = {"cell": held["name"], "where": f"{held['owner']['host']}, process {held['owner']['pid']}"}
+            row |= {"since": f"{datetime.fromtimestamp(held['since']):%Y-%m-%d %H:%M:%S}"}
+            row |= {"step": f"{held.get('step', 0)}/{held.get('steps', '?')}"}
+            row |= {"tokens/s": "-" if speed is None else f"{speed:,.0f}"}
+            rows.append({**row, "left": _duration(held.get("seconds_left"))})
+        show("Running", rows, ("since", "where", "tokens/s"))
     if found.failed:
-        table = new_table("Failed", "cell", "of", "reason")
-        for name, record in found.failed:
-            table.add_row(name, str(record.kind), record.reason)
-        console.print(table)
+        failures = [{"cell": name, "of": str(record.kind), "reason": record.reason} for name, record in found.failed]
+        show("Failed", failures)
         given = [*shlex.split(manifest.command)[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
         again = command_line(given, without=("--retry",))
         print(f"Those that failed of the environment are run again by `{again}`, all of them by ", end="")
@@ -86,7 +87,15 @@ def status(
         print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
 
 
-def _list_runs(runs: Path) -> None:
+def _as_json(manifest: Manifest, found: Status) -> dict[str, Any]:
+    """Where a study stands, for other programs."""
+    cells = {"cells": len(manifest.cells), "done": found.done, "waiting": found.waiting, "running": found.running}
+    failed = [{"name": name, "id": r.id, "kind": r.kind, "reason": r.reason} for name, r in found.failed]
+    left = {"left_flops": found.left_flops, "left_seconds": found.left_seconds}
+    return {"study": manifest.study, "changed": manifest.changed, **cells, "failed": failed, **left}
+
+
+def _list_runs(runs: Path, as_json: bool) -> None:
     """A row for every run of every study."""
     from bench.run.upgrade import open_store  # start-up
 
@@ -94,15 +103,16 @@ def _list_runs(runs: Path) -> None:
     manifests = [manifest for name in store.studies() if (manifest := store.manifest(name)) is not None]
     if not manifests:
         raise UserError(f"--runs: {str(runs)!r} holds no run of a study (allowed: the folder of results, see --help)")
-    table = new_table(f"Runs in {runs}", "name", "cells done", "seeds", "changed by --set")
+    rows = []
     for manifest in manifests:
         done = sum(store.done(cell.id) for cell in manifest.cells)
-        changed = "\n".join(manifest.changed) or "-"
-        table.add_row(manifest.study, f"{done}/{len(manifest.cells)}", str(len(manifest.seeds)), changed)
-    screen().print(table)
-    print(
-        "report, status, power, verify, execute, sync and export take a name, or STUDY and the --set it was run with."
-    )
+        row = {"name": manifest.study, "cells done": f"{done}/{len(manifest.cells)}", "seeds": str(len(manifest.seeds))}
+        rows.append({**row, "changed by --set": "\n".join(manifest.changed) or "-"})
+    if as_json:
+        tell_json(rows)
+        return
+    show(f"Runs in {runs}", rows)
+    say("report, status, power, verify, execute, sync and export take a name, or STUDY and the --set it was run with.")
 
 
 def tell_run(results: Results) -> None:
@@ -110,9 +120,9 @@ def tell_run(results: Results) -> None:
     from bench.api import run_in_words, runs_of  # start-up
 
     if results.manifest.changed:
-        print(f"not the study as it is written: {run_in_words(results.manifest)}")
+        say(f"not the study as it is written: {run_in_words(results.manifest)}")
     for other in runs_of(results.store, results.manifest.study):
-        print(f"another run of this study: {run_in_words(other)}")
+        say(f"another run of this study: {run_in_words(other)}")
 
 
 def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
@@ -128,17 +138,17 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
     limits = planned_of(manifest) if row.max_flops is not None else {}
     limits = limits or found.flops
     opened = still_open(manifest, results, standing, limits)
-    table = new_table("Hypotheses", "hypothesis", "verdict", "pairs", "next look", "cells", "FLOPs", "expected pairs")
-    by_claim = {each.claim: each for each in opened}
+    rows, by_claim = [], {each.claim: each for each in opened}
+    heads = ("verdict", "pairs", "next look", "cells", "FLOPs", "expected pairs")
     for entry, decision in zip(manifest.hypotheses, standing.decisions, strict=True):
-        if (each := by_claim.get(entry.claim)) is None:
-            table.add_row(entry.claim, decision.verdict.verdict, str(decision.pairs), "-", "-", "-", "-")
-            continue
-        further = f"{each.further:.0f} more{', if equal' if each.assumed else ''}"
-        flops = flops_of(each.cells, found.flops)
-        needs = str(len(each.cells)), "-" if math.isnan(flops) else human(flops)
-        table.add_row(entry.claim, "open", str(each.pairs), str(each.look), *needs, further)
-    screen().print(table)
+        values = [decision.verdict.verdict, str(decision.pairs), "-", "-", "-", "-"]
+        if (each := by_claim.get(entry.claim)) is not None:
+            flops = flops_of(each.cells, found.flops)
+            needs = [str(len(each.cells)), "-" if math.isnan(flops) else human(flops)]
+            further = f"{each.further:.0f} more{', if equal' if each.assumed else ''}"
+            values = ["open", str(each.pairs), str(each.look), *needs, further]
+        rows.append({"hypothesis": entry.claim, **dict(zip(heads, values, strict=True))})
+    show("Hypotheses", rows, ("cells", "next look"))
     if row.changed:
         print("The looks, alpha or hypotheses were others when the first cells were run: alpha promises nothing.")
     for each in opened:
@@ -191,6 +201,7 @@ def verify(
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
+    starting(f"checking the results of {study}")
     from bench.api import load_results  # start-up
     from bench.run.verify import check_stored, rerun  # start-up
 

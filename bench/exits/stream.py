@@ -45,10 +45,13 @@ class Checkpoint:
         """Token numbers [1, T]. Raises UserError for an empty prompt or one that the model does not know."""
         vocab = self.lm.config.vocab_size
         if self.tokenizer is not None:
-            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            try:
+                ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            except Exception as error:  # the library has no class of its own for a text that a vocabulary cannot write
+                raise UserError(f"--prompt: {prompt!r} cannot be written in the tokens: {first_line(error)}") from None
         else:
             ids = [int(word) if word.isdecimal() else -1 for word in prompt.split()]
-        if not ids or not all(0 <= token < vocab for token in ids):
+        if not ids or not all(token is not None and 0 <= token < vocab for token in ids):
             kind = "text of at least one token" if self.tokenizer is not None else "token numbers with spaces between"
             raise UserError(f"--prompt: {prompt!r} must be {kind} (allowed: 0 to {vocab - 1})")
         return torch.tensor([ids])

@@ -219,11 +219,13 @@ class CycleModel(_Installed, Network, PreTrainedModel):
 
         labelled: there are labels, whose loss is to be found.
         """
-        attention_mask, position_ids, cache, keep, mass, exits, *depth = arguments
+        attention_mask, position_ids, cache, keep, mass, exits, n_cycles, *gradients = arguments
         if self.exits is not None and not self.training:
-            return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, depth[0])
+            return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, n_cycles)
         every = labelled and self.training and self.objective.trains_exits
-        found = self.run(input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, *depth)
+        found = self.run(
+            input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, n_cycles, *gradients
+        )
         return CycleOutput(cache=cache, **vars(found))
 
     def loss_of(self, out: CycleOutput, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -290,8 +292,15 @@ class CycleForCausalLM(CycleModel, GenerationMixin):
             cache = DynamicCache()
         out = self.forward_of(
             input_ids,
-            *(attention_mask, position_ids, cache, logits_to_keep, output_zero_attention, output_exits),
-            *(n_cycles, backward_cycles, sequence_cycles),
+            attention_mask,
+            position_ids,
+            cache,
+            logits_to_keep,
+            output_zero_attention,
+            output_exits,
+            n_cycles,
+            backward_cycles,
+            sequence_cycles,
             use_cache=bool(use_cache),
             labelled=labels is not None,
         )
@@ -338,13 +347,8 @@ class CycleForClassification(CycleModel):
         inputs = cut(pixel_values, form) if pixel_values.dim() == 4 else pixel_values
         if inputs.dim() != (2 if form.features is None else 3):
             raise InputError(f"pixel_values: {pixel_values.dim()} dimensions do not fit the model's form, {form!r}")
-        out = self.forward_of(
-            inputs,
-            *(attention_mask, None, None, 0, output_zero_attention, output_exits),
-            *(n_cycles, backward_cycles, sequence_cycles),
-            use_cache=False,
-            labelled=labels is not None,
-        )
+        whole = inputs, attention_mask, None, None, 0, output_zero_attention, output_exits, n_cycles, backward_cycles
+        out = self.forward_of(*whole, sequence_cycles, use_cache=False, labelled=labels is not None)
         if labels is not None:
             out.loss = self.loss_of(out, labels, num_items_in_batch)
         if form.judged != "tokens" and out.logits is not None:

@@ -1,0 +1,68 @@
+"""What a study would run and what that would cost, before anything is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.run.seeds import of_the_same_cells, with_earlier
+from bench.run.status import planned_flops, status
+from bench.store.store import Store
+from bench.study.plan import make_plan
+from bench.study.schema import Study
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cells of a variant on a task. flops: training FLOPs of one of them, all cycles run; failed: of the others."""
+
+    variant: str
+    task: str
+    cells: int
+    done: int
+    failed: int
+    flops: float
+
+    @property
+    def left(self) -> int:
+        """Cells that have no result."""
+        return self.cells - self.done
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What lies ahead.
+
+    seconds: with one cell at a time, at the speed of the study's cells that are done; None: none is. trials: cells of
+    the tuning, which come before and are not among the parts.
+    """
+
+    parts: list[Part]
+    seconds: float | None
+    trials: int
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all cells without a result."""
+        return sum(part.left * part.flops for part in self.parts)
+
+
+def ahead(study: Study, store: Store) -> Ahead:
+    """Plan a study as ``run`` does, and run nothing. Of one that decides, with all seeds that it may come to.
+
+    Raises:
+        UserError: where ``run`` would.
+    """
+    plan = make_plan(with_earlier(study, store), "", None)
+    plan = of_the_same_cells(plan, study.seeds, store)
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for planned in plan.cells:
+        by_place.setdefault((planned.variant, planned.task), []).append(planned.cell.id)
+    flops, parts = planned_flops(plan.cells), []
+    for (variant, task), ids in by_place.items():
+        done = sum(store.done(id) for id in ids)
+        failed = sum((store.folder(id) / "failure.json").exists() for id in ids)
+        parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
+    speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
+    left = sum(part.left * part.flops for part in parts)
+    trials = study.tune.trials * len(by_place) if study.tune is not None else 0
+    return Ahead(parts, left / speed if speed else None, trials)
