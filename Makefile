@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quick test suite torture lint style types bench gpu clean
+.PHONY: quick test suite torture lint style types docs bench gpu clean
 
 quick: .venv/installed
 	$(BIN)/cyclebench run quick
@@ -33,6 +33,14 @@ style: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+# The site, into site/: seconds, without a network. Pages of reference are made from the code (docs/reference.py).
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 bench: .venv/installed
 	$(BIN)/cyclebench bench
 
@@ -58,4 +66,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .gpu .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .gpu site .mypy_cache .pytest_cache .ruff_cache

@@ -35,6 +35,16 @@ class RopeScaling(Strict):
 
     linear: every frequency over ``factor``; llama3: only low frequencies (Llama 3.1); yarn: Peng et al. 2023, arXiv
     2309.00071. Fields that a type does not know are refused by transformers' own check when the table is made.
+
+    Attributes:
+        rope_type: how.
+        factor: by which positions are stretched.
+        original_max_position_embeddings: the length, in tokens, that the model was trained at.
+        low_freq_factor, high_freq_factor: of llama3, the ends of the frequencies between which it blends.
+        attention_factor: of yarn, what attention is multiplied by; None: from the factor.
+        beta_fast, beta_slow: of yarn, the ends of its ramp between scaled and unscaled frequencies, in rotations.
+        mscale, mscale_all_dim: of yarn, from which the attention factor may be computed.
+        truncate: of yarn, whether the ends of the ramp are rounded to whole dimensions.
     """
 
     rope_type: Literal["linear", "llama3", "yarn"]
@@ -81,8 +91,8 @@ class ModelConfig(Strict):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the activations set to zero in training")
     tie_embeddings: bool = Field(True, description="one matrix for the embedding and the LM head")
     norm_eps: float = Field(1e-5, gt=0.0, lt=1.0, description="added to the variance in norms")
-    rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="llama only")
-    rope_scaling: RopeScaling | None = Field(None, description="llama only")
+    rope_theta: float = Field(10000.0, gt=1.0, le=LARGE, description="base of the rotary frequencies; llama only")
+    rope_scaling: RopeScaling | None = Field(None, description="how rotary positions are stretched; llama only")
     halting: Literal["none", "gate"] = Field(
         "none", description="gate: a linear head on the state after each cycle gives the chance of halting there"
     )
@@ -166,7 +176,7 @@ class Execution(Strict):
     """How something is computed: where, how precisely, in how many pieces. Not what."""
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of products of matrices; auto: bfloat16 on a GPU that has it, float32 elsewhere"
+        "auto", description="of products of matrices; auto: bfloat16 on a GPU, float32 on a CPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     threads: int = Field(
@@ -347,9 +357,7 @@ class TrainConfig(Objective, Execution):
 
 
 class EvalConfig(Strict):
-    """How a trained model is tested. max_cycles: it is run for 1, 2, ... up to so many cycles; None: twice as many as
-    it was trained with.
-    """
+    """How a trained model is tested."""
 
     max_cycles: int | None = Field(
         None, ge=1, le=1024, description="a trained model is tested at 1, 2, ... so many cycles; None: twice its own"

@@ -1,4 +1,4 @@
-"""The README's example is a complete variant: put into a file, it is everywhere, and it keeps the contract."""
+"""The documents' example is a complete variant: put into a file, it is everywhere, and it keeps the contract."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-
-from bench.errors import UserError
-from bench.study.catalogue import variant_table, with_table
-from bench.study.load import study_from
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "variant.md").read_text()
 
 
 def example() -> str:
-    found = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", README, re.DOTALL)
+    found = re.search(r"<!-- example.*?-->\n```python.*?\n(.*?)```", PAGE, re.DOTALL)
     assert found
     return found[1]
 
@@ -93,24 +88,3 @@ def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path, told: lis
 def test_it_keeps_the_contract(told: list[str]) -> None:
     passed = re.search(r"(\d+) passed", told[-1])
     assert passed and int(passed[1]) > 20
-
-
-def test_the_studies_shown_are_valid() -> None:
-    found = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    compared, tuned = (study_from(yaml.safe_load(text), [], "README") for text in found)
-    assert len(compared.variants) == 4 and len(compared.seeds) == 8
-    assert tuned.init == "smollm2" and tuned.variants[0].name == "ztt"
-
-
-def test_every_path_it_names_exists() -> None:
-    for path in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / path).exists(), path
-
-
-def test_its_table_of_variants_is_what_is_registered() -> None:
-    """``python -m bench.study.catalogue README.md`` makes it so."""
-    assert with_table(README) == README
-    rows = dict(line.strip("| ").split(" | ")[:2] for line in variant_table()[2:])
-    assert rows["ztt"] == "0 1 2 1 2 3" and rows["vanilla"] == "0 1 2 3" and rows["ouro"].startswith("bc with")
-    with pytest.raises(UserError, match="must stand in it"):
-        with_table("no marks")

@@ -16,6 +16,8 @@ class Entry(Strict):
     """One row of ``tasks`` or ``variants``; a bare name stands for itself.
 
     Attributes:
+        name: of a variant or a task (``cyclebench list``).
+        options: of that variant or task.
         label: how reports call it, its name by default.
         model, train: fields that differ from the study's.
         changes, grid: values to try for dotted keys (``options.gating: [none, scalar]``), one entry for each

@@ -28,6 +28,7 @@ class Hypothesis(Strict):
     Over all tasks, a seed counts by its mean over them (``bench.stats.over_tasks``).
 
     Attributes:
+        claim: what is claimed, in a sentence that stands in the report.
         better, than: labels of the study, of a claim that one is better.
         same: two labels of the study, of a claim that they are the same.
         task: a label of the study, or the key of a task of the harness.

@@ -53,18 +53,29 @@ class Study(Strict):
     """A question, the cells that answer it (variants x tasks x seeds), and what they have in common.
 
     Attributes:
+        name: of its results, report and tracking.
+        question: what it is to answer; shown on its report.
         imports: Python files that register what the study names (variants, tasks, rules, gates, figures).
         reference: the label of the variant that others are compared with, and matched to.
         init: what every variant starts from. It is a source that ``cyclebench convert`` takes, or ``cell:LABEL``. The
             latter is the trained model of another variant, for the same task and seed. LABEL is that variant's label.
             It must itself be trained from scratch.
-        seeds: a list, or a number n, which means 0 to n - 1. Those from FIRST_PILOT on are pilots. A study with
+        model: shape of all models, see ModelConfig.
+        train: training of all models, see TrainConfig.
+        evaluation: how trained models are tested, see EvalConfig.
+        tasks: what models are trained and judged on; names, or entries as in TaskEntry.
+        variants: what is compared; names, or entries as in VariantEntry.
+        seeds: a list, or a number n, which means 0 to n - 1. Those from 10,000 on are pilots. A study with
             ``decide`` leaves it out: it may use 0 to its last look, in order. Run on pilots, it takes all of them and
             decides nothing.
         harness: tasks of lm-evaluation-harness that finished models are scored on.
         exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
             points; for all variants, or for none if one of them does not have it. By default there are exit points
             alone.
+        hypotheses: claims that the report answers, see Hypothesis.
+        tune: hyper-parameters are chosen before the seeds are run, see Tune.
+        decide: seeds are added until the hypotheses are decided, see Decide.
+        sweep: what ``cyclebench sweep`` searches, see Sweep.
     """
 
     name: str = Field(pattern=f"^{NAME}$")
