@@ -41,7 +41,18 @@ def curves(record: Record) -> dict[str, list[tuple[int, float]]]:
     found |= {name.replace("@", " at "): [(0, value)] for name, value in record.metrics.items()}
     for group, values in (("costs", record.costs.dump()), ("timing", record.timing.dump())):
         found |= {f"{group}.{name}": [(0, value)] for name, value in values.items()}
+    for point in record.exits.points if record.exits else ():
+        for name in {"accuracy", "bits_per_byte"} & point.dump().keys():
+            at = round(point.flops_per_token / 1e3), point.score(name)
+            found.setdefault(f"by_executed_kflops/fixed/{name}", []).append(at)
     return found
+
+
+def by_rule(record: Record) -> set[str]:
+    """The names of the exit rules' curves: their values are in ``test_tracking``."""
+    rules = record.exits.rules.items() if record.exits else ()
+    plain = {(key, name) for key, rule in rules for name in rule.curve if "." not in key and key != "fixed"}
+    return {f"by_executed_kflops/{key}/{name}" for key, name in plain if name in ("accuracy", "bits_per_byte")}
 
 
 def assert_agree(uri: str, store: Store, manifest: Manifest) -> None:
@@ -69,7 +80,7 @@ def assert_agree(uri: str, store: Store, manifest: Manifest) -> None:
             continue
         assert run.info.status == "FINISHED" and run.info.start_time == int(1000 * record.timing.started)
         expected = curves(record)
-        assert {name for name in run.data.metrics if not name.startswith("system/")} == set(expected)
+        assert {name for name in run.data.metrics if not name.startswith("system/")} == {*expected, *by_rule(record)}
         for name, values in expected.items():
             if len(values) > 1:
                 history = client.get_metric_history(run.info.run_id, name)

@@ -74,6 +74,12 @@ def test_one_child_a_cell_with_metrics_by_step_and_by_flops(sqlite: str) -> None
     by_flops = client.get_metric_history(run.info.run_id, "by_mflops/valid_loss")
     assert [m.step for m in by_step] == [entry.step for entry in expected.history]
     assert [m.step for m in by_flops] == [int(entry.flops / 1e6) for entry in expected.history]
+    fixed = client.get_metric_history(run.info.run_id, "by_executed_kflops/fixed/accuracy")
+    assert expected.exits is not None
+    points = [(round(point.flops_per_token / 1e3), point.accuracy) for point in expected.exits.points]
+    assert [(m.step, m.value) for m in fixed] == points
+    by_rule = client.get_metric_history(run.info.run_id, "by_executed_kflops/confidence/accuracy")
+    assert [m.step for m in by_rule] == [1000, 1250, 1500, 2000]
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"result.json"}
 
 

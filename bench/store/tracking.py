@@ -36,6 +36,7 @@ SEARCH = "cyclebench.search"
 DIGEST = "cyclebench.digest"  # of what a search has found
 HELD = "cyclebench.held"  # on a study's run: a digest of all that it has held, to see soon that nothing is missing
 SHOWN = "cyclebench.shown"  # on a study's run: a digest of what it has told of the study and of the report's files
+EXIT_SCORES, CURVE = ("accuracy", "bits_per_byte"), 12  # of an exit curve: what is shown, at so many points
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
@@ -353,11 +354,31 @@ def _metrics(record: Record, began: int) -> Iterator[tuple[str, float, int, int]
                 yield name, value, at, entry.step
                 yield f"by_mflops/{name}", value, at, int(entry.flops / 1e6)
     end = began + int(1000 * record.timing.seconds)
+    yield from _exit_curves(record, end)
     groups = {"metrics": record.metrics, "costs": record.costs.dump(), "timing": record.timing.dump()}
     for group, values in groups.items():
         for name, value in values.items():
             name = name.replace("@", " at ")  # MLflow's names know no @
             yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
+
+
+def _exit_curves(record: Record, at: int) -> Iterator[tuple[str, float, int, int]]:
+    """Scores on test data by executed FLOPs per token, in thousands as steps are whole numbers: of leaving all after
+    the same number of cycles, and of every exit rule at its usual aggregate. MLflow's own chart draws them.
+    """
+    if record.exits is None:
+        return
+    for point in record.exits.points:
+        for name in EXIT_SCORES:
+            if (value := point.dump().get(name)) is not None:
+                yield f"by_executed_kflops/fixed/{name}", value, at, round(point.flops_per_token / 1e3)
+    for key, rule in record.exits.rules.items():
+        flops = rule.curve.get("flops_per_token", []) if "." not in key and key != "fixed" else []
+        shown = sorted({round(place * (len(flops) - 1) / (CURVE - 1)) for place in range(CURVE)}) if flops else []
+        for name in EXIT_SCORES:
+            if name in rule.curve:
+                told = {round(flops[place] / 1e3): rule.curve[name][place] for place in shown}
+                yield from ((f"by_executed_kflops/{key}/{name}", value, at, step) for step, value in told.items())
 
 
 def _system(samples: list[dict[str, float]], began: int) -> Iterator[tuple[str, float, int, int]]:
