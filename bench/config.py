@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bench.errors import UserError
+from bench.form import Form
 from bench.strict import Strict as Strict
 from bench.strict import parse as parse
 
@@ -103,6 +104,8 @@ class ModelConfig(Strict):
         "and N uses of the block (arXiv 2606.18524; bench.model.schedule.residual_scales); None: by 1",
     )
 
+    form: Form = Field(Form(), description="of the task's sequences, which the task tells")
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.d_model % self.n_heads:
@@ -117,6 +120,11 @@ class ModelConfig(Strict):
             if self.n_heads % self.n_kv_heads:
                 raise ValueError(f"n_heads = {self.n_heads} must be a multiple of n_kv_heads = {self.n_kv_heads}")
         return self
+
+    @property
+    def tied(self) -> bool:
+        """Whether the LM head is the embedding: vectors have none that could be it."""
+        return self.tie_embeddings and self.form.features is None
 
     @property
     def head_dim(self) -> int:

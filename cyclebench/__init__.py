@@ -38,14 +38,18 @@ if TYPE_CHECKING:
     from bench.data.text import TextOptions as TextOptions
     from bench.data.text import text_data as text_data
     from bench.errors import UserError as UserError
+    from bench.evaluate.loops import divergence as divergence
+    from bench.evaluate.loops import loop_points as loop_points
     from bench.evaluate.rules import Rule as Rule
     from bench.evaluate.rules import View as View
     from bench.evaluate.rules import register as register_rule
     from bench.exits.generation import EarlyExit as EarlyExit
+    from bench.form import Form as Form
     from bench.model.flops import Flops as Flops
     from bench.model.gates import register as register_gate
     from bench.model.language_model import CycleConfig as CycleConfig
     from bench.model.language_model import CycleForCausalLM as CycleForCausalLM
+    from bench.model.language_model import CycleForClassification as CycleForClassification
     from bench.model.parts import Adapter as Adapter
     from bench.model.parts import AttentionPrefix as AttentionPrefix
     from bench.model.parts import Gate as Gate
@@ -72,8 +76,10 @@ _PLACES = {
     "AttentionPrefix": ("bench.model.parts", "AttentionPrefix"),
     "CycleConfig": ("bench.model.language_model", "CycleConfig"),
     "CycleForCausalLM": ("bench.model.language_model", "CycleForCausalLM"),
+    "CycleForClassification": ("bench.model.language_model", "CycleForClassification"),
     "EarlyExit": ("bench.exits.generation", "EarlyExit"),
     "Flops": ("bench.model.flops", "Flops"),
+    "Form": ("bench.form", "Form"),
     "Gate": ("bench.model.parts", "Gate"),
     "Generated": ("bench.data.generated", "Generated"),
     "Metric": ("bench.data.task", "Metric"),
@@ -97,10 +103,12 @@ _PLACES = {
     "Walk": ("bench.model.walk", "Walk"),
     "build_schedule": ("bench.model.schedule", "build"),
     "distinct": ("bench.data.generated", "distinct"),
+    "divergence": ("bench.evaluate.loops", "divergence"),
     "get_task": ("bench.data.task", "get_task"),
     "get_variant": ("bench.model.variant", "get_variant"),
     "load_results": ("bench.api", "load_results"),
     "load_study": ("bench.api", "open_study"),
+    "loop_points": ("bench.evaluate.loops", "loop_points"),
     "make_data": ("bench.data.task", "make_data"),
     "middle_cycle": ("bench.model.schedule", "middle_cycle"),
     "middle_sequence": ("bench.model.schedule", "middle_sequence"),
@@ -123,8 +131,10 @@ __all__ = [
     "AttentionPrefix",
     "CycleConfig",
     "CycleForCausalLM",
+    "CycleForClassification",
     "EarlyExit",
     "Flops",
+    "Form",
     "Gate",
     "Generated",
     "Metric",
@@ -148,10 +158,12 @@ __all__ = [
     "Walk",
     "build_schedule",
     "distinct",
+    "divergence",
     "get_task",
     "get_variant",
     "load_results",
     "load_study",
+    "loop_points",
     "make_data",
     "middle_cycle",
     "middle_sequence",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.store.records import Record
-from reports import exit_figures, figures, targets
+from reports import exit_figures, figures, pictures, targets
 from reports.drawing import register
 
 
@@ -13,6 +13,10 @@ def _zero_attention(record: Record) -> bool:
 
 def _exits(record: Record) -> bool:
     return bool(record.exits)
+
+
+def _examples(record: Record) -> bool:
+    return record.exits is not None and bool(record.exits.examples)
 
 
 def _cycles(record: Record) -> bool:
@@ -30,6 +34,7 @@ register("exit_signal", "Do the signals know whether more cycles help?", needs=_
     exit_figures.exit_signal
 )
 register("exit_depth", "Where sequences leave", needs=_exits)(exit_figures.exit_depth)
+register("exit_examples", "Which pictures leave early?", needs=_examples)(pictures.exit_examples)
 register("exit_calibration", "Is the confidence at an exit point to be trusted?", needs=_exits)(
     exit_figures.exit_calibration
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from bench.data.task import Metric
 from bench.evaluate.record import calibration, exits_record, rank
 from bench.evaluate.trace import Trace
 from bench.store.manifest import BudgetRow, SweepResult, ThresholdRow
-from bench.store.records import Record
+from bench.store.records import Example, Record
 from reports.drawing import figures
 from reports.exit_figures import (
     BOUNDS,
@@ -26,9 +27,11 @@ from reports.exit_figures import (
     exit_calibration,
     exit_curves,
     exit_depth,
+    with_exits,
 )
 from reports.exit_rules import findings, rule_rows
 from reports.page import write_report
+from reports.pictures import exit_examples
 from reports.sweeps import budget_rows, threshold_rows, write_sweep
 from reports.sweeps import findings as sweep_findings
 from reports.table import named
@@ -47,6 +50,29 @@ def trace(seed: int, n: int = 200) -> Trace:
     signals = {key: signal.astype(np.float32) for key, signal in signals.items()}
     names = ("fixed", "random", "confidence", "kl")
     return Trace(loss, correct, np.ones(n), np.array([np.nan]), signals, {k: 10 * np.arange(1.0, 4) for k in names})
+
+
+def test_pictures_stand_in_the_row_of_the_cycle_they_leave_after() -> None:
+    """Grey and coloured ones; what is told wrong has its class in brackets, and other tasks have no such figure."""
+    assert exit_examples(MANIFEST, RESULTS, P_HOP) is None
+    shapes = {1: [2, 2, 1], 2: [2, 2, 3]}
+    given = [
+        Example(rule="confidence", cycle=cycle, label=f"$ {cycle}", right=cycle == 1, shape=shape, pixels=pixels)
+        for cycle, shape in shapes.items()
+        for pixels in [base64.b64encode(bytes(range(shape[0] * shape[1] * shape[2]))).decode()] * cycle
+    ]
+    results = {
+        id: record.but(exits=record.exits.but(examples=given)) if record.status == "done" and record.exits else record
+        for id, record in RESULTS.items()
+    }
+    figure = exit_examples(MANIFEST, results, P_HOP)
+    assert figure is not None
+    axes, variants = figure.axes[0], len(with_exits(MANIFEST, results, P_HOP))
+    assert [text.get_text() for text in axes.texts] == [r"\$ 1", r"(\$ 2)", r"(\$ 2)"] * variants
+    assert len(axes.images) == 3 * variants and len(axes.get_yticks()) == 2 * variants
+    assert axes.images[1].get_array().shape == (2, 2, 3) and axes.images[0].get_array().tolist() == [[0, 1], [2, 3]]
+    tops = [image.get_extent()[3] for image in axes.images]
+    assert tops == sorted(tops, reverse=True)
 
 
 def test_rank_is_positive_where_the_signal_knows_and_null_where_there_is_none() -> None:

@@ -247,3 +247,22 @@ def test_a_result_says_what_its_flops_are_of(tmp_path: Path) -> None:
     older = record.but(ran=None, costs=record.costs.but(forward_flops_per_token=1.0))
     assert record_difference(record, older) == "" == record_difference(record, record)
     assert "metrics" in record_difference(older, record.but(metrics={**record.metrics, "test_loss": 0.0}))
+
+
+@pytest.mark.parametrize("routing", ["expert", "token"])
+def test_low_rank_updates_are_those_of_the_cycle(routing: str) -> None:
+    """At one cycle, W + B A of that cycle merged into the shared matrices gives the same; FLOPs are those counted."""
+    lm, x = make("mor", {"routing": routing, "lora_rank": 2}), tokens(2, T)
+    assert lm.adapter is not None and all(len(a) == CYCLES * len(MIDDLE) for a in lm.adapter.a.values())
+    expected, plain = lm(x, n_cycles=1).logits, make("mor", {"routing": routing})
+    plain.load_state_dict({name: value for name, value in lm.state_dict().items() if not name.startswith("adapter")})
+    assert not torch.allclose(plain(x, n_cycles=1).logits, expected, atol=1e-3)
+    names = {"qkv": "attention.qkv", "attention_out": "attention.out", "mlp_up": "mlp.up", "mlp_out": "mlp.out"}
+    for row, block in enumerate(MIDDLE):
+        for name, path in names.items():
+            update = lm.adapter.b[name][row] @ lm.adapter.a[name][row]
+            plain.blocks[block].get_submodule(path).weight.data += update.detach()
+    torch.testing.assert_close(plain(x, n_cycles=1).logits, expected, rtol=1e-4, atol=1e-4)
+    ids, targets = tokens(3, 9).numpy(), tokens(3, 9, seed=1).numpy()
+    done = execute(lm, ids[:1], targets[:1], None)
+    assert done.flops[0] == counted_flops(lambda: lm(torch.from_numpy(ids[:1])))

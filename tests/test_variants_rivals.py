@@ -12,6 +12,8 @@ from settings import make, tokens
 from torch.nn.functional import layer_norm
 
 from bench.config import Objective
+from bench.errors import UserError
+from bench.study.load import load_study
 from bench.study.schema import Study
 
 T, CYCLES, MIDDLE = 5, 3, (1, 2)  # four blocks: prelude 0, cycled 1 and 2, coda 3
@@ -159,3 +161,18 @@ def test_fully_looped(n_cycles: int) -> None:
             hidden = run_block(lm, block, hidden, asks=h)
         h = layer_norm(hidden, (16,))
     torch.testing.assert_close(lm(x, n_cycles=n_cycles).logits, logits(lm, hidden))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.cycles_schedule={begin: 1}", r"'begin'.*\(allowed: end, share, start\)"),
+        ("train.cycles_schedule.share=0", r"train\.cycles_schedule\.share: .*greater than 0"),
+        ("train.optimizer=sgd", r"train\.optimizer: .*'adamw' or 'muon'"),
+        ("model.kv=second", r"model\.kv: .*'own', 'first' or 'last'"),
+        ("model.norm=post", r"model\.norm: .*'pre' or 'sandwich'"),
+    ],
+)
+def test_what_is_not_known_is_told_in_a_line(change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_study("quick", [change])

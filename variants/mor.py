@@ -25,6 +25,7 @@ from bench.model.schedule import Schedule
 from bench.model.variant import register
 from bench.model.walk import Walk
 from variants.htc import HeadTailCycling
+from variants.relaxed import LowRank
 
 
 def keep_only(flags: Tensor, cycle: int, state: Walk) -> None:
@@ -198,6 +199,8 @@ class MixtureOfRecursions(HeadTailCycling):
             tested: how a cycle chooses tokens in a test, of ``expert``: those above a ``threshold``, as a model that
                 generates has to, or the ``top`` ones of the sequence, as the authors' code does. The latter looks at
                 tokens to come: its scores are not those of a language model.
+            lora_rank: of low-rank updates of the shared blocks, different for each cycle, as ``relaxed`` has them
+                (Bae et al. 2025, arXiv 2410.20672); 0: none.
         """
 
         routing: Literal["expert", "token"] = "expert"
@@ -205,6 +208,7 @@ class MixtureOfRecursions(HeadTailCycling):
         weight: float | None = Field(None, ge=0.0, le=LARGE)
         z_loss: float = Field(0.0, ge=0.0, le=LARGE)
         tested: Literal["threshold", "top"] = "threshold"
+        lora_rank: int = Field(0, ge=0, le=4096)
 
         @model_validator(mode="after")
         def _of_expert(self) -> MixtureOfRecursions.Options:
@@ -220,6 +224,10 @@ class MixtureOfRecursions(HeadTailCycling):
         """A flag as key and as value for every cycle; none for the first where the token chooses: all are in it."""
         first = 2 if self.options.routing == "expert" else 0
         return (first, *[2] * (schedule.n_cycles - 1))
+
+    def adapter(self, model: ModelConfig, schedule: Schedule) -> LowRank | None:
+        rank = self.options.lora_rank
+        return LowRank(model, schedule.recurrent, rank) if rank else None
 
     def recurrence(self, model: ModelConfig, schedule: Schedule) -> Recurrence:
         chosen = self.options

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, command_line
 from bench.cli.screen import Json, fits, show, starting, tell_json
+
+if TYPE_CHECKING:
+    from bench.study.named import Named
 
 
 def list_(
@@ -200,8 +203,8 @@ def costs_(
         print(path)
 
 
-def _fields(named: Any) -> list[str]:
-    """What a name of a variant sets, as ``--set`` would."""
+def _fields(named: Named) -> list[str]:
+    """What an entry by this name says of the model and of its training."""
     told = {"model": named.model, "train": named.train}
     return [f"{group}.{key}={value}" for group, given in told.items() for key, value in given.items()]
 

@@ -2,6 +2,7 @@
 
 from bench.data import (  # noqa: F401
     addition,
+    audio,
     hub,
     instruction,
     kjv,
@@ -9,8 +10,10 @@ from bench.data import (  # noqa: F401
     modular_chain,
     mqar,
     p_hop,
+    pictures,
     recall,
     selective_copy,
     state_tracking,
     text_files,
+    vowels,
 )

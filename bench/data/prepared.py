@@ -18,20 +18,18 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from bench.config import Cell
-from bench.data.task import SPLITS, Metric, TaskData, dataset, task_data
+from bench.data.task import SPLITS, Metric, Processor, TaskData, dataset, get_task, task_data, with_augmentation
 from bench.errors import CellError, UserError
+from bench.form import TEXT, Form
 from bench.store.digests import digests_in, read_sealed, write_sealed
 from bench.store.files import atomic_write, whole_folder
 from bench.store.store import Store
 from bench.store.versions import read
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ABOUT, TOKENIZER = "data.json", "tokenizer"
 KEPT = 1  # raise it when the same task makes other data
@@ -52,11 +50,11 @@ def cell_data(cell: Cell, store: Store) -> TaskData:
     folder, room = store.data(cell.fingerprint), store.folder(cell.id)
     found = load_prepared(folder)
     if found is not None:
-        return found
+        return with_augmentation(found, get_task(cell.task, cell.task_options))
     made = task_data(cell.task, cell.task_options)
     if made.fingerprint != cell.fingerprint:
         raise CellError(f"the data have changed: fingerprint {made.fingerprint[:12]}, planned {cell.fingerprint[:12]}")
-    return _stored(made, folder, room)
+    return with_augmentation(_stored(made, folder, room), get_task(cell.task, cell.task_options))
 
 
 def kept(of: Mapping[str, Any], make: Callable[[Path], TaskData]) -> TaskData:
@@ -131,7 +129,8 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
                 pa.ipc.new_file(file, table.schema) as writer,
             ):
                 writer.write_table(table)
-        data.tokenizer().save_pretrained(target / TOKENIZER)
+        if (processor := data.tokenizer()) is not None:
+            processor.save_pretrained(target / TOKENIZER)
         about = {
             "vocab_size": data.vocab_size,
             "length": data.length,
@@ -139,6 +138,7 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
             "metric": asdict(data.metric),
             "bytes_per_token": data.bytes_per_token,
             "tests": list(data.tests),
+            **({} if data.form == TEXT else {"form": data.form.model_dump(mode="json", exclude_defaults=True)}),
             "digests": digests_in(target),
         }
         write_sealed(target / ABOUT, about)
@@ -154,7 +154,7 @@ def load_prepared(folder: Path) -> TaskData | None:
         del found[ABOUT]
         if about.pop("digests") != found or about["fingerprint"] != folder.name:
             return None
-        tests, metric = about.pop("tests"), Metric(**about.pop("metric"))
+        tests, metric, form = about.pop("tests"), Metric(**about.pop("metric")), Form(**about.pop("form", {}))
         splits = {name: dataset(_mapped(folder / f"{name}.arrow"), name, folder.name) for name in (*SPLITS, *tests)}
         main, tokenizer = {name: splits.pop(name) for name in SPLITS}, _tokenizer(folder / TOKENIZER)
     except OSError as error:
@@ -163,7 +163,7 @@ def load_prepared(folder: Path) -> TaskData | None:
         raise
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=splits, folder=folder)
+    return TaskData(**main, **about, metric=metric, tokenizer=lambda: tokenizer, tests=splits, folder=folder, form=form)
 
 
 def prepared_shape(folder: Path) -> tuple[int, int] | None:
@@ -187,8 +187,11 @@ def _mapped(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer  # start-up
+def _tokenizer(folder: Path) -> Processor | None:
+    from transformers import AutoImageProcessor, AutoTokenizer  # start-up
 
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if not folder.exists():
+        return None
+    auto: Any = AutoImageProcessor if (folder / "preprocessor_config.json").exists() else AutoTokenizer
+    found: Processor = auto.from_pretrained(folder)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
@@ -36,10 +36,21 @@ class RowOptions(TextOptions):
     max_documents: int | None = Field(None, ge=3, le=LARGEST)
 
 
+class Source(Protocol):
+    """What options tell of the data set to be read."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def config(self) -> str | None: ...
+    @property
+    def max_documents(self) -> int | None: ...
+
+
 class Rows:
     """The rows of a data set as a task reads them: what is no text is refused, what is missing is left out."""
 
-    def __init__(self, task: str, options: RowOptions) -> None:
+    def __init__(self, task: str, options: Source) -> None:
         """task: whose options errors name."""
         self.where, self.options = f"{task}.options", options
         self._left = Counter[tuple[str, str]]()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +18,37 @@ from bench.config import Strict, parse
 from bench.data.columns import pieces
 from bench.data.tokenizers import Tokens, number_tokenizer
 from bench.errors import shown
+from bench.form import TEXT, Form
 from bench.limits import check_memory, check_time, machine_memory
 from bench.registry import Registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "valid", "test")  # of every task; whatever else it has are further tests
-COLUMNS = ("input_ids", "targets")  # of every split; whatever else a test split has are its slices
+INPUTS = ("input_ids", "vectors")  # what the column of inputs is called: of tokens, of vectors
+COLUMNS = (*INPUTS, "targets")  # of every split, with one of the first two; what else a test split has are its slices
+
+
+class Processor(Protocol):
+    """What makes a model's inputs of what users have: a tokeniser, an image processor."""
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Save it in a folder."""
+        ...
 
 
 class Sample(NamedTuple):
     """Sequences of a split as they are generated.
 
     Attributes:
-        ids, targets: [N, T] each.
+        ids: tokens [N, T], or vectors [N, T, F].
+        targets: [N, T], or [N, 1] of what is judged once a sequence.
         slices: labels [N] of the sequences by axis, for accuracy by slice.
     """
 
-    ids: Tokens
+    ids: NDArray[Any]
     targets: Tokens
     slices: Mapping[str, NDArray[Any]] = {}
 
@@ -61,20 +72,26 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints.
+    """A task's data. Each split has the columns ``input_ids`` and ``targets``, lists of ``length`` ints; of vectors it
+    has ``vectors``, lists of ``length`` lists of ``form.features`` numbers, instead of the former.
 
-    ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored. A test split may have
-    more columns, one for each axis it is sliced by: a string for each sequence.
+    ``targets[t]`` is what the logits at position t must predict, -100 where nothing is scored; what is judged once a
+    sequence has one target. A test split may have more columns, one for each axis it is sliced by: a string for each
+    sequence.
 
     Attributes:
+        vocab_size: different tokens, or classes.
         fingerprint: SHA-256 of every example and of the metric with its trivial levels.
         bytes_per_token: UTF-8 bytes of a target token by split, None for generated tasks.
-        tokenizer: makes the tokeniser that is saved beside a model, whose ids are those of the data.
+        tokenizer: makes the tokeniser that is saved beside a model, whose ids are those of the data; of vectors what
+            makes these, or None.
         tests: further test splits by name, of a length of their own each, such as sequences longer than those trained
             on.
         notes: what there is to know of how the data were made, a sentence each: what was left out, what two splits
             have in common. No part of the fingerprint.
         folder: where they lie in the form of ``bench.data.prepared``, if they do.
+        form: of the sequences. Part of the fingerprint.
+        augment: see ``Task.augment``. No part of the fingerprint: the task's options tell it.
     """
 
     train: Dataset
@@ -85,10 +102,12 @@ class TaskData:
     fingerprint: str
     metric: Metric
     bytes_per_token: dict[str, float] | None
-    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    tokenizer: Callable[[], Any]
     tests: dict[str, Dataset] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    form: Form = TEXT
+    augment: Augment | None = None
 
     @property
     def splits(self) -> dict[str, Dataset]:
@@ -98,7 +117,7 @@ class TaskData:
     @property
     def max_length(self) -> int:
         """Tokens in a sequence of the longest split: positions that a model needs."""
-        return max([self.length, *(len(split[0]["input_ids"]) for split in self.tests.values())])
+        return max([self.length, *(split.data.column(0).type.list_size for split in self.tests.values())])
 
     def bytes_of(self, split: str) -> float | None:
         """UTF-8 bytes of a target token of the split, None for generated tasks."""
@@ -110,6 +129,9 @@ class TaskSize(NamedTuple):
 
     bytes: float
     seconds: float
+
+
+Augment = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
 class Task:
@@ -131,6 +153,13 @@ class Task:
     def size(self) -> TaskSize:
         """An estimate, from the options alone. By default nothing is known before the data are there."""
         return TaskSize(0.0, 0.0)
+
+    @property
+    def augment(self) -> Augment | None:
+        """What changes a batch of inputs, a copy [B, ...], each time that it is trained on, with the generator of its
+        step; None: nothing.
+        """
+        return None
 
     @property
     def told(self) -> str:
@@ -159,7 +188,7 @@ def check_size(task: Task) -> None:
 def build(task: Task) -> TaskData:
     """A task's data, made. Raises UserError if they are too large or the options cannot be met."""
     check_size(task)
-    return task.build()
+    return with_augmentation(task.build(), task)
 
 
 @lru_cache(maxsize=8)
@@ -173,34 +202,43 @@ def task_data(name: str, options: dict[str, Any]) -> TaskData:
     return _build(name, json.dumps(given, sort_keys=True))
 
 
+def with_augmentation(data: TaskData, task: Task) -> TaskData:
+    """The data with what their task's options do to them in training."""
+    return data if task.augment is None else replace(data, augment=task.augment)
+
+
 def make_data(
     splits: Mapping[str, Sample | tuple[Tokens, Tokens]],
     vocab_size: int,
     metric: Metric,
     bytes_per_token: dict[str, float] | None = None,
-    tokenizer: Callable[[], PreTrainedTokenizerBase] | None = None,
+    tokenizer: Callable[[], Processor | None] | None = None,
     notes: Sequence[str] = (),
+    form: Form = TEXT,
 ) -> TaskData:
     """Task data from the arrays of the splits train, valid, test and, under any other name, further tests.
 
-    tokenizer: makes the data's tokeniser; None where token ids are all there is, and are written out as numbers.
+    tokenizer: makes the data's tokeniser; None where token ids are all there is, and are written out as numbers, or
+    where nothing makes vectors of anything.
     notes: what there is to know of how the data were made. Arrays that are mapped from files stay there.
+    form: of the sequences, where it is not that of text.
     """
     told = {key: value for key, value in asdict(metric).items() if key != "solvers"}  # what ids of cells were made of
     digest = hashlib.sha256(
         json.dumps([vocab_size, told, bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()
     )
+    if form != TEXT:
+        digest.update(form.model_dump_json(exclude_defaults=True).encode())
     samples = {name: Sample(*splits[name]) for name in (*SPLITS, *(name for name in splits if name not in SPLITS))}
     for name, sample in samples.items():
-        for column in (sample.ids, sample.targets):
-            if column.max() >= vocab_size:
-                raise ValueError(f"split {name!r} has the token {column.max()}, of {vocab_size}")
-            for part in pieces(*column.shape):
-                digest.update(np.ascontiguousarray(column[part], dtype="<i8").tobytes())
+        _check(name, sample, vocab_size, form)
+        for column, kind in ((sample.ids, "<i8" if form.features is None else "<f4"), (sample.targets, "<i8")):
+            for part in pieces(len(column), math.prod(column.shape[1:])):
+                digest.update(np.ascontiguousarray(column[part], dtype=kind).tobytes())
         for axis, labels in sample.slices.items():
             digest.update(json.dumps([axis, labels.astype(str).tolist()]).encode())
     fingerprint = digest.hexdigest()
-    made = {name: dataset(_table(sample, vocab_size), name, fingerprint) for name, sample in samples.items()}
+    made = {name: dataset(_table(sample, vocab_size, form), name, fingerprint) for name, sample in samples.items()}
     return TaskData(
         **{name: made.pop(name) for name in SPLITS},
         vocab_size=vocab_size,
@@ -208,10 +246,27 @@ def make_data(
         fingerprint=fingerprint,
         metric=metric,
         bytes_per_token=bytes_per_token,
-        tokenizer=tokenizer or partial(number_tokenizer, vocab_size),
+        tokenizer=tokenizer or (partial(number_tokenizer, vocab_size) if form.features is None else lambda: None),
         tests=made,
         notes=tuple(notes),
+        form=form,
     )
+
+
+def _check(name: str, sample: Sample, vocab_size: int, form: Form) -> None:
+    """Raises ValueError for a split that is not of the form."""
+    for column in (sample.ids, sample.targets) if form.features is None else (sample.targets,):
+        if column.max() >= vocab_size:
+            raise ValueError(f"split {name!r} has the token {column.max()}, of {vocab_size}")
+    if form.features is not None and (sample.ids.ndim, sample.ids.shape[-1]) != (3, form.features):
+        raise ValueError(f"split {name!r} has inputs {sample.ids.shape}, no [N, T, {form.features}]")
+    if sample.targets.shape != (len(sample.ids), form.places(sample.ids.shape[1])):
+        raise ValueError(f"split {name!r} has targets {sample.targets.shape} for inputs {sample.ids.shape}")
+    padding = np.isnan(sample.ids).all(-1) if form.padded else np.zeros(sample.ids.shape[:2], bool)
+    if padding[:, 0].any() or (padding[:, :-1] & ~padding[:, 1:])[:, : -1 if form.judged == "last" else None].any():
+        raise ValueError(f"split {name!r} has padding before a sequence's end")
+    if form.features is not None and not np.isfinite(sample.ids[~padding]).all():
+        raise ValueError(f"split {name!r} has numbers that are not finite")
 
 
 def dataset(table: pa.Table, name: str, fingerprint: str) -> Dataset:
@@ -226,17 +281,21 @@ def token_kind(vocab_size: int) -> type[np.signedinteger[Any]]:
     return np.int16 if vocab_size - 1 <= np.iinfo(np.int16).max else np.int32
 
 
-def _table(sample: Sample, vocab_size: int) -> pa.Table:
+def _table(sample: Sample, vocab_size: int, form: Form) -> pa.Table:
     import pyarrow as pa  # start-up
 
     kind = token_kind(vocab_size)
 
-    def column(values: Tokens) -> pa.FixedSizeListArray:
-        flat = values.astype(kind, copy=False).ravel()
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
+    def column(values: NDArray[Any], kind: Any = kind) -> pa.FixedSizeListArray:
+        found = pa.array(values.astype(kind, copy=False).ravel())
+        for size in values.shape[:0:-1]:
+            found = pa.FixedSizeListArray.from_arrays(found, size)
+        return found
 
     slices = {axis: pa.array(labels.astype(str).tolist()) for axis, labels in sample.slices.items()}
-    return pa.table({**dict(zip(COLUMNS, map(column, sample[:2]), strict=True)), **slices})
+    tokens, vectors = INPUTS
+    inputs = {tokens: column(sample.ids)} if form.features is None else {vectors: column(sample.ids, np.float32)}
+    return pa.table({**inputs, COLUMNS[-1]: column(sample.targets), **slices})
 
 
 def sequences_as_values(ids: Tokens) -> NDArray[np.void]:

@@ -24,6 +24,7 @@ from bench.data.instruction import Instruction
 from bench.data.task import TaskData, build, get_task, tasks
 from bench.data.text import TextOptions
 from bench.errors import UserError
+from bench.form import TEXT
 from bench.study.harness import PREFIX
 
 
@@ -56,6 +57,8 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     # A text is read in one piece: its first windows, not some all over it.
     keep = options.pop("n_test", None) if is_text else None
     data = build(get_task(name, options))
+    if data.form != TEXT:
+        raise UserError(f"task {name!r} has no tokens that a tokeniser could read (allowed: a task of text)")
     if is_text:
         documents = _text(data, tokenizer, keep)
     else:

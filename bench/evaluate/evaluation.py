@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,13 @@ EVAL_BATCH = 64  # sequences; fixed, so that float sums do not depend on a setti
 @torch.no_grad()
 def evaluate(
     lm: Network,
-    ids: NDArray[np.int64],
+    ids: NDArray[Any],
     targets: NDArray[np.int64],
     every_exit: bool = False,
     rules: Sequence[Rule] = (),
     n_cycles: int | None = None,
 ) -> Trace:
-    """Score sequences ids [N, T] against targets [N, T] (-100 is not scored).
+    """Score sequences ids [N, T], or vectors [N, T, F], against targets [N, T], or [N, 1] (-100 is not scored).
 
     Args:
         every_exit: score what coda and head give at the end of every cycle; otherwise only the full depth, as one
@@ -90,9 +91,7 @@ def depth_flops(lm: Network, length: int, n_cycles: int | None, ran: NDArray[np.
     return float(rule_flops(lm, get_rule("fixed"), length, n_cycles, ran)[:, -1].mean())
 
 
-def by_cycles(
-    lm: Network, ids: NDArray[np.int64], targets: NDArray[np.int64], max_cycles: int
-) -> list[dict[str, float]]:
+def by_cycles(lm: Network, ids: NDArray[Any], targets: NDArray[np.int64], max_cycles: int) -> list[dict[str, float]]:
     """``cycles``, ``flops_per_token`` (forward), ``loss`` and ``accuracy`` of the model run for 1, 2, ... cycles, more
     than it was trained with if ``max_cycles`` says so: one pass tells all where each cycle ends at an exit point.
     """
@@ -137,10 +136,10 @@ def _batch(
         columns["correct"].append((logits.argmax(-1) == goal).double().sum(1))
         for rule in rules:
             if rule.key in signals:
-                columns[rule.key].append(rule.pool(signals[rule.key]))
+                columns[rule.key].append(rule.pool(signals[rule.key], state.real))
     nothing = torch.full((len(goal),), torch.nan, dtype=torch.double, device=goal.device)
     masses = [state.zero_attention.get(step.depth) for step in schedule.steps]
     found = {name: torch.stack(parts, 1).double() for name, parts in columns.items()}
-    found["masses"] = torch.stack([nothing if mass is None else mass.mean((1, 2)).double() for mass in masses], 1)
+    found["masses"] = torch.stack([nothing if mass is None else state.mean_mass(mass).double() for mass in masses], 1)
     found["scored"] = (goal != IGNORED).double().sum(1)
     return {name: tensor.cpu().numpy() for name, tensor in found.items()}

@@ -26,6 +26,7 @@ from bench.config import EvalConfig
 from bench.data.batches import arrays
 from bench.data.task import Metric, TaskData
 from bench.evaluate.evaluation import by_cycles, evaluate
+from bench.evaluate.examples import examples
 from bench.evaluate.rules import all_rules, get_rule
 from bench.evaluate.trace import ORACLES, Curve, Trace, with_bits
 from bench.model.network import Network
@@ -57,6 +58,8 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
     cycles = by_cycles(lm, *arrays(data.test), most if lm.variant.cycled else 1)
     per_byte = data.bytes_of("test")
     exits = exits_record(valid, test, data.metric) if rules else None
+    if exits is not None and (shown := examples(data, test, exits)) is not None:
+        exits.examples = shown
     return Examined(test, valid, exits, [Point.model_validate(with_bits(scores, per_byte)) for scores in cycles])
 
 

@@ -24,7 +24,9 @@ Aggregate = Literal["mean", "last", "max"]
 
 
 class Prediction:
-    """What the coda and the LM head would predict at an exit point. log_probs: [B, T, V], float32."""
+    """What the coda and the LM head would predict at an exit point. log_probs: [B, T, V], float32; [B, 1, V] where a
+    sequence is judged once.
+    """
 
     def __init__(self, log_probs: Tensor) -> None:
         self.log_probs = log_probs
@@ -108,8 +110,10 @@ class Rule:
         raise NotImplementedError
 
     def pool(self, signal: Tensor, real: Tensor | None = None) -> Tensor:
-        """Of every sequence [B] from its tokens' [B, T]; real: [B, T], 1 for real tokens and 0 for padding."""
-        if real is None:
+        """Of every sequence [B] from its tokens' [B, T]; real: [B, T], 1 for real tokens and 0 for padding. What is
+        judged once a sequence has one signal, [B, 1], where predictions are read.
+        """
+        if real is None or signal.shape[1] != real.shape[1]:
             real = torch.ones_like(signal)
         if self.aggregate == "last":
             last = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).argmax(1, keepdim=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.exits.execute import Granularity, execute
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel
 from bench.store.records import ExecutionRow
 
 
 def measure_exits(
-    lm: CycleForCausalLM,
-    ids: NDArray[np.int64],
+    lm: CycleModel,
+    ids: NDArray[Any],
     targets: NDArray[np.int64],
     rule: str,
     threshold: float,

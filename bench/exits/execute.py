@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def threshold_at(threshold: Threshold, number: int) -> float:
 @torch.no_grad()
 def execute(
     lm: Network,
-    ids: NDArray[np.int64],
+    ids: NDArray[Any],
     targets: NDArray[np.int64],
     rule: str | None,
     threshold: Threshold = 0.0,
@@ -76,7 +76,8 @@ def execute(
     batch: int = EVAL_BATCH,
     granularity: Granularity = "sequence",
 ) -> Executed:
-    """Score sequences ids [N, T] against targets [N, T] (-100 is not scored), each leaving where the rule says.
+    """Score sequences ids [N, T], or vectors [N, T, F], against targets [N, T], or [N, 1] (-100 is not scored), each
+    leaving where the rule says.
 
     Args:
         rule: key of an exit rule; None: no exits, the whole depth.
@@ -89,6 +90,8 @@ def execute(
     """
     known = None if rule is None else get_rule(rule)
     run = _tokens if granularity == "token" and known is not None else _batch
+    if run is _tokens and (lm.model_shape.form.attention == "full" or lm.model_shape.form.judged != "tokens"):
+        raise UserError("--granularity: 'token' needs causal attention and targets at tokens (allowed: sequence)")
     training = lm.training
     lm.eval()
     found: list[_Left] = []
@@ -157,16 +160,13 @@ class Gone(NamedTuple):
     ran: list[Tensor]
 
 
-def leaving(
-    lm: Network, state: Walk, rows: Tensor, rule: Rule | None, threshold: Threshold, real: Tensor | None = None
-) -> Iterator[Gone]:
+def leaving(lm: Network, state: Walk, rows: Tensor, rule: Rule | None, threshold: Threshold) -> Iterator[Gone]:
     """Run the sequences of a state that is at its start, each until the rule lets it leave by its pooled signal.
 
     At an exit point the host waits for the device once, to learn who leaves.
 
     Args:
         rows: which sequences of the data these are, [B].
-        real: [B, T], the tokens that are no padding, None for all.
 
     Raises:
         UserError: if the rule cannot be used with the model.
@@ -182,7 +182,9 @@ def leaving(
         logits, leaves = None, np.full(len(at), number == last)
         if rule is not None and number < last:
             logits, signals = watch.look(lm, state, number)
-            leaves = _host(rule.leaves(rule.pool(_signal(rule, signals, lm), real), threshold_at(threshold, number)))
+            leaves = _host(
+                rule.leaves(rule.pool(_signal(rule, signals, lm), state.real), threshold_at(threshold, number))
+            )
         if not leaves.any():
             continue
         gone, stay = np.flatnonzero(leaves), np.flatnonzero(~leaves)
@@ -196,7 +198,6 @@ def leaving(
             break
         index = upload(stay, device)
         state, at, ran = state.select(index), at[stay], [counts[index] for counts in ran]
-        real = None if real is None else real[index]
         watch.keep(index)
 
 
@@ -278,6 +279,6 @@ def _signal(rule: Rule, signals: dict[str, Tensor], lm: Network) -> Tensor:
 
 def _score(logits: Tensor, goal: Tensor) -> Tensor:
     """Loss and correct targets [2, N] of logits [N, T, V]."""
-    loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="none")
+    loss = cross_entropy(logits.flatten(0, -2), goal.flatten(), ignore_index=IGNORED, reduction="none")
     loss = loss.view_as(goal).double().sum(1)
     return torch.stack([loss, (logits.argmax(-1) == goal).double().sum(1)])

@@ -31,7 +31,7 @@ from bench.exits.tokens import upload
 from bench.model.context import Context, rows_of
 from bench.model.inputs import other_cycles, packed
 from bench.model.keys import filled
-from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.model.language_model import CycleModel, CycleOutput
 from bench.model.schedule import Step
 from bench.model.walk import Walk
 
@@ -61,7 +61,7 @@ class EarlyExit:
     @torch.no_grad()
     def forward(
         self,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
@@ -91,7 +91,7 @@ class _Pass:
     def __init__(
         self,
         exits: EarlyExit,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         ids: Tensor,
         mask: Tensor | None,
         positions: Tensor | None,

@@ -15,7 +15,7 @@ from bench.evaluate.rules import get_rule
 from bench.exits.execute import leaving
 from bench.exits.generation import EarlyExit
 from bench.exits.tokens import upload
-from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.model.language_model import CycleModel, CycleOutput
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class WholeExit(EarlyExit):
     @torch.no_grad()
     def forward(
         self,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
@@ -45,9 +45,8 @@ class WholeExit(EarlyExit):
             )
         state = lm.embed(input_ids, attention_mask, position_ids, n_cycles=n_cycles)
         rows = upload(np.array([next(self._rows) for _ in input_ids]), input_ids.device)
-        real = None if attention_mask is None else attention_mask != 0
         order, parts, cycles = list[int](), list[Tensor](), list[int]()
-        for gone in leaving(lm, state, rows, get_rule(self.rule), self.threshold, real):
+        for gone in leaving(lm, state, rows, get_rule(self.rule), self.threshold):
             order += gone.at.tolist()
             parts.append(gone.logits[:, -logits_to_keep:])
             cycles += [gone.number] * len(gone.at)

@@ -1,4 +1,4 @@
-"""Causal attention with an optional prefix of tokens (zero tokens), on PyTorch's fused kernels.
+"""Attention, causal or full, with an optional prefix of tokens (zero tokens), on PyTorch's fused kernels.
 
 For queries q, prefix keys k0 (M of them) and keys K: ``p = softmax([q.k0/sqrt(d), q.K/sqrt(d)])``, the output is
 ``sum_j p_j v_j`` and the zero attention ``p0`` the mass on the prefix (arXiv 2502.12214). With value zero
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from bench.form import TEXT, Form
 from bench.model.flops import Flops
 from bench.model.stacks import folded
 
@@ -41,20 +42,21 @@ def attend(
     mask: Tensor | None = None,
     with_mass: bool = False,
     dropout: float = 0.0,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention output [B, H, T, d] and, if ``with_mass``, the attention on the prefix [B, H, T] (None without one).
 
     query [B, H, T, d]; key and value [B, H_kv, S, d] with S >= T, the last T of them the queries' own positions;
     mask: added to the scores, [.., T, M + S], with M columns only if there is a prefix; None means causal over the
-    whole sequence (S = T) or, for T = 1, everything.
+    whole sequence (S = T) or, for T = 1, everything. causal: False lets a query see all keys where there is no mask.
     """
     if prefix is None:
-        causal = mask is None and query.shape[2] > 1
+        causal = causal and mask is None and query.shape[2] > 1
         return _kernel(query, key, value, mask, causal, dropout, query.shape[-1] ** -0.5), None
     if mask is None and query.shape[2] > 1 and not dropout and query.device.type == "cpu":
-        out, mass = with_lse(query, key, value, prefix)
+        out, mass = with_lse(query, key, value, prefix, causal=causal)
         return out, mass if with_mass else None
-    return joined(query, key, value, prefix, mask, with_mass, dropout)
+    return joined(query, key, value, prefix, mask, with_mass, dropout, causal)
 
 
 def attention_flops(
@@ -66,13 +68,16 @@ def attention_flops(
     trained_key: bool,
     device: str,
     queries: int | None = None,
+    form: Form = TEXT,
 ) -> Flops:
-    """FLOPs of ``attend`` on a full causal sequence as executed on the kind of device (``"cpu"`` or another); queries:
-    by so many of its tokens alone, under a mask.
+    """FLOPs of ``attend`` on a whole sequence as executed on the kind of device (``"cpu"`` or another); queries: by so
+    many of its tokens alone, under a mask; form: of the sequence.
     """
-    if queries is not None and queries < length:
+    asking = length if queries is None else queries
+    square = length > 1 and (form.attention == "causal" or device == "cpu")
+    if asking < length or form.padded or (n_prefix and not square):  # the prefix has no queries of its own
         wide = head_dim + (MASS_COLUMNS if with_mass and n_prefix else 0)
-        return Flops(attention=4 * n_heads * queries * (length + n_prefix) * wide)
+        return Flops(attention=4 * n_heads * asking * (length + n_prefix) * wide)
     if not n_prefix or device == "cpu":
         scores = 2 * n_heads * length * head_dim * n_prefix
         kernel = 4 * n_heads * length * length * head_dim
@@ -136,7 +141,8 @@ def handed_back(
 
 
 class ZeroValueAttention(torch.autograd.Function):
-    """Causal attention on the CPU's fused kernel beside a prefix of zero value, known by its scores' log-sum-exp s.
+    """Attention, causal or full, on the CPU's fused kernel beside a prefix of zero value, known by its scores'
+    log-sum-exp s.
 
     With the kernel's output O and log-sum-exp l, the zero attention is ``p0 = sigmoid(s - l)`` and the output
     ``Z = (1 - p0) O``. With the gradients dZ and dp0 and the probabilities P of the whole softmax, whose log-sum-exp is
@@ -146,9 +152,12 @@ class ZeroValueAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor, causal: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
+        ctx.causal = causal
         out, mass, lse = beside_score(out, lse, score)
         ctx.save_for_backward(query, key, value, out, mass, lse)
         ctx.set_materialize_grads(False)
@@ -156,14 +165,14 @@ class ZeroValueAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of query, key, value and score."""
         query, key, value, out, mass, lse = ctx.saved_tensors
         grad, out, grad_score = handed_back(grad, grad_mass, out, mass)
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, out, lse, 0.0, True
+            grad, query, key, value, out, lse, 0.0, ctx.causal
         )
-        return (*gradients, grad_score)
+        return (*gradients, grad_score, None)
 
 
 def with_lse(
@@ -172,8 +181,9 @@ def with_lse(
     value: Tensor,
     prefix: Prefix,
     function: type[torch.autograd.Function] = ZeroValueAttention,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Output and zero attention of a full causal sequence by the log-sum-exp. function: on the device's kernel."""
+    """Output and zero attention of a whole sequence by the log-sum-exp. function: on the device's kernel."""
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -181,7 +191,8 @@ def with_lse(
     pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
     scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
     score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
-    out, mass = folded(function.apply, query, key, value, score)
+    apply = function.apply if causal else lambda *tensors: function.apply(*tensors, False)
+    out, mass = folded(apply, query, key, value, score)
     if prefix[1] is not None:
         weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
         v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
@@ -190,12 +201,19 @@ def with_lse(
 
 
 def joined(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, mask: Tensor | None, with_mass: bool, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Prefix,
+    mask: Tensor | None,
+    with_mass: bool,
+    dropout: float,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Output and zero attention with the prefix among the keys; the general form."""
     length, head_dim, scale = query.shape[2], query.shape[3], query.shape[3] ** -0.5
     key, value, n_prefix = _put_before(key, value, prefix)
-    causal = mask is None and length > 1
+    causal = causal and mask is None and length > 1
     if causal:
         # Dummy queries for the prefix make the pattern square: the kernels' own causal form is faster than a mask.
         query = pad(query, (0, 0, n_prefix, 0))
@@ -216,8 +234,10 @@ def _kernel(
     # Under torch.jit.trace sizes are tensors, and so is what is made of them.
     how: dict[str, Any] = {"dropout_p": dropout, "is_causal": bool(causal), "scale": float(scale)}
     how["enable_gqa"] = bool(query.shape[1] != key.shape[1])
-    if mask is not None:
+    if mask is not None and (mask.dim() < 4 or len(mask) != len(query)):  # one for all sequences
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how)
+    if mask is not None:
+        return folded(partial(scaled_dot_product_attention, **how), query, key, value, mask)
     return folded(partial(scaled_dot_product_attention, **how), query, key, value)
 
 

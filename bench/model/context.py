@@ -32,6 +32,7 @@ class Context:
         attend: how queries meet keys, in general by the function of that name.
         documents: [B, S], which document each key is of: a token sees its own alone. None: all are of one.
         pairs: additive [B or 1, H or 1, T, S], which query sees which key, in the place of causality; None: causal.
+        causal: whether a query sees no key behind it; ``attend`` is told, too, as there may be no mask.
         mask: made from these: additive, [.., T, S], None for plain causal.
         prefix_mask: the same with the prefix's columns in front.
     """
@@ -47,6 +48,7 @@ class Context:
     attend: Attend = attend
     documents: Tensor | None = None
     pairs: Tensor | None = None
+    causal: bool = True
     mask: Tensor | None = field(init=False)
     prefix_mask: Tensor | None = field(init=False)
 
@@ -60,6 +62,8 @@ class Context:
             mask = pad(self.pairs, (n_prefix, 0))
         elif self.visible is None and self.documents is None and (self.length == 1 or self.length == self.total):
             return None
+        elif not self.causal:
+            mask = self.like.new_zeros(self.length, n_prefix + self.total)
         else:
             mask = causal_mask(self.length, self.total, n_prefix, self.like)
         if self.visible is not None:

@@ -23,6 +23,7 @@ from bench.errors import UserError
 from bench.model.attention import attention_flops
 from bench.model.blocks import Block
 from bench.model.flops import Flops
+from bench.model.forms import blank, first_flops
 from bench.model.freezing import freeze
 from bench.model.keys import borrows, filled
 from bench.model.network import Network
@@ -115,7 +116,8 @@ def step_flops(
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
-        total += attention_flops(model.n_heads, length, model.head_dim, n_prefix, mass, trained, device, inside)
+        shape = model.n_heads, length, model.head_dim
+        total += attention_flops(*shape, n_prefix, mass, trained, device, inside, model.form)
         for part in _parts(lm):
             total += part.flops(step, run_on)
     return total
@@ -135,7 +137,12 @@ def frozen_flops(lm: Network, steps: Iterable[Step], tokens: int) -> Flops:
 
 def head_flops(lm: Network, length: int) -> Flops:
     """FLOPs of the LM head for one sequence."""
-    return Flops(2 * length * lm.model_shape.d_model * lm.vocab_size)
+    return Flops(2 * lm.model_shape.form.places(length) * lm.model_shape.d_model * lm.vocab_size)
+
+
+def start_flops(lm: Network, schedule: Schedule, length: int, device: str) -> Flops:
+    """FLOPs of what comes before the cycles for one sequence."""
+    return first_flops(lm.model_shape, length) + step_flops(lm, schedule.prelude, length, device)
 
 
 def cycle_flops(
@@ -176,7 +183,7 @@ def read_out_flops(lm: Network, schedule: Schedule, length: int, device: str) ->
 def pass_flops(lm: Network, length: int, device: str, n_cycles: int | None = None) -> Flops:
     """FLOPs of one sequence at full depth, the LM head included."""
     schedule = lm.schedule_at(n_cycles)
-    total = step_flops(lm, schedule.prelude, length, device) + read_out_flops(lm, schedule, length, device)
+    total = start_flops(lm, schedule, length, device) + read_out_flops(lm, schedule, length, device)
     return sum((cycle_flops(lm, schedule, cycle, length, device) for cycle in range(schedule.n_cycles)), total)
 
 
@@ -234,7 +241,7 @@ def exit_flops(
     """
     schedule = lm.schedule_at(n_cycles)
     output = read_out_flops(lm, schedule, length, device)
-    done = step_flops(lm, schedule.prelude, length, device) + output
+    done = start_flops(lm, schedule, length, device) + output
     totals = []
     for cycle in range(schedule.n_cycles):
         done += cycle_flops(lm, schedule, cycle, length, device, reading and cycle + 1 < schedule.n_cycles)
@@ -261,7 +268,7 @@ def token_exit_flops(
     """
     schedule, length = lm.schedule_at(n_cycles), len(left)
     output = read_out_flops(lm, schedule, length, device)
-    total = step_flops(lm, schedule.prelude, length, device) + output
+    total = start_flops(lm, schedule, length, device) + output
     for cycle in range(max(left)):
         inside = [place for place, number in enumerate(left) if number > cycle]
         early, frozen = cycle + 1 < schedule.n_cycles, inside[-1] + 1 - len(inside)
@@ -294,9 +301,9 @@ def count(parameters: Iterable[Tensor]) -> int:
 
 
 def non_embedding(lm: Network) -> int:
-    """Parameters without token and position embeddings and the LM head: what parameter-matching compares."""
-    outside = [lm.tokens.weight, lm.lm_head.weight, *(lm.positions.parameters() if lm.positions is not None else [])]
-    return count(lm.parameters()) - count(outside)
+    """Parameters without the first layer, position embeddings and the LM head: what parameter-matching compares."""
+    outside = [lm.tokens, lm.lm_head, *([lm.positions] if lm.positions is not None else [])]
+    return count(lm.parameters()) - count(parameter for part in outside for parameter in part.parameters())
 
 
 def kv_bytes(variant: Variant, model: ModelConfig, schedule: Schedule) -> int:
@@ -317,9 +324,9 @@ def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, leng
     with FakeTensorMode():
         lm = Network(variant, model, vocab_size, length)
         weights = {parameter.untyped_storage()._cdata for parameter in lm.parameters()}
-        tokens = torch.zeros(1, length, dtype=torch.long)
+        inputs, targets = blank(model.form, 1, length)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = cross_entropy(lm(tokens).logits.flatten(0, 1), tokens.flatten())
+            loss = cross_entropy(lm(inputs).logits.flatten(0, -2), targets.flatten())
         del loss
     return sum(size for storage, size in kept.items() if storage not in weights)
 
@@ -328,12 +335,12 @@ def measured_flops(lm: Network, batch: int, length: int, training: bool = False,
     """FLOPs that PyTorch's own counter sees when the model runs on ``batch`` sequences, with the loss's backward if
     ``training``. The CPU's fused attention is counted by the formula PyTorch registers for the other devices.
     """
-    tokens = torch.zeros(batch, length, dtype=torch.long, device=lm.device)
+    sequences, targets = blank(lm.model_shape.form, batch, length, lm.device)
 
     def run() -> None:
-        logits = lm(tokens, **inputs).logits
+        logits = lm(sequences, **inputs).logits
         if training:
-            cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+            cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
 
     return counted_flops(run)
 

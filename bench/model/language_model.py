@@ -1,4 +1,4 @@
-"""The language model: it walks a variant's schedule over shared blocks. A Hugging Face model, whatever the variant."""
+"""The Hugging Face models: they walk a variant's schedule over shared blocks, whatever the variant."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from bench.config import IGNORED, ModelConfig, Objective, parse
 from bench.errors import InputError
+from bench.form import TEXT
+from bench.model.forms import cut
 from bench.model.losses import exit_losses
 from bench.model.network import Network
 from bench.model.variant import Variant, get_variant
@@ -24,8 +33,9 @@ from bench.model.variant import Variant, get_variant
 CODE = "modeling_cyclebench"  # the module in a checkpoint's folder that ``trust_remote_code`` loads
 CODE_TEXT = '''"""The code of this checkpoint is the package cyclebench, found through this file."""
 
-from cyclebench import CycleConfig, CycleForCausalLM  # noqa: F401
+from cyclebench import CycleConfig, CycleForCausalLM, CycleForClassification  # noqa: F401
 '''
+CLASSIFIER = ("AutoModelForImageClassification", "CycleForClassification")  # what loads a model of any other form
 
 
 class _Installed:
@@ -106,9 +116,10 @@ class CycleConfig(_Installed, PreTrainedConfig):
             "num_hidden_layers": variant.cache_slots(variant.schedule(model)),  # of the KV cache
         }
         vars(self).update(follows)
-        self.tie_word_embeddings = model.tie_embeddings
+        self.tie_word_embeddings = model.tied
         super().__post_init__(**{key: value for key, value in kwargs.items() if key not in follows})
-        self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", "AutoModelForCausalLM": f"{CODE}.CycleForCausalLM"}
+        auto, kind = ("AutoModelForCausalLM", "CycleForCausalLM") if model.form == TEXT else CLASSIFIER
+        self.auto_map = {"AutoConfig": f"{CODE}.CycleConfig", auto: f"{CODE}.{kind}"}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -150,7 +161,7 @@ class Exits(Protocol):
 
     def forward(
         self,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
@@ -163,8 +174,8 @@ class Exits(Protocol):
         ...
 
 
-class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
-    """A causal language model whose blocks run in the order its variant's schedule says."""
+class CycleModel(_Installed, Network, PreTrainedModel):
+    """What the models have in common whose blocks run in the order that their variant's schedule says."""
 
     config_class = CycleConfig
     base_model_prefix = ""
@@ -177,6 +188,9 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CycleConfig) -> None:
         PreTrainedModel.__init__(self, config)
+        fits = CycleForCausalLM if config.model.form == TEXT else CycleForClassification
+        if not isinstance(self, fits):
+            raise InputError(f"{type(self).__name__}: the model is of {config.model.form!r} (allowed: {fits.__name__})")
         shape, positions = config.model, config.max_position_embeddings
         self.build(config.build_variant(), shape, config.vocab_size, positions, config.built_cycles)
         self.objective = config.build_objective()
@@ -192,6 +206,45 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The LM head (its weight is the embedding's when they are tied)."""
         return self.lm_head
+
+    def refuse(self, others: dict[str, Any]) -> None:
+        """Raises InputError for an argument that is not known, unless it asks for nothing (None or False)."""
+        for name, value in others.items():
+            if value is not None and value is not False:
+                known = (name for name in inspect.signature(self.forward).parameters if name != "others")
+                raise InputError(f"{name}: not known to this model (allowed: {', '.join(known)})")
+
+    def forward_of(self, input_ids: Tensor, *arguments: Any, use_cache: bool, labelled: bool) -> CycleOutput:
+        """A pass, with exits if the model has any and is not training. The arguments are those of ``Network.run``.
+
+        labelled: there are labels, whose loss is to be found.
+        """
+        attention_mask, position_ids, cache, keep, mass, exits, n_cycles, *gradients = arguments
+        if self.exits is not None and not self.training:
+            return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, n_cycles)
+        every = labelled and self.training and self.objective.trains_exits
+        found = self.run(
+            input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, n_cycles, *gradients
+        )
+        return CycleOutput(cache=cache, **vars(found))
+
+    def loss_of(self, out: CycleOutput, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """In training what the suite's own loop trains, else the loss at full depth alone: of a batch's part, so that
+        the parts of a batch add up to the loss of the whole.
+        """
+        scored = (targets != IGNORED).sum()
+        last, trained = exit_losses(out, targets, self.objective)
+        whole = scored if num_items_in_batch is None else num_items_in_batch
+        if not self.training:
+            return last / whole
+        loss = trained / whole
+        if out.auxiliary_loss is not None:
+            loss = loss + out.auxiliary_loss * (scored / whole)
+        return loss
+
+
+class CycleForCausalLM(CycleModel, GenerationMixin):
+    """A causal language model."""
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -230,65 +283,87 @@ class CycleForCausalLM(_Installed, Network, PreTrainedModel, GenerationMixin):
         Raises:
             InputError: for what the model cannot do.
         """
-        for name, value in others.items():
-            if value is not None and value is not False:
-                raise InputError(f"{name}: not known to this model (allowed: {', '.join(ARGUMENTS)})")
+        self.refuse(others)
         if past_key_values is not None:
             if cache is not None:
                 raise InputError("past_key_values: given beside cache, of which it is the former name (allowed: one)")
             cache = past_key_values
-        early = self.exits is not None and not self.training
-        if early:
-            assert self.exits is not None
-            out = self.exits.forward(
-                self, input_ids, attention_mask, position_ids, cache, bool(use_cache), logits_to_keep, n_cycles
-            )
-        else:
-            if cache is None and use_cache:
-                cache = DynamicCache()
-            every = labels is not None and self.training and self.objective.trains_exits
-            found = self.run(
-                input_ids,
-                attention_mask,
-                position_ids,
-                cache,
-                logits_to_keep,
-                output_zero_attention,
-                output_exits or every,
-                n_cycles,
-                backward_cycles,
-                sequence_cycles,
-            )
-            out = CycleOutput(cache=cache, **vars(found))
+        if cache is None and use_cache and (self.exits is None or self.training):
+            cache = DynamicCache()
+        out = self.forward_of(
+            input_ids,
+            attention_mask,
+            position_ids,
+            cache,
+            logits_to_keep,
+            output_zero_attention,
+            output_exits,
+            n_cycles,
+            backward_cycles,
+            sequence_cycles,
+            use_cache=bool(use_cache),
+            labelled=labels is not None,
+        )
         if labels is not None:
-            out.loss = self._loss(out, labels, num_items_in_batch)
+            out.loss = self.loss_of(out, pad(labels[:, 1:], (0, 1), value=IGNORED), num_items_in_batch)
         return out
 
-    def _loss(self, out: CycleOutput, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """In training what the suite's own loop trains, else the loss at full depth alone: of a batch's part, so that
-        the parts of a batch add up to the loss of the whole.
+
+class CycleForClassification(CycleModel):
+    """A model of sequences of any form but that of text (``bench.form``): it tells the class of each, or of each place.
+
+    ``AutoModelForImageClassification`` loads it. Of a form with patches it takes whole pictures, too.
+    """
+
+    main_input_name = "pixel_values"
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_zero_attention: bool = False,
+        output_exits: bool = False,
+        n_cycles: int | None = None,
+        backward_cycles: int | None = None,
+        sequence_cycles: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **others: Any,
+    ) -> CycleOutput:
+        """``Network.run`` as transformers calls it; logits are [B, V] of what is judged once, else [B, T, V].
+
+        Args:
+            pixel_values: pictures [B, C, H, W], which are cut into patches; or the sequences: vectors [B, T, F], or
+                tokens [B, T] of a form that has them.
+            labels: the classes [B] of what is judged once, else of every place [B, T], -100 is not scored.
+            num_items_in_batch, others: as of ``CycleForCausalLM.forward``.
+
+        Raises:
+            InputError: for what the model cannot do.
         """
-        targets = pad(labels[:, 1:], (0, 1), value=IGNORED)
-        scored = (targets != IGNORED).sum()
-        last, trained = exit_losses(out, targets, self.objective)
-        whole = scored if num_items_in_batch is None else num_items_in_batch
-        if not self.training:
-            return last / whole
-        loss = trained / whole
-        if out.auxiliary_loss is not None:
-            loss = loss + out.auxiliary_loss * (scored / whole)
-        return loss
+        self.refuse(others)
+        form = self.model_shape.form
+        inputs = cut(pixel_values, form) if pixel_values.dim() == 4 else pixel_values
+        if inputs.dim() != (2 if form.features is None else 3):
+            raise InputError(f"pixel_values: {pixel_values.dim()} dimensions do not fit the model's form, {form!r}")
+        whole = inputs, attention_mask, None, None, 0, output_zero_attention, output_exits, n_cycles, backward_cycles
+        out = self.forward_of(*whole, sequence_cycles, use_cache=False, labelled=labels is not None)
+        if labels is not None:
+            out.loss = self.loss_of(out, labels, num_items_in_batch)
+        if form.judged != "tokens" and out.logits is not None:
+            out.logits = out.logits.squeeze(1)
+            exits = out.exit_logits
+            out.exit_logits = None if exits is None else tuple(logits.squeeze(1) for logits in exits)
+        return out
 
 
-ARGUMENTS = [name for name in inspect.signature(CycleForCausalLM.forward).parameters if name not in ("self", "others")]
-
-
-def build_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> CycleForCausalLM:
+def build_model(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> CycleModel:
     """A model with its parameters on whatever device is the default one, uninitialised weights allowed.
 
     length: the longest sequence it is made for, in tokens.
     """
-    return CycleForCausalLM(
+    return model_of(
         CycleConfig(
             variant=variant.name,
             options=variant.options.model_dump(mode="json"),
@@ -299,5 +374,17 @@ def build_model(variant: Variant, model: ModelConfig, vocab_size: int, length: i
     )
 
 
+def model_of(config: CycleConfig) -> CycleModel:
+    """A model of the class that fits its form."""
+    return CycleForCausalLM(config) if config.model.form == TEXT else CycleForClassification(config)
+
+
+def load_model(folder: str | os.PathLike[str]) -> CycleModel:
+    """The model saved in a folder, of the class that fits its form."""
+    is_text = CycleConfig.from_pretrained(folder).model.form == TEXT
+    return (CycleForCausalLM if is_text else CycleForClassification).from_pretrained(folder)
+
+
 AutoConfig.register(CycleConfig.model_type, CycleConfig, exist_ok=True)
 AutoModelForCausalLM.register(CycleConfig, CycleForCausalLM, exist_ok=True)
+AutoModelForImageClassification.register(CycleConfig, CycleForClassification, exist_ok=True)

@@ -57,7 +57,7 @@ def exit_losses(out: Predicted, targets: Tensor, config: Objective) -> tuple[Ten
     flat = targets.flatten()
     scored = flat != IGNORED
     losses = torch.stack(
-        [cross_entropy(at.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="none") for at in exits]
+        [cross_entropy(at.flatten(0, -2).float(), flat, ignore_index=IGNORED, reduction="none") for at in exits]
     )
     last = losses[-1].sum()
     if len(exits) == 1:

@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
 from bench.errors import InputError, UserError
+from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
+from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
 from bench.model.outcome import Outcome
@@ -44,7 +46,7 @@ class Network(nn.Module):
         """The arguments of ``build``."""
         super().__init__()
         self.build(variant, model, vocab_size, positions, built_cycles)
-        if model.tie_embeddings:
+        if model.tied:
             self.lm_head.weight = self.tokens.weight
 
     def build(
@@ -63,7 +65,7 @@ class Network(nn.Module):
         schedule = variant.schedule(model)
         strength = model.residual_scale
         self.residual_scales = None if strength is None else residual_scales(schedule, strength)
-        self.tokens = nn.Embedding(vocab_size, model.d_model)
+        self.tokens = first_layer(model, vocab_size)
         learned = model.family == "gpt2"
         self.positions = nn.Embedding(positions, model.d_model) if learned else None
         self.dropout = nn.Dropout(model.dropout)
@@ -123,7 +125,7 @@ class Network(nn.Module):
                     continue
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 reseed(int.from_bytes(digest[:8], "big"))
-                if not (name == "lm_head" and self.model_shape.tie_embeddings):
+                if not (name == "lm_head" and self.model_shape.tied):
                     self._init_weights(module)
 
     def schedule_at(self, n_cycles: int | None) -> Schedule:
@@ -148,7 +150,8 @@ class Network(nn.Module):
         with_mass: bool = False,
         n_cycles: int | None = None,
     ) -> Walk:
-        """The start of a pass: tokens [B, T] embedded, masks and rotary tables made once for all steps.
+        """The start of a pass: tokens [B, T], or vectors [B, T, F], embedded, masks and rotary tables made once for all
+        steps.
 
         Args:
             attention_mask: [B, past + T], 1 for real tokens; or [B or 1, H or 1, T, past + T], which token sees which,
@@ -166,6 +169,7 @@ class Network(nn.Module):
         if cache is not None:
             fit_cache(cache, self.variant, self.model_shape, schedule, past)
         real, pairs = masks_of(attention_mask)
+        input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
             check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
         documents = None
@@ -173,12 +177,13 @@ class Network(nn.Module):
             position_ids = default_positions(real, past, input_ids)
         elif pairs is None:
             documents = packed(position_ids, real, past, cache)
-        hidden = self.tokens(input_ids)
+        hidden = self.tokens(input_ids).to(self.tokens.weight.dtype)  # under autocast a projection has another
         if self.positions is not None:
             hidden = hidden + self.positions(position_ids)
         hidden = self.dropout(hidden)
         context = self.context(hidden, past, real, position_ids, cache, with_mass, documents, pairs)
-        return Walk(hidden, hidden, position_ids, context, schedule)
+        own = None if real is None else real[:, past:] != 0
+        return Walk(hidden, hidden, position_ids, context, schedule, real=own)
 
     def context(
         self,
@@ -206,9 +211,10 @@ class Network(nn.Module):
             lowest = torch.finfo(dtype).min
             added = pairs.to(dtype) if pairs.is_floating_point() else torch.zeros_like(pairs, dtype=dtype)
             pairs = added.clamp_min(lowest) if pairs.is_floating_point() else added.masked_fill(pairs == 0, lowest)
-        return Context(
-            length, past + length, visible, n_prefix, turn, cache, with_mass, like, documents=documents, pairs=pairs
-        )
+        causal = self.model_shape.form.attention == "causal"
+        how = attend if causal else partial(attend, causal=False)
+        total = past + length
+        return Context(length, total, visible, n_prefix, turn, cache, with_mass, like, how, documents, pairs, causal)
 
     def cycles(
         self, state: Walk, backward_cycles: int | None = None, sequence_cycles: Tensor | None = None
@@ -272,15 +278,15 @@ class Network(nn.Module):
         state.take(tree_unflatten(found, forms[0]))
 
     def read_out(self, state: Walk) -> Tensor:
-        """What coda and final norm make of the state [B, T, D] if the cycles end here; the state goes on unchanged,
-        but for the zero attention of the coda's steps.
+        """What coda and final norm make of the state if the cycles end here, [B, T, D] or, of what is judged once,
+        [B, 1, D]; the state goes on unchanged, but for the zero attention of the coda's steps.
         """
         branch = state.branch()
         if self.recurrence is not None:
             branch.hidden = self.recurrence.output(branch)
         hidden = self.norm(self.walk(state.schedule.coda, branch).hidden)
         state.zero_attention |= branch.zero_attention
-        return hidden
+        return judged(hidden, state.real, self.model_shape.form)
 
     def walk(self, steps: Iterable[Step], state: Walk) -> Walk:
         """Run steps of the schedule on the state, in place."""
@@ -353,7 +359,7 @@ class Network(nn.Module):
         """Run the whole schedule.
 
         Args:
-            input_ids: tokens [B, T].
+            input_ids: tokens [B, T], or vectors [B, T, F].
             attention_mask: [B, past + T], 1 for real tokens.
             position_ids: [B, T], from the mask or the cache by default.
             cache: keys and values of earlier tokens, a slot a step.
@@ -372,7 +378,7 @@ class Network(nn.Module):
             if output_exits and number < state.schedule.n_cycles:
                 exits.append(self.lm_head(self.read_out(state)))
                 if "halting" in state.memory:
-                    halting.append(state.memory["halting"])
+                    halting.append(judged(state.memory["halting"], state.real, self.model_shape.form))
         logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
         signals = [state.signal(steps) for steps in state.schedule.cycles] if output_zero_attention else []
         seen = [signal for signal in signals if signal is not None]

@@ -12,7 +12,7 @@ class Outcome:
     """What a pass gives.
 
     Attributes:
-        logits: [B, T, V], or those of the last positions that were asked for.
+        logits: [B, T, V], or those of the last positions that were asked for; [B, 1, V] of what is judged once.
         exit_depth: [B], steps run for each sequence.
         exit_signals: [B, cycles], mean zero attention of each cycle, if it was asked for.
         zero_attention: one [B, H, T] for each step that has zero tokens, in order, if it was asked for.

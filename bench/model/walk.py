@@ -30,6 +30,7 @@ class Walk:
         losses: scalars that parts add to the training loss.
         active: [B, T], the tokens whose state may still change, None for all: the others are frozen and go on serving
             keys and values.
+        real: [B, T], the tokens that are no padding, None for all.
     """
 
     hidden: Tensor
@@ -42,6 +43,7 @@ class Walk:
     memory: dict[str, Tensor] = field(default_factory=dict)
     losses: list[Tensor] = field(default_factory=list)
     active: Tensor | None = None
+    real: Tensor | None = None
 
     def branch(self) -> Walk:
         """A copy that may go its own way from here; tensors are shared, since none is written in place."""
@@ -78,6 +80,7 @@ class Walk:
         found = self.each(lambda tensor: tensor[rows])
         found.context = self.context.of(rows)
         found.positions = rows_of(self.positions, rows)
+        found.real = None if self.real is None else rows_of(self.real, rows)
         return found
 
     @staticmethod
@@ -99,8 +102,11 @@ class Walk:
         return found
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Walk:
-        """A copy with the tensors [B, T, ...] changed, without the losses; the context and the positions stay."""
+        """A copy with the tensors [B, T, ...] changed, without the losses and without knowing of padding; the context
+        and the positions stay.
+        """
         found = copy.copy(self)
+        found.real = None
         found.hidden, found.embedded = change(self.hidden), change(self.embedded)
         found.memory = {name: change(tensor) for name, tensor in self.memory.items()}
         found.zero_attention = {depth: change(p0) for depth, p0 in self.zero_attention.items()}
@@ -112,7 +118,13 @@ class Walk:
     def signal(self, steps: Iterable[Step]) -> Tensor | None:
         """Zero attention of each sequence [B], averaged over the steps, heads and queries; None if no step has any."""
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
-        return torch.stack([p0.mean((1, 2)) for p0 in seen]).mean(0) if seen else None
+        return torch.stack([self.mean_mass(p0) for p0 in seen]).mean(0) if seen else None
+
+    def mean_mass(self, p0: Tensor) -> Tensor:
+        """Zero attention of each sequence [B] from that of its heads and tokens [B, H, T]: mean over the real ones."""
+        if self.real is None:
+            return p0.mean((1, 2))
+        return (p0.mean(1) * self.real).sum(1) / self.real.sum(1)
 
 
 RunSteps = Callable[[Iterable[Step], Walk], Any]  # runs steps of the schedule on a state, in place

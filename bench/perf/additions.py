@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.data.task import task_data
 from bench.errors import UserError
+from bench.form import TEXT
 from bench.model.costs import costs
 from bench.model.language_model import build_model
 from bench.perf.timing import Row, in_turns, quartiles, training_step
@@ -30,6 +31,8 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
         raise UserError(f"study {study.name!r} needs a reference: what its variants' costs are held against")
     task = study.tasks[0]
     data = task_data(task.name, task.options)
+    if data.form != TEXT:
+        raise UserError(f"bench additions: task {task.label!r} has no tokens (allowed: a study whose first task has)")
     reference = next(entry for entry in study.variants if entry.label == study.reference)
     device = pick_device(study.cell_train(reference, task))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bench.config import ModelConfig
 from bench.exits.generation import EarlyExit, Policy
 from bench.model.costs import step_flops
-from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.language_model import CycleModel, build_model
 from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, quartiles, random_tokens, wait
 
@@ -71,7 +71,7 @@ def realised(
 
 
 @torch.no_grad()
-def _middle_signal(lm: CycleForCausalLM) -> float:
+def _middle_signal(lm: CycleModel) -> float:
     """A threshold at which about half of a prompt's tokens would leave at half of the cycles."""
     state = lm.embed(_prompt(lm.device, 1))
     for number in lm.cycles(state):

@@ -10,7 +10,7 @@ import torch
 
 from bench.config import ModelConfig
 from bench.model.costs import training_flops
-from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.language_model import CycleModel, build_model
 from bench.model.variant import get_variant
 from bench.perf.timing import VOCAB, Row, in_turns, quartiles, training_step
 
@@ -51,7 +51,7 @@ def rows(
     return found
 
 
-def _models(parameter: str, value: int, d_model: int, length: int) -> Iterator[tuple[CycleForCausalLM, int]]:
+def _models(parameter: str, value: int, d_model: int, length: int) -> Iterator[tuple[CycleModel, int]]:
     """The model with the parameter at the value, and the length of its sequences."""
     options: dict[str, Any] = {}
     if parameter == "zero tokens":

@@ -11,7 +11,7 @@ import torch
 
 from bench.config import Sharing
 from bench.errors import UserError
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel
 from bench.model.parts import Adapter, Linear
 from bench.model.schedule import Schedule
 from bench.pretrained.stock import State
@@ -40,7 +40,7 @@ def recovers(adapter: Adapter | None, sharing: Sharing | None, n_source: int, sc
 
 
 @torch.no_grad()
-def recover(lm: CycleForCausalLM, stack: State) -> None:
+def recover(lm: CycleModel, stack: State) -> None:
     """Let the model's adapter make up for what its steps lack of the blocks of a stack, under our names."""
     assert lm.adapter is not None
     for step in lm.schedule.recurrent:

@@ -11,8 +11,9 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from bench.errors import UserError, first_line
+from bench.form import TEXT
 from bench.model.costs import costs
-from bench.model.language_model import CycleConfig, CycleForCausalLM
+from bench.model.language_model import CycleConfig, CycleModel
 from bench.pretrained.sources import no_bars
 from bench.tables import markdown
 
@@ -20,7 +21,7 @@ FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores 
 
 
 def save_checkpoint(
-    lm: CycleForCausalLM,
+    lm: CycleModel,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None,
     lineage: dict[str, Any],
@@ -73,7 +74,14 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
     variant, model, length = config.build_variant(), config.model, facts["length"]
     found = asdict(costs(variant, model, config.vocab_size, length, positions=config.max_position_embeddings))
     schedule = variant.schedule(model)
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["cyclebench", variant.name]}
+    form = model.form
+    kind = "CycleForCausalLM" if form == TEXT else "CycleForClassification"
+    tag = {} if form.patch is None else {"pipeline_tag": "image-classification"}
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        **({"pipeline_tag": "text-generation"} if form == TEXT else tag),
+    }
+    front |= {"tags": ["cyclebench", variant.name]}
     title = f"{variant.name}, {schedule.n_blocks} blocks, {schedule.n_cycles} cycles"
     about = {
         "variant": variant.name,
@@ -96,9 +104,9 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "## Loading",
         "",
         "```python",
-        "from cyclebench import CycleForCausalLM",
+        f"from cyclebench import {kind}",
         "",
-        'model = CycleForCausalLM.from_pretrained("FOLDER")',
+        f'model = {kind}.from_pretrained("FOLDER")',
         "```",
         "",
     ]

@@ -9,7 +9,7 @@ from bench.data.task import task_data
 from bench.evaluate.rules import get_rule
 from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import load_model
 from bench.store.manifest import Manifest
 from bench.store.records import ExecutionRow
 from bench.store.store import Store
@@ -42,7 +42,7 @@ def execute_study(
         data = task_data(cell.task, cell.task_options)
         rows = []
         with repeatable(cell.seed, cell.train.threads):
-            lm = CycleForCausalLM.from_pretrained(store.model(cell.id)).eval()
+            lm = load_model(store.model(cell.id)).eval()
             for threshold in thresholds or sorted(set(tuned)):
                 rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield f"{planned.variant}, {planned.task}, seed {planned.seed}", rows[-1]

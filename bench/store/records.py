@@ -168,11 +168,33 @@ class RuleRecord(Stored):
     calibration: Calibration | None = None
 
 
+class Example(Stored):
+    """A test picture that has left early, or not.
+
+    Attributes:
+        rule: key of the exit rule that lets it leave.
+        cycle: after which it leaves, 1, 2, ...
+        label: its class; right: whether it is told right there.
+        shape: of its pixels, [H, W, C]; pixels: bytes, in base 64.
+    """
+
+    rule: str
+    cycle: int
+    label: str
+    right: bool
+    shape: list[int]
+    pixels: str
+
+
 class ExitsRecord(Stored):
-    """Scores at the exit points, the last at full depth, and what every exit rule gives, by its key."""
+    """Scores at the exit points, the last at full depth, and what every exit rule gives, by its key.
+
+    examples: pictures by the cycle they leave after, of tasks that have some.
+    """
 
     points: list[Point]
     rules: dict[str, RuleRecord]
+    examples: list[Example] | None = None
 
 
 class ZeroAttention(Stored):

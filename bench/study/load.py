@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config import EvalConfig, ModelConfig, Strict, TrainConfig
+from bench.config import CyclesSchedule, EvalConfig, ModelConfig, RopeScaling, Strict, TrainConfig
 from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
@@ -106,7 +106,9 @@ def _study_error(where: str, error: ValidationError) -> UserError:
     location = error.errors()[0]["loc"]
     parts: dict[str, type[Strict]] = {
         "model": ModelConfig,
+        "model.rope_scaling": RopeScaling,
         "train": TrainConfig,
+        "train.cycles_schedule": CyclesSchedule,
         "evaluation": EvalConfig,
         "tasks": TaskEntry,
         "variants": VariantEntry,

@@ -9,6 +9,7 @@ from typing import Any
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
 from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, unknown
+from bench.form import TEXT, Form
 from bench.model.costs import meta_model, training_flops
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
@@ -45,15 +46,18 @@ class Plan:
 
 
 def shape_of(
-    study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int
+    study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int, form: Form = TEXT
 ) -> tuple[ModelConfig, str]:
-    """The shape of a variant on a task after matching, and what the matching chose ('' without matching)."""
+    """The shape of a variant on a task after matching, and what the matching chose ('' without matching).
+
+    form: of the task's sequences.
+    """
     variant = study.variant(entry)
-    model = relevant(variant, _shape_given(study, entry, task, vocab_size, length))
+    model = relevant(variant, _shape_given(study, entry, task, vocab_size, length, form))
     if entry.match is None:
         return model, ""
     reference = next(other for other in study.variants if other.label == study.reference)
-    other, other_model = study.variant(reference), study.cell_model(reference, task)
+    other, other_model = study.variant(reference), _of_form(study.cell_model(reference, task), form)
     return matched(entry.match, entry.label, variant, model, other, other_model, vocab_size, length)
 
 
@@ -61,13 +65,22 @@ Tuned = Mapping[tuple[str, str], VariantEntry]
 """What stands for a study's variant on a task, by their labels, where tuning has changed it."""
 
 
-def _shape_given(study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int) -> ModelConfig:
+def _of_form(model: ModelConfig, form: Form) -> ModelConfig:
+    """The shape for sequences of the form. Raises UserError if it says another one itself."""
+    if model.form not in (TEXT, form):
+        raise UserError(f"model.form: {model.form!r} is not the task's (allowed: nothing, since the task tells it)")
+    return model.model_copy(update={"form": form})
+
+
+def _shape_given(
+    study: Study, entry: VariantEntry, task: TaskEntry, vocab_size: int, length: int, form: Form
+) -> ModelConfig:
     """The shape the study says, or the one of the model that the entry starts from with what may differ from it."""
-    init, model = study.init_of(entry), study.cell_model(entry, task)
+    init, model = study.init_of(entry), _of_form(study.cell_model(entry, task), form)
     if init is None:
         return model
     start = study.init_entry(entry)
-    source = shape_of(study, start, task, vocab_size, length)[0] if start is not None else outline(init).shape
+    source = shape_of(study, start, task, vocab_size, length, form)[0] if start is not None else outline(init).shape
     return target_shape(source, model.n_cycles, {**task.model, **entry.model}, f"variants.{entry.label}")
 
 
@@ -84,7 +97,8 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
         init = study.init_of(other)
         found = outline(init) if init is not None and study.init_entry(other) is None else None
         vocab, positions = (found.vocab_size, found.positions) if found else (data.vocab_size, data.max_length)
-        lm = meta_model(study.variant(other), shape_of(study, other, task, vocab, data.length)[0], vocab, positions)
+        shape = shape_of(study, other, task, vocab, data.length, data.form)[0]
+        lm = meta_model(study.variant(other), shape, vocab, positions)
         freeze(lm, config.trained)
         device = pick_device(config).type
         return config.batch_size * training_flops(lm, data.length, device, None, config.backward_cycles)
@@ -133,7 +147,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
             variant = study.variant(entry)
-            model, text = shape_of(study, entry, task, data.vocab_size, data.length)
+            model, text = shape_of(study, entry, task, data.vocab_size, data.length, data.form)
             train, steps = _train_of(study, entry, task, data)
             start, init = study.init_entry(entry), study.init_of(entry)
             if init is not None and start is None:

@@ -11,7 +11,7 @@ import torch
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, parse
 from bench.data.task import TaskData
 from bench.errors import CellError, UserError
-from bench.model.language_model import CycleForCausalLM, build_model
+from bench.model.language_model import CycleModel, build_model
 from bench.model.variant import Variant, get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.recover import recovers
@@ -46,6 +46,8 @@ def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig,
     sources_of(sharing, found.shape.n_blocks, schedule)
     with torch.device("meta"):
         recovers(variant.adapter(model, schedule), sharing, found.shape.n_blocks, schedule)
+    if data.form != found.shape.form:
+        raise UserError(f"init: {source!r} is a language model, the task has {data.form!r} (allowed: none)")
     if data.vocab_size > found.vocab_size:
         raise UserError(
             f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "
@@ -62,7 +64,7 @@ def external(source: str, sharing: Any) -> Init:
     return Init(source=source, sharing=sharing, digest=digest(source))
 
 
-def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleForCausalLM:
+def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleModel:
     """The model a cell's training starts with, in float32: fresh from the seed, or converted.
 
     Raises CellError if the source has changed since the cell was planned, or is a cell that has no result.

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from bench.config import Cell
 from bench.errors import RankError, UserError, reason_of
-from bench.model.language_model import CycleConfig, CycleForCausalLM
+from bench.model.language_model import CycleConfig, CycleModel, model_of
 from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
 from bench.train.device import pick_device
@@ -159,7 +159,7 @@ class Team:
                 found.append((0.0, _lost(rank, process)))
         return min(found, key=lambda failure: failure[0])[1] if found else error
 
-    def step(self, lm: CycleForCausalLM) -> nn.Module:
+    def step(self, lm: CycleModel) -> nn.Module:
         """What trains a model: to be called with a loss (``bench.train.loop.loss_of``) and a micro-batch. With FSDP the
         model's parameters are sharded from here on.
         """
@@ -214,7 +214,7 @@ class Team:
         return found or []
 
     @contextmanager
-    def unsharded(self, lm: CycleForCausalLM) -> Iterator[None]:
+    def unsharded(self, lm: CycleModel) -> Iterator[None]:
         """The model with whole parameters on every rank meanwhile."""
         if self.full:
             lm.unshard()  # type: ignore[operator]
@@ -222,7 +222,7 @@ class Team:
         if self.full:
             lm.reshard()  # type: ignore[operator]
 
-    def plain(self, lm: CycleForCausalLM) -> CycleForCausalLM:
+    def plain(self, lm: CycleModel) -> CycleModel:
         """The model as it would be without the team, on rank 0; the others keep their shards."""
         if not self.full:
             return lm
@@ -230,7 +230,7 @@ class Team:
         if self.rank:
             return lm
         with torch.random.fork_rng(devices=[]):
-            found = CycleForCausalLM(cast(CycleConfig, lm.config))
+            found = model_of(cast(CycleConfig, lm.config))
         found.to(lm.device)  # type: ignore[arg-type]
         found.load_state_dict(state)
         return found

@@ -21,7 +21,7 @@ from bench.errors import CellError, UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel
 from bench.model.losses import exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
@@ -56,7 +56,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * left)
 
 
-def compile_blocks(lm: CycleForCausalLM, on: bool = True) -> None:
+def compile_blocks(lm: CycleModel, on: bool = True) -> None:
     """``torch.compile`` the attention and the MLP of the blocks, or take it back.
 
     All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
@@ -78,7 +78,7 @@ class Training:
 
     def __init__(
         self,
-        lm: CycleForCausalLM,
+        lm: CycleModel,
         data: TaskData,
         config: TrainConfig,
         seed: int,
@@ -112,7 +112,7 @@ class Training:
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
         self.flops = flops_by_step(lm, config, data.length, self.cycles)
         self.due = _evaluations(config, self.flops)
-        self.batches = Batches(data.train, config.batch_size, seed)
+        self.batches = Batches(data.train, config.batch_size, seed, data.augment)
         lm.gradient_checkpointing = config.activation_checkpointing
         lm.train_for(config)
         self.run = team.step(lm)
@@ -205,7 +205,7 @@ class Training:
 
 
 def train(
-    lm: CycleForCausalLM,
+    lm: CycleModel,
     data: TaskData,
     config: TrainConfig,
     seed: int,

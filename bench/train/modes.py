@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.config import ModelConfig, TrainConfig
 from bench.errors import UserError
 from bench.model.costs import meta_model, training_flops
+from bench.model.forms import blank
 from bench.model.freezing import freeze
 from bench.model.language_model import build_model
 from bench.model.variant import Variant
@@ -135,9 +136,9 @@ def stackable(variant: Variant, model: ModelConfig, vocab_size: int, length: int
     """
     with FakeTensorMode():
         lm = build_model(variant, model, vocab_size, length).train()
-        tokens, scored = torch.zeros(2, 1, length, dtype=torch.long), torch.ones(2)
+        inputs, targets = (part.expand(2, *part.shape) for part in blank(model.form, 1, length))
         try:
-            run_stacked([lm, lm], loss_of(config, None), tokens, tokens, scored)
+            run_stacked([lm, lm], loss_of(config, None), inputs, targets, torch.ones(2))
         except RuntimeError:
             return False
     return True

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bench.config import TrainConfig
 from bench.model.blocks import Block
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel
 
 
-def make_optimizer(lm: CycleForCausalLM, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(lm: CycleModel, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
     and gates have a meaning at zero that decay would pull them to.
 

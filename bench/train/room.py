@@ -22,6 +22,7 @@ PROCESS = 100 << 20  # bytes of a further process of a cell: Python with torch
 WEIGHT = 4  # bytes of a parameter
 OPTIMIZER = {"adamw": 12, "muon": 8}  # of its gradient and of the optimizer's means at least
 STATE, LOGIT, TOKEN = 2, 4, 16  # bytes of a number of a state (bfloat16) and of the logits; of an input and its target
+NUMBER = 4  # bytes of a number of a vector
 
 
 def check_room(
@@ -50,14 +51,17 @@ def check_room(
     lm, length = meta_model(variant, model, data.vocab_size, data.max_length), data.length
     freeze(lm, train.trained)
     params, batch = count(lm.parameters()), train.batch_size // train.accumulation
-    needed = TOKEN * train.batch_size * length + PROCESS * (train.processes - 1)
+    form, places = model.form, model.form.places(length)
+    needed = PROCESS * (train.processes - 1) + train.batch_size * length * (
+        TOKEN if form.features is None else NUMBER * form.features
+    )
     if kind == "cuda":
         needed += WEIGHT * params  # it is made on the host
     else:
         learned = count(parameter for parameter in lm.parameters() if parameter.requires_grad)
         copies = train.processes if train.sharding == "none" else 1
-        training = batch * (STATE * model.d_model * _kept(lm, train, length) + LOGIT * length * data.vocab_size)
-        testing = min(EVAL_BATCH, len(data.test)) * LOGIT * length * data.vocab_size
+        training = batch * (STATE * model.d_model * _kept(lm, train, length) + LOGIT * places * data.vocab_size)
+        testing = min(EVAL_BATCH, len(data.test)) * LOGIT * places * data.vocab_size
         needed += copies * (WEIGHT * params + OPTIMIZER[train.optimizer] * learned) + max(training, testing)
     tokens = f"{batch:,} x {length:,} tokens, {data.vocab_size:,} different ones,"
     check_memory(

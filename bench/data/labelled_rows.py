@@ -1,0 +1,113 @@
+"""Pictures or sounds with a class each, from any data set that ``datasets`` can load or a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bench.config import LARGEST
+from bench.data.classes import ClassOptions, stratified
+from bench.data.rows import SPLITS, Rows
+from bench.errors import UserError, first_line, unknown
+
+SHARES = {"valid": 0.1, "test": 0.1}  # of the train split, for splits that are not there
+SPLIT = 0  # the seed of that division
+
+
+class LabelledOptions(ClassOptions):
+    """Which data set is read. A split that it lacks is taken from its train split, a tenth of every class.
+
+    Attributes:
+        dataset: as for ``datasets.load_dataset``: a name on the hub, or a local folder, with a folder for each class,
+            in folders ``train``, ``validation`` and ``test`` if they are divided.
+        config: likewise.
+        label_column: the column that holds the class.
+        max_documents: read at most so many rows of each split, drawn at random.
+    """
+
+    dataset: str = Field(min_length=1)
+    config: str | None = None
+    label_column: str = "label"
+    max_documents: int | None = Field(None, ge=10, le=LARGEST)
+
+
+Found = dict[str, tuple[NDArray[Any], NDArray[np.int64]]]
+
+
+def _folders(root: Path, column: str, label: str) -> dict[str, Any]:
+    """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own."""
+    from datasets import ClassLabel, Dataset, Features, Value  # start-up
+
+    parts = {ours: root / theirs for theirs, ours in SPLITS.items() if (root / theirs).is_dir()}
+    parts = parts if "train" in parts else {"train": root}
+    names = sorted(
+        path.name
+        for path in parts["train"].iterdir()
+        if path.is_dir() and path.name[0] not in "_." and any(path.glob("*.wav"))
+    )
+    kind = Features({column: {"bytes": Value("binary"), "path": Value("string")}, label: ClassLabel(names=names)})
+    found = {}
+    for name, part in parts.items():
+        files = sorted(path for path in part.glob("*/*.wav") if path.parent.name in names)
+        values = [{"bytes": None, "path": str(path)} for path in files]
+        found[name] = Dataset.from_dict({column: values, label: [path.parent.name for path in files]}, kind)
+    return found
+
+
+def labelled_rows(
+    task: str, options: LabelledOptions, column: tuple[str, str], plain: Any, read: Callable[[Any], NDArray[Any]]
+) -> tuple[Found, list[str]]:
+    """Values, read and stacked, and classes of train, valid and test; the classes' names.
+
+    Args:
+        task: its name, for errors.
+        options: what its users have chosen.
+        column: the option that names the values' column, and that name.
+        plain: the feature that the column is read as, files by their bytes or path; None: local folders are read here.
+        read: an array of one value; what it raises is told with the row.
+
+    Raises:
+        UserError: one line, for whatever is not as it should be.
+    """
+    rows, where, label = Rows(task, options), f"{task}.options", options.label_column
+    folder = Path(options.dataset)
+    splits = _folders(folder, column[1], label) if plain is None and folder.is_dir() else rows.splits()
+    names: list[str] | None = None
+    found: Found = {}
+    for name, split in splits.items():
+        for option, wanted in ((column[0], column[1]), ("label_column", label)):
+            if wanted not in split.column_names:
+                raise unknown(f"{where}.{option}", wanted, split.column_names)
+        if options.max_documents is not None and options.max_documents < len(split):
+            chosen = np.random.default_rng(SPLIT).permutation(len(split))[: options.max_documents]
+            split = split.select(np.sort(chosen))
+        split = split if plain is None else split.cast_column(column[1], plain)
+        given, classes = getattr(split.features[label], "names", None), split.with_format(None)[label]
+        names = names or given or sorted({str(value) for value in classes})
+        numbers = list(classes) if given else [names.index(str(v)) if str(v) in names else -1 for v in classes]
+        values = list[NDArray[Any]]()
+        for place, (row, number) in enumerate(zip(split, numbers, strict=True)):
+            if number is None or not 0 <= number < len(names):
+                raise rows.refused(name, place, label, classes[place], "a class of the train split")
+            try:
+                values.append(read(row[column[1]]))
+            except Exception as error:  # whatever a damaged file makes its reader say
+                raise UserError(
+                    f"{where}.dataset: {options.dataset!r}, split {name!r}, row {place}: {first_line(error)}"
+                ) from None
+        found[name] = np.stack(values) if values else np.empty(0), np.array(numbers, np.int64)
+    missing = {name: share for name, share in SHARES.items() if name not in found}
+    if not found["train"][0].size:
+        raise UserError(f"{where}.dataset: {options.dataset!r} has no rows to train on")
+    whole, labels = found["train"]
+    for name, at in stratified(labels, missing, SPLIT).items():
+        found[name] = whole[at], labels[at]
+    for name, (_, classes) in found.items():
+        if not len(classes):
+            raise UserError(f"{where}.dataset: {options.dataset!r} leaves no sequence for {name} (allowed: more rows)")
+    return found, names or []
