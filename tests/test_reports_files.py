@@ -27,9 +27,8 @@ from reports.pool import MANY, renderers
 from reports.read import read
 from reports.render import KINDS, rendered
 
-OF_A_TASK = [
-    name for name, drawing in figures.items().items() if not drawing.over_tasks and name != "cost_to_score"
-]  # which needs a hypothesis on such costs
+NEEDS_MORE = ("cost_to_score", "exit_examples")  # a hypothesis on such costs; pictures
+OF_A_TASK = [name for name, drawing in figures.items().items() if not drawing.over_tasks and name not in NEEDS_MORE]
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
 LATEX = shutil.which("pdflatex")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
