@@ -180,7 +180,7 @@ def test_what_a_variant_does_to_its_process_harms_its_own_cell_alone(
     entries = [entry(how, tmp_path / f"{how}.txt") for how in kinds]
     made = plan(variants=[*entries, "htc"], reference=None, seeds=[0])
     store = Store(tmp_path / "runs")
-    found = run_study(made, store, Running(2, hang=6.0), lambda *_: None)
+    found = run_study(made, store, Running(2, hang=60.0), lambda *_: None)
     records = {planned.variant: found[planned.cell.id] for planned in made.cells}
     failed = {how: record.reason for how, record in records.items() if isinstance(record, Failure)}
     assert failed == {
@@ -234,7 +234,7 @@ def test_a_trial_that_dies_fails_alone(tmp_path: Path, monkeypatch: pytest.Monke
     budgets = {"trials": 1, "prune": False, "ranges": {"train.lr": [1e-3]}}
     raw = {**RAW, "variants": [*map(entry, kinds), "htc"], "reference": None, "sweep": {"budgets": budgets}}
     store, study = Store(tmp_path / "runs"), study_from(json.loads(json.dumps(raw)), [], "tiny")
-    result = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=6.0)
+    result = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=60.0)
     found = {row.variant: (row.trials, row.failed, len(row.cells)) for row in result.budgets}
     assert found == {"abort": (1, 1, 0), "abort in planning": (1, 1, 0), "htc": (1, 0, 1)}
     reasons = [trial.user_attrs["reason"] for trial in trials(tmp_path) if "reason" in trial.user_attrs]
@@ -242,5 +242,5 @@ def test_a_trial_that_dies_fails_alone(tmp_path: Path, monkeypatch: pytest.Monke
     (failed,) = store.root.glob("*/failure.json")
     assert read_sealed(failed)["reason"] == reasons[0] and "it will not end well" in read_sealed(failed)["traceback"]
     assert "it will not end well" in failed.with_name("log.txt").read_text()
-    again = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=6.0)
+    again = run_sweep(study, store, default_url(store.root), 2, Tracker("", store), "", None, hang=60.0)
     assert again.budgets == result.budgets, "what has failed is not tried for ever"
