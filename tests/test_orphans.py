@@ -180,13 +180,13 @@ def test_what_a_variant_does_to_its_process_harms_its_own_cell_alone(
     entries = [entry(how, tmp_path / f"{how}.txt") for how in kinds]
     made = plan(variants=[*entries, "htc"], reference=None, seeds=[0])
     store = Store(tmp_path / "runs")
-    found = run_study(made, store, Running(2, hang=6.0), lambda *_: None)
+    found = run_study(made, store, Running(2, hang=12.0), lambda *_: None)
     records = {planned.variant: found[planned.cell.id] for planned in made.cells}
     failed = {how: record.reason for how, record in records.items() if isinstance(record, Failure)}
     assert failed == {
-        "hang": "no sign of life for 0.1 minutes (--hang), 1 times",
+        "hang": "no sign of life for 0.2 minutes (--hang), 1 times",
         "abort": "its process was killed by SIGABRT, 1 times",
-        "print": "no sign of life for 0.1 minutes (--hang), 1 times",
+        "print": "no sign of life for 0.2 minutes (--hang), 1 times",
         "strays and abort": "its process was killed by SIGABRT, 1 times",
     }
     assert all(record.kind == "environment" for record in records.values() if isinstance(record, Failure))
