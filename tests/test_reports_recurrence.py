@@ -130,4 +130,4 @@ def test_costs_of_reaching_a_score_count_those_that_do_not(tmp_path: Path) -> No
     assert "## What reaching a score costs" in text and "100 to > 400" in text
     assert (tmp_path / "cost_to_score_p_hop.png").exists()
     write_report(*planted(), tmp_path / "cycled")
-    assert "## What a cycle is worth" in (tmp_path / "cycled" / "report.html").read_text().replace("<h2>", "## ")
+    assert ">What a cycle is worth</h2>" in (tmp_path / "cycled" / "report.html").read_text()
