@@ -30,7 +30,11 @@ ENDS = [{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}]
 def unbounded(schema: Any, path: str = "") -> Iterator[str]:
     """The numbers in a JSON schema that have no range."""
     if isinstance(schema, dict):
-        if schema.get("type") in ("integer", "number") and not all(ends & schema.keys() for ends in ENDS):
+        if (
+            schema.get("type") in ("integer", "number")
+            and "enum" not in schema
+            and not all(ends & schema.keys() for ends in ENDS)
+        ):
             yield path
         for key, inner in schema.items():
             if key not in ("default", "const"):

@@ -140,7 +140,9 @@ def test_something_is_on_the_screen_soon(command: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "cyclebench", *command.split()]
     process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=side, stderr=side)
     os.close(side)
-    first = os.read(main, 1000)
+    first = b""
+    while b"\n" not in first:  # a part of a line may come alone
+        first += os.read(main, 1000)
     process.kill()
     process.wait()
     os.close(main)
