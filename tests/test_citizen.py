@@ -318,6 +318,7 @@ def test_half_precision_weights(name: str, options: dict[str, Any], family: str,
 
 
 @every
+@pytest.mark.long
 def test_one_graph(name: str, options: dict[str, Any]) -> None:
     """``torch.compile`` of the whole model without a break, at other cycles than it was built with (at those:
     ``test_contract``).

@@ -67,6 +67,7 @@ def test_what_is_missing_or_has_failed_is_no_pair() -> None:
     assert rows["p_hop", "ztt"]["pairs"] == "1/1" and rows["p_hop", "htc"]["pairs"] == "2/2"
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     stored(tmp_path / "runs", plan())
     stored(tmp_path / "other", plan(["seeds=3"], train={"steps": 40, "batch_size": 4, "device": "cpu"}))

@@ -89,6 +89,7 @@ class Deadly(LocalExecutor):
         return events
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_again_and_again_fails_its_cell_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ cd "$1"
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
     """A real one: a small file system in a name space of its own."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:

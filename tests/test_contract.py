@@ -165,6 +165,7 @@ def test_shared_blocks_stay_one_storage(name: str, options: dict[str, Any], fami
 
 
 @defaults
+@pytest.mark.long
 def test_compile_keeps_storage_and_numbers(name: str, options: dict[str, Any]) -> None:
     lm, x = make(name, options, n_blocks=3, n_cycles=2), tokens()
     before, expected = pointers(lm), lm(x).logits

@@ -116,6 +116,7 @@ def relaxed(
 
 
 @pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.long
 def test_low_rank_updates_recover_what_sharing_takes(kind: str, sources: dict[str, str]) -> None:
     """At full rank the model is its source, whatever its blocks start from; each rank more comes nearer to it."""
     theirs = AutoModelForCausalLM.from_pretrained(sources[kind]).eval()
@@ -246,6 +247,7 @@ for first, arguments in (("from cyclebench import CycleForCausalLM", {{}}), ("",
     ],
 )
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.long
 def test_flops_of_frozen_training_are_those_counted(name: str, options: Any, trained: Any, family: str) -> None:
     lm = build_model(get_variant(name, options), ModelConfig(family=family, d_model=16, n_heads=2), 31, 12)
     lm.reset_parameters(0)
@@ -283,6 +285,7 @@ def plan(**changes: Any) -> Any:
     return make_plan(study_from(json.loads(json.dumps({**RAW, **changes})), [], "tune"), "", None)
 
 
+@pytest.mark.long
 def test_cells_start_from_another_cell(tmp_path: Path) -> None:
     store = Store(tmp_path)
     cells = {planned.variant: planned.cell for planned in plan().cells}

@@ -249,6 +249,7 @@ def half_made(tables: Tables, folder: Path, shares: tuple[float, ...]) -> Iterat
         yield path
 
 
+@pytest.mark.long
 def test_half_made_tables_become_whole(tables: Tables, quick: Tables, tmp_path: Path) -> None:
     for path in half_made(tables, tmp_path, (0.02, 0.4, 0.99)):
         told = list[str]()

@@ -131,6 +131,7 @@ def test_only_variants_and_tasks_that_an_open_hypothesis_needs_get_further_seeds
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.004, 0.008, -0.01])
+@pytest.mark.long
 def test_decisions_made_look_by_look_are_those_of_all_data(made: Plan, tmp_path: Path, effect: float) -> None:
     """Whatever seeds there are beyond a look, the study ends with the verdicts that all of them would have given."""
     bare = plan(decide={"looks": [8, 12, 20]}) if effect == -0.01 else made
@@ -148,6 +149,7 @@ def test_decisions_made_look_by_look_are_those_of_all_data(made: Plan, tmp_path:
     assert again == manifest, "cells that are there already, of later looks, change nothing"
 
 
+@pytest.mark.long
 def test_killed_at_any_cell_and_run_again_it_comes_to_the_same(made: Plan, tmp_path: Path) -> None:
     whole = Fake(tmp_path / "whole")
     expected = whole.decide(made)
@@ -188,6 +190,7 @@ def test_a_cell_without_a_record_is_tried_once_more(made: Plan, tmp_path: Path) 
     assert [len(run.cells) for run in fake.runs] == [64, 1, 8, 0]
 
 
+@pytest.mark.long
 def test_the_budget_ends_it_and_open_hypotheses_say_what_they_need(made: Plan, tmp_path: Path) -> None:
     for limit, of_flops in ((65, False), (71.99, True), (72, True), (72, False)):
         budget: dict[str, Any] = {"max_cells": limit}

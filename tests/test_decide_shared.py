@@ -38,6 +38,7 @@ def manifest_of(folder: Path) -> Manifest:
     return manifest
 
 
+@pytest.mark.long
 def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) -> None:
     first = Command(folder, "run", "small.yaml", "--jobs", "1", "--pack", "1")
     while len(list(folder.glob("runs/*/result.json"))) < 3 and first.process.is_alive():
@@ -71,6 +72,7 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
     assert row.verdict in told.stdout and "next look," not in told.stdout
 
 
+@pytest.mark.long
 def test_pilot_seeds_run_and_give_no_verdict(folder: Path) -> None:
     refused = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[1,10001]")
     assert refused.returncode == 2 and "for a pilot seeds from" in refused.stderr and refused.stderr.count("\n") == 1

@@ -65,6 +65,7 @@ def close(first: list[dict[str, float]], second: list[dict[str, float]]) -> None
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
 @pytest.mark.parametrize("variant", ["ztt", "htc"])
+@pytest.mark.long
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, variant: str, sharding: str) -> None:
     settings: dict[str, Any] = {"accumulation": 2, "random_cycles": True, "exit_loss": 0.5 * (variant == "ztt")}
     alone, team = cell(variant, **settings), cell(variant, **settings, **TEAM, sharding=sharding)
@@ -138,6 +139,7 @@ def _killed_at_birth(*arguments: Any) -> None:
         ("none", _killed_at_birth, "rank 1: its process was killed by SIGKILL (out of memory?)"),
     ],
 )
+@pytest.mark.long
 def test_a_rank_that_fails_ends_the_cell_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str, fate: Any, reason: str
 ) -> None:

@@ -45,6 +45,7 @@ def signals(lm: CycleForCausalLM, key: str) -> np.ndarray:
 
 
 @defaults
+@pytest.mark.long
 def test_every_sequence_leaves_as_it_would_alone(name: str, options: dict[str, Any]) -> None:
     lm = make(name, options).double()
     (ids, targets), last = data(), lm.schedule.n_cycles
@@ -78,6 +79,7 @@ def test_without_a_rule_nothing_leaves() -> None:
 
 @defaults
 @pytest.mark.parametrize("key", ["fixed", "zero_attention", "confidence"])
+@pytest.mark.long
 def test_executed_flops_are_the_counted_ones(name: str, options: dict[str, Any], key: str) -> None:
     """A sequence that leaves after cycle c costs what is counted for it; what a rule reads to decide is paid once."""
     lm, (ids, targets) = make(name, options), data()

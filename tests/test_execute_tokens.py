@@ -120,6 +120,7 @@ def test_all_or_none_leaving_is_what_sequences_do(name: str, options: dict[str, 
 
 
 @pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.long
 def test_executed_flops_are_the_counted_ones(name: str, options: dict[str, Any], family: str) -> None:
     lm, (ids, targets) = make(name, options, family), data()
     if name == CHOOSES or lm.schedule.n_cycles == 1:

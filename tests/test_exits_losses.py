@@ -91,6 +91,7 @@ def test_chances_at_the_ends_have_finite_gradients() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", CYCLED)
+@pytest.mark.long
 def test_training_flops_equal_the_counter_to_the_last_one(name: str, family: str) -> None:
     batch, ids = 2, tokens()
     for halting, config in (

@@ -72,6 +72,7 @@ def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, A
 
 @forms
 @pytest.mark.parametrize("name", ["ztt", "mor", "vanilla"])
+@pytest.mark.long
 def test_every_form_is_counted_to_the_last_flop(name: str, form: Form) -> None:
     for trained in ("all", "additions"):
         lm = model(name, {}, form).train()

@@ -68,6 +68,7 @@ def test_recompute_is_generation_without_a_cache(name: str, options: dict[str, A
 
 
 @defaults
+@pytest.mark.long
 def test_a_batch_decides_sequence_by_sequence(name: str, options: dict[str, Any]) -> None:
     lm, batch = model(name, options, "llama"), prompts()
     for kv in ("recompute", "propagate", "share_last", "share_first"):
@@ -141,6 +142,7 @@ def test_shared_keys_are_copies_of_computed_ones(kv: Policy, family: str) -> Non
 
 @defaults
 @pytest.mark.parametrize("exits", [False, True])
+@pytest.mark.long
 def test_a_static_cache(name: str, options: dict[str, Any], exits: bool) -> None:
     """With exits it makes place for theirs, which grows; without it is used as it is."""
     lm = model(name, options, "llama")

@@ -68,6 +68,7 @@ def trained(
 
 
 @defaults
+@pytest.mark.long
 def test_recorded_passes_train_to_the_same_bits(
     data: TaskData, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ def test_power_of_few_pairs_says_no_more_than_they_do() -> None:
     assert power_rows(*sample(5, 0.1), 0.01, 0.8)[0]["sd 95 % interval"].startswith("[0.")
 
 
+@pytest.mark.long
 def test_the_terminal_prints_the_verdicts(tmp_path: Path, no_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(no_runs, tmp_path)

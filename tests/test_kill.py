@@ -99,6 +99,7 @@ def left(made: Plan, root: Path) -> dict[str, Any]:
     return {"files": files, "runs": runs}
 
 
+@pytest.mark.long
 def test_a_study_killed_at_random_moments_leaves_what_one_that_lived_leaves(tmp_path: Path, empty: Path) -> None:
     train = {"steps": 40, "batch_size": 4, "eval_sequences": 8}
     made, chance, kills = plan(train=train, seeds=[0]), random.Random(os.environ.get("CYCLEBENCH_KILL_SEED", "0")), 0

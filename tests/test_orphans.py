@@ -172,6 +172,7 @@ def entry(how: str, place: Path | None = None) -> dict[str, Any]:
     return {"name": "mischief", "label": how, "options": options, "train": {"stacked": False}}
 
 
+@pytest.mark.long
 def test_what_a_variant_does_to_its_process_harms_its_own_cell_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def check_gradients(runs: list[Training]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.long
 def test_every_variant_has_the_same_gradients_in_a_stack(
     data: TaskData, name: str, options: dict[str, Any], family: str
 ) -> None:
@@ -148,6 +149,7 @@ def test_training_together_is_training_alone(data: TaskData) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.long
 def test_with_whom_a_model_is_stacked_changes_no_bit(data: TaskData, threads: int) -> None:
     config = CONFIG.model_copy(update={"threads": threads})  # as many stacks
     whole, by_itself, two = runs_of(data, config, seeds=4), runs_of(data, config)[1:2], runs_of(data, config)[1:]
@@ -187,6 +189,7 @@ def test_one_that_blows_up_leaves_the_others_alone(data: TaskData) -> None:
     assert_near(runs[2].at.history, histories[2])
 
 
+@pytest.mark.long
 def test_a_stack_that_is_too_large_goes_on_in_parts(data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(lms: Any, *rest: Any) -> Any:
         if len(lms) > 2:
@@ -245,6 +248,7 @@ def kept(data: TaskData, folder: Path, cut: int | None = None, stacked: bool = T
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
+@pytest.mark.long
 def test_a_killed_pack_goes_on(data: TaskData, tmp_path: Path, cut: int) -> None:
     """To the same bits: those whose checkpoint was not written catch up, and the others are not told to stack again."""
     whole = runs_of(data, CONFIG)
@@ -367,6 +371,7 @@ def test_however_cells_are_run_they_get_the_same_bits(tmp_path: Path) -> None:
     assert {cell.train.stacked for _, cell in ways[0].values()} == {True, False}
 
 
+@pytest.mark.long
 def test_a_study_in_packs(tmp_path: Path) -> None:
     """Each cell has its own record, log and model; one that fails does so alone."""
     made, apart = plan(variants=["htc", "ztt"], seeds=3), {**RAW["train"], "stacked": False}

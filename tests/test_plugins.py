@@ -233,6 +233,7 @@ def test_a_name_is_registered_once_and_the_same_definition_again() -> None:
         Registry.all.remove(registry)
 
 
+@pytest.mark.long
 def test_a_broken_entry_point_is_one_line_that_names_it(tmp_path: Path) -> None:
     info = tmp_path / "broken-1.0.dist-info"
     info.mkdir()

@@ -38,6 +38,7 @@ def text_of(seeds: int, out: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
+@pytest.mark.long
 def test_a_report_of_few_seeds_ranks_nothing_and_has_no_interval(seeds: int, tmp_path: Path) -> None:
     for kind, text in text_of(seeds, tmp_path).items():
         text = re.sub(r"<script\b.*?</script>|data:image[^\"]*", "", text, flags=re.DOTALL)

@@ -70,6 +70,7 @@ def told(house: Path) -> list[str]:
     return re.split("^# .*$", found.stdout, flags=re.MULTILINE)[1:]
 
 
+@pytest.mark.long
 def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path, told: list[str]) -> None:
     listed, profiled, run, _ = told
     assert "htc_embedded" in listed and "of which adapter: parameters" in profiled and "htc_embedded" in run
@@ -85,6 +86,7 @@ def test_it_is_listed_profiled_run_in_a_study_and_plotted(house: Path, told: lis
             assert variant in texts, (name, variant)
 
 
+@pytest.mark.long
 def test_it_keeps_the_contract(told: list[str]) -> None:
     passed = re.search(r"(\d+) passed", told[-1])
     assert passed and int(passed[1]) > 20

@@ -68,6 +68,7 @@ def same(first: tuple[Any, Any], second: tuple[Any, Any]) -> bool:
 
 
 @pytest.mark.parametrize("written", [True, False])
+@pytest.mark.long
 def test_it_goes_on_to_the_same_bits_from_every_step(data: TaskData, tmp_path: Path, written: bool) -> None:
     whole = run(data, None)
     for moment in range(1, CONFIG.steps + 1):

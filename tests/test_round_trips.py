@@ -136,6 +136,7 @@ class Hosted(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.long
 def test_a_training_step_away_from_the_host(
     name: str, options: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

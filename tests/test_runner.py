@@ -160,6 +160,7 @@ SWEEP = {
 }
 
 
+@pytest.mark.long
 def test_the_command_from_study_to_report_and_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +214,7 @@ def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return exit_.value.code, *capsys.readouterr()
 
 
+@pytest.mark.long
 def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +240,7 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
 
 
+@pytest.mark.long
 def test_a_result_that_is_damaged_within_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_trials_of_another_search_are_not_taken_for_its_own(old: Path, other: st
     assert not any("former" in trial.user_attrs for trial in now)
 
 
+@pytest.mark.long
 def test_a_lost_database_is_filled_again_from_what_was_trained(old: Path) -> None:
     fewer = ("sweep", "searched.yaml", "--set", f"sweep.budgets.trials={DONE}")
     command(old, *fewer)

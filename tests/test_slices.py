@@ -43,6 +43,7 @@ def cell(task: str, family: str) -> Cell:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.long
 def test_metrics_and_slices_are_those_of_the_saved_model(task: str, family: str, tmp_path: Path) -> None:
     planned, store = cell(task, family), Store(tmp_path)
     record = run_cell(planned, store)

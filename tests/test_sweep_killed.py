@@ -35,6 +35,7 @@ def at_work(folder: Path) -> bool:
         return {state for (state,) in database.execute(about)} >= {"COMPLETE", "RUNNING"}
 
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     task = {**RAW["tasks"][0], "train": {"steps": 200}}
     (tmp_path / "small.yaml").write_text(json.dumps({**RAW, "tasks": [task], "sweep": SWEEP}))

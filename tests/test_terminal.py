@@ -108,6 +108,7 @@ def test_an_id_is_told_by_its_first_letters(runs: Path) -> None:
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "ID: " in missing.stderr
 
 
+@pytest.mark.long
 def test_a_dry_run_tells_and_runs_nothing(runs: Path, tmp_path: Path) -> None:
     made = plan(["seeds=3"])
     found = ahead(made.study, Store(runs / "runs"))

@@ -64,6 +64,7 @@ def test_bpe_is_trained_on_train_and_loses_nothing() -> None:
     assert len(data.train) == 50
 
 
+@pytest.mark.long
 def test_pretrained_tokenizer_from_a_folder(tmp_path: Path) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast

@@ -137,6 +137,7 @@ def test_random_is_what_many_draws_give_on_average() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("ztt", {"gating": "none"}), ("bc", {})])
+@pytest.mark.long
 def test_a_rules_flops_are_those_of_really_leaving(name: str, options: dict[str, Any]) -> None:
     """What PyTorch's counter sees when a sequence is run, looked at after every cycle, and left."""
     lm, ids = make(name, options, halting="gate"), tokens(1)

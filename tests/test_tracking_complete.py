@@ -122,6 +122,7 @@ def begun(root: Path, moment: int = -1) -> int:
     return int((root / "seen").read_text()) if status == 0 else 0
 
 
+@pytest.mark.long
 def test_killed_while_it_begins_it_ends_as_one_that_lived(tmp_path: Path, template: Path) -> None:
     chance, number, moments = random.Random(int.from_bytes(os.urandom(4), "big")), 0, 0
     while True:
@@ -165,6 +166,7 @@ def other_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "running"), [(damage, False), (damage, True), (vanish, True), (other_one, False)])
+@pytest.mark.long
 def test_a_database_that_is_lost_is_filled_again(
     harm: Callable[[Path], None],
     running: bool,
@@ -275,6 +277,7 @@ def test_of_two_runs_of_the_same_cell_one_is_left(uri: str, store: Store) -> Non
     assert_agree(uri, store, of(store))
 
 
+@pytest.mark.long
 def test_report_and_sync_bring_mlflow_up_to_the_store(tmp_path: Path, template: Path, no_runs: Path) -> None:
     shutil.copytree(template, tmp_path / "runs")
     (tmp_path / "sample.yaml").write_text(json.dumps({**RAW, "name": "sample"}))

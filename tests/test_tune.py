@@ -101,6 +101,7 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     assert row.chosen["train.lr"] == min(trial.params["train.lr"] for trial in row.trials)
 
 
+@pytest.mark.long
 def test_an_interrupted_tuning_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     store, ran = Store(tmp_path), 0
 

@@ -165,6 +165,7 @@ def counts(lm: CycleForCausalLM, x: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", ["expert", "token", "none"])
+@pytest.mark.long
 def test_flops_of_a_test_are_those_of_the_tokens_that_are_in(case: str, family: str) -> None:
     """As PyTorch counts them where a sequence is run alone, which gives what it gives in a batch."""
     lm = routed("token" if case == "token" else "expert", family)
