@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from commands import Command, cyclebench
 from optuna.trial import TrialState
 from test_sweep import RAW
