@@ -327,6 +327,10 @@ def test_one_graph(name: str, options: dict[str, Any]) -> None:
     for how in BARE if name != "ztt" else WITH_MASKS:
         compiled = torch.compile(lm, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(ids, **how).logits, lm(ids, **how).logits, rtol=1e-4, atol=1e-5)
+    compiled = torch.compile(lm, fullgraph=True, backend="eager")
+    for length in (LENGTH, 5, 7):  # from the second on, the program is for all lengths
+        ids = tokens(3, length)
+        torch.testing.assert_close(compiled(ids).logits, lm(ids).logits, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()
 
 

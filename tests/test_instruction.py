@@ -172,6 +172,11 @@ def test_chats_that_cannot_be_used_are_left_out_and_told(tmp_path: Path) -> None
     ("rows", "options", "message"),
     [
         ([{"prompt": "a", "response": 5}], {}, "split 'train', row 0, column 'response' holds 5"),
+        (
+            [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": 5}, {"prompt": "a", "response": "c"}],
+            {},
+            "split 'train', row 1, column 'response' holds 5 ",
+        ),
         ([{"prompt": {"a": "b"}, "response": "x"}], {}, "row 0, column 'prompt' holds {'a': 'b'}"),
         (sums(9), {"response_column": "answer"}, "instruction.options.response_column 'answer'"),
         (

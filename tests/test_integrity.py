@@ -111,9 +111,9 @@ def by_whoever_loads(store: Store, made: Plan) -> bool:
         ("result.json", (by_status, by_report, by_verify)),
         ("trace.npz", (by_status, by_report, by_verify, by_the_sweep)),
         ("trace_valid.npz", (by_status, by_report, by_verify, by_the_sweep)),
-        ("model/model.safetensors", (by_verify, by_whoever_loads)),
-        ("model/config.json", (by_verify, by_whoever_loads)),
-        ("model/tokenizer.json", (by_verify, by_whoever_loads)),
+        ("model/model.safetensors", (by_verify, by_status, by_report, by_whoever_loads)),
+        ("model/config.json", (by_verify, by_status, by_report, by_whoever_loads)),
+        ("model/tokenizer.json", (by_verify, by_status, by_report, by_whoever_loads)),
     ],
 )
 def test_every_bit_counts(

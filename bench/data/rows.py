@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,10 +115,13 @@ class Rows:
         import pyarrow.compute as pc  # start-up
 
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            for place, value in enumerate(values.to_pylist()):
-                if value is not None:
+            found = values.to_pylist()
+            if isinstance(values.type, pa.JsonType):  # of values of several kinds, each written out
+                found = [None if value is None else json.loads(value) for value in found]
+            for place, value in enumerate(found):
+                if value is not None and not isinstance(value, str):
                     raise self.refused(name, first + place, column, value, "text, or null, which is left out")
-            values = values.cast(pa.string())
+            values = pa.chunked_array([found], pa.string())
         try:
             values.validate(full=True)
         except pa.ArrowInvalid as error:

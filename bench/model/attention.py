@@ -232,7 +232,9 @@ def _kernel(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float, scale: float
 ) -> Tensor:
     # Under torch.jit.trace sizes are tensors, and so is what is made of them.
-    how: dict[str, Any] = {"dropout_p": dropout, "is_causal": bool(causal), "scale": float(scale)}
+    # A length that is not known yet, of a program in the making, makes no truth value: it is asked for here.
+    how: dict[str, Any] = {"dropout_p": dropout, "scale": float(scale)}
+    how["is_causal"] = True if causal else False  # noqa: SIM210
     how["enable_gqa"] = bool(query.shape[1] != key.shape[1])
     if mask is not None and (mask.dim() < 4 or len(mask) != len(query)):  # one for all sequences
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how)

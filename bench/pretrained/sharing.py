@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 
 from bench.config import Sharing
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 from bench.model.schedule import Schedule
 
 
@@ -47,8 +49,10 @@ def sources_of(sharing: Sharing | None, n_source: int, schedule: Schedule) -> li
             tuple(step.depth for step in schedule.steps if step.block == block)
             for block in range(prelude, n_blocks - coda)
         ]
-    else:
+    elif sharing == "random":
         middle = [()] * count
+    else:
+        raise unknown("sharing", sharing, get_args(Sharing))
     return [
         *((block,) for block in range(prelude)),
         *middle,

@@ -50,7 +50,8 @@ class Taken:
 def export_study(store: Store, manifest: Manifest, file: Path) -> tuple[Index, int]:
     """Write a study's manifest and all that its cells have left into an archive.
 
-    Cells that its tuning has tried belong to it. Checkpoints, prepared data and sweeps stay behind.
+    Cells that its tuning has tried belong to it; one that is damaged is told, set aside and left out. Checkpoints,
+    prepared data and sweeps stay behind.
 
     Returns:
         The archive's index, and how many cells it holds.
@@ -61,6 +62,7 @@ def export_study(store: Store, manifest: Manifest, file: Path) -> tuple[Index, i
     if file.exists():
         raise UserError(f"{file}: there is such a file already (allowed: a new one)")
     found = {id: record for id in cells_of(manifest) if (record := store.record(id)) is not None}
+    found = {id: record for id, record in found.items() if record.status == "failed" or store.sound(id, weights=True)}
     if not found:
         raise UserError(f"study {manifest.study!r}: no cell has run yet, there is nothing to export")
     paths = [store.root / ABOUT, store.root / "studies" / f"{manifest.study}.json"]

@@ -31,6 +31,7 @@ from bench.store.versions import (
     write_version,
 )
 
+LIGHT = 16 << 20  # bytes of a file that is read whenever its cell is looked at closely; of larger ones `verify` does
 TRAINED_FOR = "searches.json"  # in the folder of a cell
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -130,9 +131,10 @@ class Store:
         return whole
 
     def sound(self, id: str, weights: bool = False) -> bool:
-        """Whether the cell has a result of which every byte is as it was written, that of its traces, too.
+        """Whether the cell has a result of which every byte is as it was written, that of its traces, too, and of the
+        files of its model that are not large.
 
-        weights: of its model as well, whose files may be large.
+        weights: of the large ones as well.
         """
         path = self.folder(id) / "result.json"
         try:
@@ -150,7 +152,7 @@ class Store:
         Args:
             id: of the cell.
             trim: what of the result is wanted, None for all of it; what it takes away is not validated.
-            traces: a result whose traces are damaged is none, either.
+            traces: a result whose traces, or whose model's files that are not large, are damaged is none, either.
         """
         record = self._load(self.folder(id) / "result.json", Record, trim)
         if record is None or (traces and not self._as_written(id, record.files, False)):
@@ -188,11 +190,11 @@ class Store:
         """Whether the files of a cell have their digests. Those that are missing are somebody's own doing."""
         folder = self.folder(id)
         for name, digest in files.items():
-            if weights or name in TRACES:
-                with suppress(FileNotFoundError):
-                    if digest_of(folder / name) != digest:
-                        self._set_aside(folder / name)
-                        return False
+            with suppress(FileNotFoundError):
+                read = weights or name in TRACES or (folder / name).stat().st_size <= LIGHT
+                if read and digest_of(folder / name) != digest:
+                    self._set_aside(folder / name)
+                    return False
         return True
 
     def results(self, ids: Iterable[str]) -> dict[str, Outcome]:
