@@ -69,8 +69,8 @@ def text_data(
     for name, texts in documents.items():
         stream, n_bytes[name] = _tokens(texts, tokenizer, room)
         if len(stream) <= options.length:
-            told = "; ".join([f"{len(stream)} tokens of split {name!r}", *notes])  # as that all rows were left out
-            raise UserError(f"options.length: {options.length} needs more text than the {told}")
+            short = "; ".join([f"{len(stream)} tokens of split {name!r}", *notes])  # as that all rows were left out
+            raise UserError(f"options.length: {options.length} needs more text than the {short}")
         splits[name] = _windows(stream, options.length)
         per_token[name] = n_bytes[name] / len(stream)
     splits, dropped = distinct_splits(splits, options, room)
