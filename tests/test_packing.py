@@ -50,15 +50,10 @@ def model(data: TaskData, name: str, options: dict[str, Any], family: str, seed:
 
 
 def runs_of(
-    data: TaskData,
-    config: TrainConfig,
-    name: str = "ztt",
-    options: Any = (),
-    family: str = "llama",
-    seeds: int = 3,
-    **changes: Any,
+    data: TaskData, config: TrainConfig, name: str = "ztt", options: Any = (), family: str = "llama", **changes: Any
 ) -> list[Training]:
-    """Some seeds at two learning rates."""
+    """Some seeds (``seeds``, 3) at two learning rates."""
+    seeds = changes.pop("seeds", 3)
     configs = [config.model_copy(update={"lr": (1 + seed % 2) * config.lr}) for seed in range(seeds)]
     models = [model(data, name, dict(options), family, seed, **changes) for seed in range(seeds)]
     each = enumerate(zip(models, configs, strict=True))
