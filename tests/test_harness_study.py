@@ -168,18 +168,20 @@ def test_nothing_is_scored_twice_but_what_has_changed(done: tuple[Path, str]) ->
     assert len(told) == 4 and {*store.harness(ids[0])} == {OURS, PICK, "pick[limit=3]"}
 
 
-def test_a_model_that_cannot_be_scored_stops_nobody_else(done: tuple[Path, str]) -> None:
+def test_a_model_that_cannot_be_scored_stops_nobody_else(done: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = done
     store, asked = Store(folder / "runs"), {"name": "pick", "include": str(folder / "own"), "limit": 2}
     ids = [cell.id for cell in results_of(folder).manifest.cells]
-    weights = store.folder(ids[0]) / "model" / "model.safetensors"
-    kept = weights.read_bytes()
-    weights.write_bytes(kept[:100])
+    cell, kept = store.folder(ids[0]), tmp_path / "kept"
+    shutil.copytree(cell, kept)
+    with (cell / "model" / "model.safetensors").open("r+b") as weights:
+        weights.truncate(100)
     told, failed, manifest = score(folder, asked)
     assert [*failed] == ["htc p_hop seed 0, pick[limit=2]"] and len(told) == 3
     assert ["pick[limit=2]" in store.harness(id) for id in ids] == [False, True, True, True]
     assert [row["seeds"] for row in harness(manifest, results_of(folder).records)] == ["1/2", "2/2"]
-    weights.write_bytes(kept)
+    shutil.rmtree(cell)  # with what was damaged, and put aside
+    shutil.copytree(kept, cell)
     told, failed, _ = score(folder, asked)
     assert len(told) == 1 and not failed
     _, failed, _ = score(folder, {**asked, "metric": "f1"})

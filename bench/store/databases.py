@@ -104,10 +104,10 @@ def make_whole(path: Path, tables: Tables, tell: Callable[[str], object], closel
         ForeignError: if the file is not this library's.
         Exception: whatever keeps the file from being read or written now: other processes, the disk, missing rights.
     """
-    if not closely and _seems_sound(path, tables):
+    room = path.with_name(f".{path.name}.new")
+    if not closely and _seems_sound(path, tables) and not room.exists():
         return False
     with lock_beside(path):
-        room = path.with_name(f".{path.name}.new")
         shutil.rmtree(room, ignore_errors=True)  # of a process that was killed here
         try:
             room.mkdir()
