@@ -291,6 +291,13 @@ def test_killed_while_it_makes_tables_it_makes_them_the_next_time(tmp_path: Path
         assert not list(tmp_path.glob(".*.new")), moment
 
 
+def test_a_room_that_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    path, room = tmp_path / "some.db", tmp_path / ".some.db.new"
+    make_whole(path, TABLES, pytest.fail)
+    room.mkdir()
+    assert not make_whole(path, TABLES, pytest.fail) and not room.exists()
+
+
 def test_processes_at_once_make_one(templates: dict[str, Path], tables: Tables, tmp_path: Path) -> None:
     path, context = tmp_path / "some.db", multiprocessing.get_context("fork")
 
