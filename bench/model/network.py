@@ -135,11 +135,14 @@ class Network(nn.Module):
         self._make_schedule(n_cycles)
         return self._schedules[n_cycles]
 
-    @torch.compiler.assume_constant_result  # torch.compile cannot look into the making, but at what is made
     def _make_schedule(self, n_cycles: int) -> None:
         if n_cycles not in self._schedules:
             model = self.model_shape.model_copy(update={"n_cycles": n_cycles})
             self._schedules[n_cycles] = self.variant.schedule(model)
+
+    # torch.compile cannot look into the making, but at what is made. This is what torch.compiler.assume_constant_result
+    # does, which imports the whole compiler for it.
+    vars(_make_schedule)["_dynamo_marked_constant"] = True
 
     def embed(
         self,
