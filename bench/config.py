@@ -125,8 +125,6 @@ class ModelConfig(Strict):
             raise ValueError(f"d_model = {self.d_model} must be a multiple of n_heads = {self.n_heads}")
         if self.family == "llama" and (self.d_model // self.n_heads) % 2:
             raise ValueError(f"d_model / n_heads = {self.d_model // self.n_heads} must be even for rotary positions")
-        if self.family == "llama" and self.activation != "gelu_tanh":
-            raise ValueError(f"activation = {self.activation!r} needs family gpt2: llama has SwiGLU")
         if self.family == "gpt2" and self.rope_scaling is not None:
             raise ValueError("rope_scaling needs family llama: gpt2 has learned positions")
         if self.n_kv_heads is not None:

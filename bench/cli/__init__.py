@@ -48,7 +48,9 @@ app = typer.Typer(
 
 
 INTERRUPTED = 130
-GARBAGE = 50_000  # new objects between two searches for garbage; at Python's 700 they take a sixth of an import of torch
+GARBAGE = (
+    50_000  # new objects between two searches for garbage; at Python's 700 they take a sixth of an import of torch
+)
 # Columns of tables that go where a terminal is narrow, the first one first.
 SPARE = ("parameters", "training FLOPs", "tokens/s", "depth", "non-embedding", "FLOPs/token", "metric", "trials")
 

@@ -49,14 +49,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     size = min(weight.shape)
     if size < WIDE or x.numel() < MANY * weight.shape[1] or not plain(x, weight) or not _onednn():
         return functional.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
+    out: Tensor = _Linear.apply(x, weight, bias)
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``torch.nn.functional.rms_norm`` over the last dimension of x [..., D]; weight [D]."""
     if not plain(x, weight):
         return functional.rms_norm(x, weight.shape, weight, eps)
-    return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
 
 
 class RMSNorm(nn.RMSNorm):
@@ -73,7 +75,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     their first half.
     """
     if plain(x, cosine):
-        return _Rotate.apply(x, cosine, sine)  # type: ignore[no-any-return]
+        out: Tensor = _Rotate.apply(x, cosine, sine)
+        return out
     first, second = x.chunk(2, -1)
     return x * cosine + torch.cat([-second, first], -1) * sine
 
@@ -83,7 +86,8 @@ def _onednn() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 class _Linear(torch.autograd.Function):
@@ -133,7 +137,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, -1), None, None
+        cosine, sine = ctx.saved_tensors
+        return _turned(grad, cosine, sine, -1), None, None
 
 
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:
