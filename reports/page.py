@@ -28,6 +28,7 @@ from reports.exit_rules import findings, rule_rows
 from reports.fronts import fronts, shared_rule
 from reports.latex import latex
 from reports.look import STYLE, WIDTH
+from reports.loops import diverging
 from reports.policy import bars, can_rank, counted, told
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
@@ -110,6 +111,7 @@ def write_report(
         "targets": targets(manifest, results),
         "recurrence": recurrence(cycled := list(families(manifest, results))),
         "recurrence_findings": recurrence_findings(cycled),
+        "diverging": diverging(manifest, results),
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
         "of_test": of_test(results),

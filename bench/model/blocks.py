@@ -58,7 +58,12 @@ class Attention(nn.Module):
         query, key, value = self._heads(x, asks, step, state, adapter)
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
-        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)
+        mixes = adapter is not None and adapter.looks_back(step)
+        window = adapter.window if adapter is not None and mixes else None
+        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout, window)
+        if adapter is not None and mixes:
+            far, _ = context.far(query, *keys.first(state, step), None, context.mask, False, dropout)
+            out = torch.lerp(out, far, adapter.first_share(step, query).unsqueeze(-1).to(out.dtype))
         factors = gate.heads(step, x) if gate is not None else None
         if factors is not None:
             out = out * factors.view(-1, 1, 1)
@@ -74,9 +79,7 @@ class Attention(nn.Module):
         if keys.borrows(model, step):
             query = self._rows(x if asks is None else asks, step, adapter, 0, queries)
             query = query if context.rotation is None else rotate(query, *context.rotation)
-            if cache is not None:
-                return query, *keys.stored(cache, at, context.total)
-            return query, *keys.unpacked(state.memory[keys.name_of(step)])
+            return query, *keys.first(state, step)
         if asks is None:
             heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
         else:
@@ -88,7 +91,8 @@ class Attention(nn.Module):
             turned = rotate(turned, *context.rotation)
         query, key = turned.split([self.n_heads, self.kv_heads], 1)
         if cache is None:
-            if model.kv == "first" and step.block in state.schedule.repeated:
+            read = model.kv == "first" or (adapter is not None and adapter.window is not None)
+            if read and step.cycle == 0 and step.block in state.schedule.repeated:
                 state.memory[keys.name_of(step)] = keys.packed(key, value)
         elif at < step.depth:
             key, value = keys.replaced(cache, at, key, value, context.total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,8 +102,11 @@ def documents_of(positions: Tensor, real: Tensor | None, past: int) -> Tensor:
     return torch.cat([earlier, begins.cumsum(1)], 1)
 
 
-def fit_cache(cache: Cache, variant: Variant, model: ModelConfig, schedule: Schedule, past: int) -> None:
-    """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs.
+def fit_cache(
+    cache: Cache, variant: Variant, model: ModelConfig, schedule: Schedule, past: int, windows: Mapping[int, int]
+) -> None:
+    """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs; those of steps
+    with a window (by their depth) hold no more than that.
 
     Raises InputError for one with tokens in it that another schedule has put there.
     """
@@ -117,6 +120,19 @@ def fit_cache(cache: Cache, variant: Variant, model: ModelConfig, schedule: Sche
     elif layers and cache.layer_class_to_replicate is None:
         while len(layers) < slots:
             layers.append(copy.deepcopy(layers[-1]))  # nothing is in it
+    if windows and not past and (layers or cache.layer_class_to_replicate is not None):
+        _narrow(layers, windows)
+
+
+def _narrow(layers: list[Any], windows: Mapping[int, int]) -> None:
+    """Let slots of an empty cache hold a window alone. Those of a fixed size stay as they are."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # start-up
+
+    while len(layers) <= max(windows):
+        layers.append(DynamicLayer())
+    for at, window in windows.items():
+        if type(layers[at]) is DynamicLayer:
+            layers[at] = DynamicSlidingWindowLayer(window)
 
 
 def _filled(layers: Sequence[Any], slot: int) -> bool:

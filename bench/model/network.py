@@ -23,7 +23,11 @@ from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
+<<<<<<< HEAD
 from bench.model.kernels import Linear
+=======
+from bench.model.keys import windows
+>>>>>>> rivals
 from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
@@ -75,10 +79,10 @@ class Network(nn.Module):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
-        if model.kv != "own" and self.recurrence is not None and self.recurrence.routes:
-            raise UserError(
-                f"model.kv: {model.kv!r} with {variant.name!r}, whose cycles run on different tokens (allowed: 'own')"
-            )
+        routes, mixes = self.recurrence is not None and self.recurrence.routes, bool(windows(self.adapter, schedule))
+        if model.kv != "own" and (routes or mixes):
+            why = "whose cycles run on different tokens" if routes else "whose cycles read their own and the first's"
+            raise UserError(f"model.kv: {model.kv!r} with {variant.name!r}, {why} (allowed: 'own')")
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
         self.lm_head = Linear(model.d_model, vocab_size, bias=False)
@@ -171,7 +175,7 @@ class Network(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
-            fit_cache(cache, self.variant, self.model_shape, schedule, past)
+            fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
         real, pairs = masks_of(attention_mask)
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
@@ -218,7 +222,8 @@ class Network(nn.Module):
         causal = self.model_shape.form.attention == "causal"
         how = attend if causal else partial(attend, causal=False)
         total = past + length
-        return Context(length, total, visible, n_prefix, turn, cache, with_mass, like, how, documents, pairs, causal)
+        given = (length, total, visible, n_prefix, turn, cache, with_mass, like, how, how, documents, pairs, causal)
+        return Context(*given)
 
     def cycles(
         self, state: Walk, backward_cycles: int | None = None, sequence_cycles: Tensor | None = None

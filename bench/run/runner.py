@@ -20,6 +20,7 @@ from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
+from bench.store.loops import record_divergence
 from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
 from bench.study.plan import Plan, Planned, stages
@@ -243,4 +244,6 @@ def _told(record: Outcome) -> tuple[str, bool]:
         return f"failed: {record.reason}", True
     scores = record.metrics
     name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
-    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s", False
+    diverges = record_divergence(record)
+    warning = "" if diverges is None else f"\n  warning: {diverges}"
+    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s{warning}", False

@@ -127,6 +127,22 @@ class Point(Stored):
         return float(getattr(self, metric))
 
 
+class LoopPoint(Stored):
+    """What a cycle does, as means over tokens; None for what is not finite. See ``bench.evaluate.loops``.
+
+    Attributes:
+        cycle: 1, 2, ...
+        state_norm: of a token's state after it.
+        relative_change: ``|h[t] - h[t-1]| / |h[t]|`` of a token's state.
+        spectral_radius: of the cycle's map at the state that it begins with, estimated.
+    """
+
+    cycle: int
+    state_norm: float | None
+    relative_change: float | None
+    spectral_radius: float | None
+
+
 class TunedThreshold(Stored):
     """A threshold chosen on validation data for a budget; see ``bench.evaluate.record.rule_record``.
 
@@ -289,6 +305,7 @@ class Record(Stored):
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
+        loops: its state over those cycles; empty where nothing is looped, and in results stored before 0.2.
         ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
             tokens by cycle. Forward FLOPs, in the costs and at exit points, are then those of that split. None where
             they decide nothing, and in results stored before 0.2, which count the shares of the training.
@@ -313,6 +330,7 @@ class Record(Stored):
     history: list[HistoryEntry]
     exits: ExitsRecord | None
     cycles: list[Point]
+    loops: list[LoopPoint] = []
     ran: list[float] | None = None
     zero_attention: list[ZeroAttention] | None
     timing: Timing
