@@ -174,8 +174,8 @@ def _trained(
             raise GivenUpError(pruned[0])
 
     def told(kind: str, arguments: tuple[Any, ...]) -> None:
-        if kind == "update":
-            tell("update", (cell.id, *arguments))
+        if kind in ("update", "phase"):
+            tell(kind, (cell.id, *arguments))
 
     tell("start", (cell.id, f"{label} trial {trial.number}", steps))
     tell("trial", (trial.number, str(trial.params), cell))
