@@ -130,7 +130,7 @@ def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
 
 def opened(job: BudgetJob) -> optuna.Study:
     """The Optuna study of a job."""
-    return open_trials(open_storage(job.url), job.name, job.higher_is_better)
+    return open_trials(open_storage(job.url), job.name, job.metric, job.higher_is_better)
 
 
 def run_trials(job: BudgetJob, tell: Tell) -> None:
