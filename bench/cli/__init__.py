@@ -156,6 +156,7 @@ def run(
         out=out,
         formats=formats.split(","),
         command=command_line(),
+        tell=say,
     )
     _tell(results)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
@@ -269,6 +270,7 @@ def power(
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far, pilots' too;
     of a deciding study, how its looks may be expected to end.
     """
+    starting(f"reading the results of {study}")
     from bench.api import load_results  # start-up
     from reports.power import EXPECTED, power_rows  # start-up
 
@@ -281,7 +283,7 @@ def power(
         return
     show(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", rows)
     if effect is None:
-        print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
+        say("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
 
 def tables_of(results: Results) -> dict[str, Any]:

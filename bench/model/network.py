@@ -23,11 +23,8 @@ from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
-<<<<<<< HEAD
 from bench.model.kernels import Linear
-=======
 from bench.model.keys import windows
->>>>>>> rivals
 from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
