@@ -362,9 +362,7 @@ class TrainConfig(Objective, Execution):
 class EvalConfig(Strict):
     """How a trained model is tested."""
 
-    max_cycles: int | None = Field(
-        None, ge=1, le=1024, description="a trained model is tested at 1, 2, ... so many cycles; None: twice its own"
-    )
+    max_cycles: int | None = Field(None, ge=1, le=1024, description="tested at 1, 2, ... so many; None: twice its own")
     loop_sequences: int = Field(
         4, ge=0, le=1024, description="test sequences on which is measured what each cycle does to the state; 0: none"
     )

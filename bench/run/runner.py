@@ -20,8 +20,8 @@ from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
-from bench.store.loops import record_divergence
 from bench.run.status import planned_flops
+from bench.store.loops import record_divergence
 from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
 from bench.study.plan import Plan, Planned, stages
