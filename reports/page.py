@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from bench.store.environment import environments
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult, TaskRow
+from bench.store.published import STUDY, published_text
 from bench.store.records import Outcome, Record
 from bench.tables import markdown, markdown_code, markdown_image, markdown_text
 from reports.aggregates import aggregates, comparable
@@ -84,7 +85,7 @@ def write_report(
         manifest: of the study's last run.
         results: the records by cell id; a cell of the manifest that has none is shown as missing.
         out: folder of the files.
-        published: only what a repository shows: PNG, Markdown and CSV.
+        published: only what a repository shows: PNG, Markdown and CSV, and ``study.json``, what its cells were.
         formats: of the figures: ``png``, ``svg``, ``pdf``.
         pool: processes that render the figures meanwhile (``reports.pool``); None: none.
         sweeps: what the study's sweeps have found; the page shows it too.
@@ -131,7 +132,9 @@ def write_report(
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
-    if not published:
+    if published:
+        texts[STUDY] = published_text(manifest, results)
+    else:
         texts["report.tex"] = latex(context)
     texts["report.md"] = _templates(_as_markdown).get_template("report.md").render({**context, **MARKDOWN})
     if not published:
