@@ -54,6 +54,7 @@ from reports.targets import targets
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, sentences, verdicts
+from reports.worth import worth
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINED = 1 << 18  # bytes of a text that the page holds so that it can be saved from there
@@ -105,7 +106,8 @@ def write_report(
         "harness": harness(manifest, results),
         "verdicts": verdicts(manifest, results),
         "sentences": sentences(manifest, results),
-        "differences": differences(manifest, results),
+        "differences": (differs := differences(manifest, results)),
+        "worth": worth(manifest, results, differs),
         "fronts": fronts(manifest, results),
         "rule_of_fronts": {task.label: shared_rule(manifest, results, task) for task in manifest.tasks},
         "aggregates": aggregates(manifest, results),
