@@ -22,7 +22,7 @@ from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
-from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
+from bench.model.inputs import added_scores, check_positions, default_positions, fit_cache, masks_of, packed
 from bench.model.keys import windows
 from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
@@ -211,10 +211,7 @@ class Network(nn.Module):
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
         visible = None if real is None else real != 0
-        if pairs is not None:
-            lowest = torch.finfo(dtype).min
-            added = pairs.to(dtype) if pairs.is_floating_point() else torch.zeros_like(pairs, dtype=dtype)
-            pairs = added.clamp_min(lowest) if pairs.is_floating_point() else added.masked_fill(pairs == 0, lowest)
+        pairs = None if pairs is None else added_scores(pairs, dtype)
         causal = self.model_shape.form.attention == "causal"
         how = attend if causal else partial(attend, causal=False)
         total = past + length
@@ -257,12 +254,13 @@ class Network(nn.Module):
         state.before = state.hidden
         if self.recurrence is not None:
             self.recurrence.enter(number, state)
+            state.common = self.recurrence.common(number, state)
         (walk or self.walk)(state.schedule.cycles[number], state)
         if self.recurrence is not None:
             self.recurrence.leave(number, state)
         if self.halting is not None:
             self.halting(number, state)
-        state.embedded, state.context = whole
+        state.embedded, state.context, state.common = *whole, None
 
     def _cycle_twice(self, number: int, state: Walk) -> None:
         """``cycle``, of which the backward pass keeps the state it starts from and computes the rest again."""
@@ -339,6 +337,9 @@ class Network(nn.Module):
     def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
         """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""
         block, hidden = cast(Block, self.blocks[step.block]), state.hidden
+        if state.common is None and self.recurrence is not None:
+            state = state.branch()
+            state.common = self.recurrence.common(step.cycle, state)
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
         x = self._normed(step, "attention", hidden, state)

@@ -31,6 +31,7 @@ class Walk:
         active: [B, T], the tokens whose state may still change, None for all: the others are frozen and go on serving
             keys and values.
         real: [B, T], the tokens that are no padding, None for all.
+        common: [B, ...], what the recurrence tells all tokens of a sequence in the cycle that runs (``common``).
     """
 
     hidden: Tensor
@@ -44,6 +45,7 @@ class Walk:
     losses: list[Tensor] = field(default_factory=list)
     active: Tensor | None = None
     real: Tensor | None = None
+    common: Tensor | None = None
 
     def branch(self) -> Walk:
         """A copy that may go its own way from here; tensors are shared, since none is written in place."""
