@@ -5,6 +5,9 @@ is elastic. It is conditioned on ``c = E_t(t[i]) + E_d(d[i])``, each an embeddin
 layers. Each branch is ``x + g f((1 + s) norm(x))``, with a block's g and s linear in silu(c) and zero at first. The
 authors' code (github.com/armenjeddi/loopformer, models/loopformer.py) has the same, but fills the zeros again.
 
+It is trained by a second pass of fewer, unequal steps, too: ``train.shortcut_loss``, 0.1 in the paper, which the name
+``loopformer`` stands for in a study.
+
 Choices: the norms are the family's, with parameters; leaving early is to stop on the way of n cycles.
 """
 
@@ -47,9 +50,9 @@ class Timed(Recurrence):
         nn.init.zeros_(self.modulation.bias)
 
     def common(self, cycle: int, state: Walk) -> Tensor:
-        count = state.schedule.n_cycles
-        like = state.hidden
-        when, far = (waves(value, like).expand(len(like), -1) for value in (cycle / count, 1 / count))
+        like, way = state.hidden, state.way or (1,) * state.schedule.n_cycles
+        at = sum(way[:cycle]) / sum(way), way[cycle] / sum(way)
+        when, far = (waves(value, like).expand(len(like), -1) for value in at)
         c = self.time(when) + self.step(far)
         return self.modulation(silu(c)).view(len(like), self.blocks, 4, self.wide)
 
