@@ -340,7 +340,7 @@ def untimed(record: Any) -> dict[str, Any]:
 def test_however_cells_are_run_they_get_the_same_bits(tmp_path: Path) -> None:
     """With others or alone, in one process or two, all at once or some seeds later."""
     many = {"variants": ["htc", {"name": "ztt", "label": "alone", "train": {"stacked": False}}], "reference": None}
-    made, few = plan(seeds=4, **many), plan(seeds=1, **many)
+    made, few = plan(seeds=3, **many), plan(seeds=1, **many)
 
     def ran(name: str, how: Running, *plans: Any) -> dict[str, Any]:
         for each in plans:
@@ -355,7 +355,7 @@ def test_however_cells_are_run_they_get_the_same_bits(tmp_path: Path) -> None:
         ran("jobs 1", Running(1), made),
         ran("jobs 2", Running(2), made),
         ran("pack 1", Running(1, pack=1), made),
-        ran("pack 3", Running(1, pack=3), made),
+        ran("pack 2", Running(1, pack=2), made),
         ran("later", Running(1), few, made),
         {p.cell.id: (by_hand.record(p.cell.id), p.cell) for p in made.cells},
     ]

@@ -23,6 +23,7 @@ from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
 from bench.model.inputs import added_scores, check_positions, default_positions, fit_cache, masks_of, packed
+from bench.model.kernels import Linear
 from bench.model.keys import windows
 from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
@@ -81,7 +82,7 @@ class Network(nn.Module):
             raise UserError(f"model.kv: {model.kv!r} with {variant.name!r}, {why} (allowed: 'own')")
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
-        self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
+        self.lm_head = Linear(model.d_model, vocab_size, bias=False)
         self.gradient_checkpointing = False  # set, with its function, by transformers or by the training loop
         self._gradient_checkpointing_func: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 

@@ -26,8 +26,8 @@ from bench.train.distributed import Team
 from bench.train.loop import WatchHistory, train_together
 
 Tell = Callable[[str, tuple[Any, ...]], None]
-"""Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss, tokens per second), or ``found``:
-it has a record that another process has made."""
+"""Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss or None, tokens per second),
+``phase`` (what it is at after its steps), or ``found``: it has a record that another process has made."""
 TellOf = Callable[[str, str, tuple[Any, ...]], None]
 """The same with the cell's id in front."""
 
@@ -114,7 +114,7 @@ class _Member:
         self.log.info("begins: %s, process %d, lease %d", self.job.label, os.getpid(), lease.number)
         return None
 
-    def report(self, step: int, loss: float, speed: float) -> None:
+    def report(self, step: int, loss: float | None, speed: float) -> None:
         """Renew what others see of the cell. Raises LeaseLostError if it is no longer ours."""
         assert self.held is not None
         self.held.check()
@@ -132,6 +132,7 @@ class _Member:
 
     def finish(self, going: Going) -> Outcome | None:
         """Test and store what has been trained."""
+        self.tell("phase", ("testing",))
         try:
             record = going.finish()
         except Exception as error:

@@ -48,7 +48,7 @@ def run_cell(
     the result. Waits until no other process holds the cell.
 
     Args:
-        report: called with the step, the mean loss since the last call and tokens per second.
+        report: see ``bench.train.loop.Report``.
         every: how often to write a checkpoint.
         watch: called with every entry of the history; what it raises ends the cell without a result.
         stacked: whether in a stack, None as the cell says; another mode gives other last digits.

@@ -20,6 +20,7 @@ from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
+from bench.run.status import planned_flops
 from bench.store.loops import record_divergence
 from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
@@ -75,7 +76,8 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
     for id in done:
         store.tidy(id)
     todo = _wanted(unique, done, failures, how.retry)
-    with Progress(len(unique)) as progress:
+    costs = planned_flops(todo)
+    with Progress(len(unique), costs={p.cell.id: costs[p.variant, p.task] for p in todo}) as progress:
         progress.skip(len(unique) - len(todo))
         if todo:
             prepare((planned.cell for planned in todo), store)
@@ -196,7 +198,7 @@ class _Study:
 
     def _take_in(self, event: Event) -> Iterator[Outcome]:
         id, kind, arguments = event
-        if kind in ("start", "update"):
+        if kind in ("start", "update", "phase"):
             getattr(self.progress, kind)(id, *arguments)
             return
         if kind == "found":

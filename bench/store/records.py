@@ -19,7 +19,7 @@ from bench.errors import Fault
 class Stored(BaseModel):
     """A part of a stored file. What has no default must be there; kinds of values are not converted."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
     def dump(self) -> dict[str, Any]:
         """As it is stored: what was never given is left out, what is not known is kept."""

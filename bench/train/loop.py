@@ -35,8 +35,10 @@ from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, st
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
 
-Report = Callable[[int, float, float], None]
-"""Called with the step, the mean loss since the last call and tokens per second."""
+SIGN = 2.0  # seconds of training after which the step is told, be the loss read or not
+
+Report = Callable[[int, float | None, float], None]
+"""Called with the step, the mean loss since it was read last (None: it is not read) and tokens per second."""
 WatchHistory = Callable[[dict[str, float]], None]
 """Called with every entry of the history as it is made; whatever it raises ends the training."""
 
@@ -128,7 +130,7 @@ class Training:
             self.at.stacked = config.stacked is True if stacked is None else stacked
         if self.at.stacked:
             keep_freed_memory()
-        self.last = self.at.seconds
+        self.last = self.told = self.at.seconds  # when the loss was read last, and when anything was told
         if watch is not None:
             for entry in self.at.history:
                 watch(entry)
@@ -165,6 +167,7 @@ class Training:
     def look(self, loss: float | None) -> None:
         """Judge the loss that was read, report it, validate if it is time to. Raises what ``train`` does."""
         at, step = self.at, self.at.step
+        speed = len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9)
         if loss is not None:
             first = step - len(at.pending) + 1
             if not math.isfinite(loss):
@@ -172,9 +175,10 @@ class Training:
             if loss > DIVERGED * math.log(self.lm.vocab_size):
                 raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
             at.losses.append(loss)
-            if self.report is not None:
-                self.report(step, loss, len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9))
             self.last, at.pending = at.seconds, []
+        if self.report is not None and (loss is not None or at.seconds - self.told > SIGN):
+            self.report(step, loss, speed)
+            self.told = at.seconds
         if step in self.due:
             with self.team.unsharded(self.lm):
                 if self.team.rank == 0:
