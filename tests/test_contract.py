@@ -222,6 +222,8 @@ def test_leaving_at_an_exit_point_is_the_model_with_fewer_cycles(
 ) -> None:
     """What coda and head give after cycle c is the model run for c cycles, where every cycle ends in an exit point."""
     lm, x = make(name, options, family), tokens()
+    if lm.variant.elastic:
+        pytest.skip("with fewer cycles it goes the whole way in longer steps")
     cycled = lm.schedule.n_cycles == lm.model_shape.n_cycles
     state = lm.embed(x)
     for number in lm.cycles(state):

@@ -84,6 +84,8 @@ class TokenCycle:
                 f"--granularity: {self.lm.variant.name!r} chooses the tokens of a cycle by itself (allowed: sequence)"
             )
         frozen, own = tokens_of(self.before, self.frozen), tokens_of(state, self.at)
+        if state.common is not None:
+            frozen.common, own.common = (state.common[at // self.inside.shape[1]] for at in (self.frozen, self.at))
         for step in steps:
             served = self.lm.keys_and_values(step, frozen) if self.any_frozen else None
             earlier = frozen.memory.get(name_of(step)) if self.any_frozen else None

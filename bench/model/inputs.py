@@ -41,6 +41,14 @@ def masks_of(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | Non
     return (None if not traced() and bool(attention_mask.all()) else attention_mask), None
 
 
+def added_scores(pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask [B or 1, H or 1, T, S], of truth values or already that, adds to the scores."""
+    lowest = torch.finfo(dtype).min
+    if pairs.is_floating_point():
+        return pairs.to(dtype).clamp_min(lowest)
+    return torch.zeros_like(pairs, dtype=dtype).masked_fill(pairs == 0, lowest)
+
+
 def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int, learned: int) -> None:
     """Raises InputError for one of ``total`` tokens that stands beyond the learned positions. real: [B, total]."""
     last = total - 1

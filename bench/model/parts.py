@@ -175,6 +175,12 @@ class Recurrence(Part):
         and ``state.context`` holds for this cycle only.
         """
 
+    def common(self, cycle: int, state: Walk) -> Tensor | None:
+        """What an adapter finds as ``state.common`` [B, ...] in the steps of a cycle: the same for all tokens of a
+        sequence, and not made of their states.
+        """
+        return None
+
     def leave(self, cycle: int, state: Walk) -> None:
         """Called after the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
 
@@ -193,7 +199,7 @@ class Recurrence(Part):
         return None
 
     def cycle_flops(self, cycle: int, length: int) -> Flops:
-        """Forward FLOPs of ``enter`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
+        """Forward FLOPs of ``enter``, ``common`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
         return Flops()
 
     def chosen_flops(self, cycle: int, length: int, before: int) -> Flops:
