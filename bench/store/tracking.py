@@ -12,7 +12,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
-from bench.store.manifest import CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_server import ANSWER, connect, tags_in
-from bench.store.records import Outcome, Record, configuration, dotted
+from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest, SearchRow, ThresholdRow
+from bench.store.mlflow_rows import about, data_of, digest_of_keys, metrics, page, system, totals
+from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in
+from bench.store.records import Outcome, configuration, dotted
 from bench.store.store import Store
-from bench.store.tracker import Key, Placed, Tracker, digest_of, register
+from bench.store.tracker import Findings, Key, Placed, Tracker, digest_of, register
 
-EXPERIMENT = "cyclebench"
+NOTE = "mlflow.note.content"  # what MLflow shows of a run or an experiment before all else
 CELL_TAG = "cyclebench.cell"
 ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
@@ -35,8 +37,9 @@ OWNER = "cyclebench.owner"  # the process that writes a child run, until it is c
 SEARCH = "cyclebench.search"
 DIGEST = "cyclebench.digest"  # of what a search has found
 HELD = "cyclebench.held"  # on a study's run: a digest of all that it has held, to see soon that nothing is missing
+STAYS = "cyclebench.stays"  # on a study's run: that it is in the experiment of before has been told
 SHOWN = "cyclebench.shown"  # on a study's run: a digest of what it has told of the study and of the report's files
-EXIT_SCORES, CURVE = ("accuracy", "bits_per_byte"), 12  # of an exit curve: what is shown, at so many points
+EXPERIMENT_OF = EXPERIMENT + "/{}"  # the name of a study's experiment; its tuning and its sweep are there, too
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
@@ -73,7 +76,9 @@ def _contained(method: Callable[..., None]) -> Callable[..., None]:
 
 @register("mlflow")
 class MlflowTracker(Tracker):
-    """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
+    """An experiment and a parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs,
+    data, artifacts.
+    """
 
     def __init__(self, uri: str, store: Store) -> None:
         """See ``Tracker``."""
@@ -81,6 +86,8 @@ class MlflowTracker(Tracker):
         self.client: Any = None
         self.parent = ""
         self.told = self.mending = False
+        self.found: Findings | None = None
+        self.ready: dict[str, tuple[dict[Key, CellRow | SearchRow], str]] = {}  # looked up in this command already
 
     @_contained
     def study(self, manifest: Manifest) -> None:
@@ -88,23 +95,30 @@ class MlflowTracker(Tracker):
         self.manifest = manifest
         self._open(manifest)
 
-    def complete(self, manifest: Manifest, paths: Sequence[Path] = ()) -> None:
+    def complete(self, manifest: Manifest, paths: Sequence[Path] = (), found: Findings | None = None) -> None:
         """See ``Tracker``. Where a SQLite file says that it holds all of it, it is not opened by MLflow, whose import
         takes seconds.
         """
-        there = self._held_whole(manifest, paths) if self.manifest is None and self.trusting else None
+        there = self._held_whole(manifest, paths, found) if self.manifest is None and self.trusting else None
         if there is None:
-            super().complete(manifest, paths)
+            super().complete(manifest, paths, found)
         else:
             self.there += there
+        self.ready = {}
 
-    def _held_whole(self, manifest: Manifest, paths: Sequence[Path]) -> int | None:
+    def holding(self, manifest: Manifest) -> dict[Key, CellRow | SearchRow]:
+        """See ``Tracker``."""
+        return self.ready[manifest.study][0] if manifest.study in self.ready else super().holding(manifest)
+
+    def _held_whole(self, manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> int | None:
         """How many cells with a record a study has, if all of it is said to be held; else None."""
         parts = [self.store.manifest(name) for name in self.store.parts(manifest.study) if name != manifest.study]
         cells = 0
-        for one, files in [(manifest, paths), *((part, ()) for part in parts if part is not None)]:
-            told, holding = tags_in(self.uri, STUDY, one.study), self.holding(one)
-            if (told.get(HELD), told.get(SHOWN)) != (_digest(holding), _shown(one, files)):
+        here = [(manifest, paths, found), *((part, (), None) for part in parts if part is not None)]
+        for one, files, what in here:
+            told, holding, shown = tags_in(self.uri, STUDY, one.study), self.holding(one), _shown(one, files, what)
+            self.ready[one.study] = holding, shown
+            if (told.get(HELD), told.get(SHOWN)) != (digest_of_keys(holding), shown):
                 return None
             cells += sum(isinstance(row, CellRow) for row in holding.values())
         return cells
@@ -124,11 +138,12 @@ class MlflowTracker(Tracker):
         client, new = connect(self.uri, closely)
         self.emptied |= new
         self.lock = lock_beside(sqlite_file(self.uri) or self.store.root / "mlflow")
-        about = "\n\n".join([manifest.question, *manifest.changed])
-        tags = {STUDY: manifest.study, "mlflow.note.content": about, "git": str(manifest.git)}
+        tags = {STUDY: manifest.study, NOTE: about(manifest), "git": str(manifest.git)}
         of_study = f"tags.`{STUDY}` = {_quoted(manifest.study)} AND tags.`role` = 'study'"
         with self.lock:
-            self.experiment = _experiment(client)
+            name = EXPERIMENT_OF.format(manifest.study.removesuffix(TUNING).removesuffix(SWEPT))
+            former = former_experiment(client, of_study)
+            self.experiment, self.own = former or experiment(client, name), former is None
             found = client.search_runs([self.experiment], of_study, max_results=1)
             run = (
                 found[0]
@@ -136,8 +151,14 @@ class MlflowTracker(Tracker):
                 else client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest.study)
             )
         for key, value in tags.items():
-            if run.data.tags.get(key) != value:
+            before = run.data.tags.get(key, "")
+            if before != value and not (key == NOTE and before.startswith(value)):  # verdicts of before stay meanwhile
                 client.set_tag(run.info.run_id, key, value)
+        if former and STAYS not in run.data.tags:
+            print(
+                f"MLflow: {manifest.study} stays in the experiment {EXPERIMENT!r}, where it was begun", file=sys.stderr
+            )
+            client.set_tag(run.info.run_id, STAYS, "told")
         client.log_dict(run.info.run_id, manifest.dump(), "study.json")
         if closely or run.info.run_id != self.parent:
             self.known = set()
@@ -156,12 +177,12 @@ class MlflowTracker(Tracker):
     @_contained
     def _look(self, holding: dict[Key, CellRow | SearchRow]) -> None:
         """See what is held already."""
-        self.known = set(holding) if self.trusting and self.held == _digest(holding) else set(self._logged())
+        self.known = set(holding) if self.trusting and self.held == digest_of_keys(holding) else set(self._logged())
 
     @_contained
     def _say(self, holding: dict[Key, CellRow | SearchRow]) -> None:
         """Say what is held."""
-        if set(holding) <= self.known and self.held != (now := _digest(holding)):
+        if set(holding) <= self.known and self.held != (now := digest_of_keys(holding)):
             self.client.set_tag(self.parent, HELD, now)
             self.held = now
 
@@ -231,20 +252,21 @@ class MlflowTracker(Tracker):
         }
         name = f"{place.variant} {place.task} seed {record.cell.seed}"
         run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
+        self.client.log_inputs(run, datasets=[_dataset(record)])
         for params in _batches(
             [Param(key, str(value)) for key, value in dotted(configuration(record))], PARAMS_A_BATCH
         ):
             self.client.log_batch(run, params=params)
         rows = [
-            *_system(self.store.usage(record.id), began),
-            *(_metrics(record, began) if record.status == "done" else ()),
+            *system(self.store.usage(record.id), began),
+            *(metrics(record, began) if record.status == "done" else ()),
         ]
-        for metrics in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
-            self.client.log_batch(run, metrics=metrics)
+        for batch in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
+            self.client.log_batch(run, metrics=batch)
         ended = None
         if record.status == "done":
             ended = began + int(1000 * record.timing.seconds)
-            files = ["result.json", "trace.npz", "trace_valid.npz", "log.txt"]
+            files = ["result.json", "log.txt"]  # traces are for computing, from the store
         else:
             self.client.set_tag(run, "reason", record.reason)
             files = ["failure.json", "log.txt"]
@@ -281,6 +303,20 @@ class MlflowTracker(Tracker):
             self.client.set_terminated(run)
 
     @_contained
+    def tell(self, found: Findings) -> None:
+        """Show a study's verdicts and its table where MLflow's pages of it begin, its means as metrics of its run."""
+        from mlflow.entities import Metric  # start-up
+
+        assert self.manifest is not None
+        told, self.found = page(self.manifest, found), found
+        self.client.set_tag(self.parent, NOTE, told)
+        if self.own:
+            self.client.set_experiment_tag(self.experiment, NOTE, told)
+        now = int(1000 * time.time())
+        for rows in _batches([Metric(*row) for row in totals(self.manifest, found, now)], METRICS_A_BATCH):
+            self.client.log_batch(self.parent, metrics=rows)
+
+    @_contained
     def finish(self, paths: Sequence[Path]) -> None:
         """Attach the report's files to the study's run and close it."""
         with self.lock:
@@ -288,18 +324,9 @@ class MlflowTracker(Tracker):
                 self.client.log_artifact(self.parent, str(path), "report")
             self.client.set_terminated(self.parent)
         assert self.manifest is not None
-        self.client.set_tag(self.parent, SHOWN, _shown(self.manifest, paths))
-
-
-def _experiment(client: Any) -> str:
-    """The id of the suite's experiment, which is made if need be."""
-    if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT))
-        except Exception:  # another process was faster
-            if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
-                raise
-    return str(found.experiment_id)
+        _, shown = self.ready.get(self.manifest.study, ({}, ""))
+        self.client.set_tag(self.parent, SHOWN, shown or _shown(self.manifest, paths, self.found))
+        self.found = None
 
 
 def _quoted(value: str) -> str:
@@ -307,14 +334,20 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
-def _digest(keys: Iterable[Key]) -> str:
-    return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
-
-
-def _shown(manifest: Manifest, paths: Sequence[Path]) -> str:
+def _shown(manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> str:
     """A digest of what there is to tell of a study, and of files by their names."""
     files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
-    return hashlib.sha256(json.dumps([manifest.dump(), files], sort_keys=True).encode()).hexdigest()
+    told = [manifest.dump(), files, None if found is None else asdict(found)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _dataset(record: Outcome) -> Any:
+    """A cell's data as an input of its run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag  # start-up
+
+    options = record.settings.get("task_options", record.cell.task_options)
+    told = data_of(record.cell.task, record.cell.fingerprint, options)
+    return DatasetInput(Dataset(**told), [InputTag("mlflow.data.context", "training")])
 
 
 def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
@@ -324,7 +357,7 @@ def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Pa
     """
     try:
         client, _ = connect(uri)
-        id = _experiment(client)
+        id = experiment(client, EXPERIMENT)
         for checkpoint in dict.fromkeys(row["checkpoint"] for row in rows):
             tags = {"role": "evaluation", "checkpoint": checkpoint}
             run = client.create_run(id, tags=tags, run_name=f"eval {checkpoint}").info.run_id
@@ -340,52 +373,6 @@ def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Pa
     except Exception as error:
         reason = first_line(error)
         print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
-
-
-def _metrics(record: Record, began: int) -> Iterator[tuple[str, float, int, int]]:
-    """Rows (name, value, time in ms, step): the history by optimizer step and by training MFLOPs, then the totals.
-
-    MLflow's steps are whole numbers, hence MFLOPs.
-    """
-    for entry in record.history:
-        at = began + int(1000 * entry.seconds)
-        for name, value in entry.dump().items():
-            if name not in ("step", "seconds"):
-                yield name, value, at, entry.step
-                yield f"by_mflops/{name}", value, at, int(entry.flops / 1e6)
-    end = began + int(1000 * record.timing.seconds)
-    yield from _exit_curves(record, end)
-    groups = {"metrics": record.metrics, "costs": record.costs.dump(), "timing": record.timing.dump()}
-    for group, values in groups.items():
-        for name, value in values.items():
-            name = name.replace("@", " at ")  # MLflow's names know no @
-            yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
-
-
-def _exit_curves(record: Record, at: int) -> Iterator[tuple[str, float, int, int]]:
-    """Scores on test data by executed FLOPs per token, in thousands as steps are whole numbers: of leaving all after
-    the same number of cycles, and of every exit rule at its usual aggregate. MLflow's own chart draws them.
-    """
-    if record.exits is None:
-        return
-    for point in record.exits.points:
-        for name in EXIT_SCORES:
-            if (value := point.dump().get(name)) is not None:
-                yield f"by_executed_kflops/fixed/{name}", value, at, round(point.flops_per_token / 1e3)
-    for key, rule in record.exits.rules.items():
-        flops = rule.curve.get("flops_per_token", []) if "." not in key and key != "fixed" else []
-        shown = sorted({round(place * (len(flops) - 1) / (CURVE - 1)) for place in range(CURVE)}) if flops else []
-        for name in EXIT_SCORES:
-            if name in rule.curve:
-                told = {round(flops[place] / 1e3): rule.curve[name][place] for place in shown}
-                yield from ((f"by_executed_kflops/{key}/{name}", value, at, step) for step, value in told.items())
-
-
-def _system(samples: list[dict[str, float]], began: int) -> Iterator[tuple[str, float, int, int]]:
-    """What the cell took of the machine, under the prefix that MLflow shows as system metrics."""
-    for step, sample in enumerate(samples):
-        at = began + int(1000 * sample["seconds"])
-        yield from ((f"system/{name}", value, at, step) for name, value in sample.items() if name != "seconds")
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
