@@ -337,7 +337,7 @@ def run(
         open_store(runs, begin=True)  # not before: a mistake leaves no folder behind
         window.begin(plan.manifest)
         window.catch_up(plan.manifest)
-        records = run_study(plan, store, how, window.add)
+        records = run_study(plan, store, how, window.add, window)
         window.finish([])
         held.update(records.held)
         return records

@@ -1,5 +1,5 @@
-"""What MLflow shows first: verdicts, table and means of a study, in an experiment of its own; and studies of before,
-when all of them were in one.
+"""What MLflow shows of a study: verdicts, table and means first, in an experiment of its own; and curves of cells that
+run, whose runs are not left behind, whatever becomes of the cell.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from mlflow import MlflowClient
 from records import MANIFEST, RESULTS
 
 from bench.store import tracking
-from bench.store.manifest import Manifest
+from bench.store.manifest import CellRow, Manifest
 from bench.store.mlflow_rows import LONGEST, REST, page
 from bench.store.mlflow_server import EXPERIMENT
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.store.tracker import Findings
-from bench.store.tracking import EXPERIMENT_OF, NOTE, STUDY, MlflowTracker
+from bench.store.tracking import CELL_TAG, EXPERIMENT_OF, NOTE, STUDY, MlflowTracker
 from reports.findings import findings
 from reports.table import summary
 from reports.verdicts import sentences
@@ -55,6 +56,12 @@ def of(store: Store) -> Manifest:
     return manifest
 
 
+def follow(uri: str, store: Store) -> MlflowTracker:
+    tracker = MlflowTracker(uri, store)
+    tracker.complete(of(store))
+    return tracker
+
+
 def parent_of(uri: str) -> Any:
     (run,) = [run for run in runs_of(MlflowClient(uri)) if run.data.tags.get(STUDY) == MANIFEST.study]
     return run
@@ -80,8 +87,8 @@ def test_the_first_page_has_verdicts_table_and_means(uri: str, store: Store) -> 
 def test_other_findings_take_the_place_of_those_before(uri: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     MlflowTracker(uri, store).complete(of(store), (), Findings(("nothing yet",)))
     looked: list[str] = []
-    shown = tracking._shown
-    monkeypatch.setattr(tracking, "_shown", lambda *told: (looked.append(told[0].study), shown(*told))[1])
+    shown = tracking.shown_of
+    monkeypatch.setattr(tracking, "shown_of", lambda *told: (looked.append(told[0].study), shown(*told))[1])
     MlflowTracker(uri, store).complete(of(store), (), Findings(("something",)))
     assert looked == [MANIFEST.study], "files are read once"
     note = parent_of(uri).data.tags[NOTE]
@@ -134,4 +141,74 @@ def test_a_deleted_experiment_is_taken_back(uri: str, store: Store) -> None:
     tracker.trusting = False
     tracker.complete(of(store))
     assert not tracker.broken and client.get_experiment_by_name(OWN).lifecycle_stage == "active"
+    assert_agree(uri, store, of(store))
+
+
+def run_of(uri: str, id: str) -> Any:
+    (run,) = [run for run in runs_of(MlflowClient(uri)) if run.data.tags.get(CELL_TAG) == id]
+    return run
+
+
+def open_one(uri: str, store: Store) -> tuple[MlflowTracker, CellRow, Record]:
+    """A tracker at a cell that is not in the store yet, and has shown a part of its curves."""
+    row = next(cell for cell in MANIFEST.cells[4:] if RESULTS[cell.id].status == "done")
+    record = RESULTS[row.id]
+    assert record.status == "done"
+    store.write_manifest(MANIFEST.study, MANIFEST.but(cells=[*MANIFEST.cells[:4], row]))
+    tracker = MlflowTracker(uri, store)
+    tracker.begin(of(store))
+    tracker.catch_up(of(store))
+    tracker.opened(row.id, row, row.seed, record.timing.started)
+    for entry in record.history[:2]:
+        tracker.entry(row.id, entry.dump())
+    return tracker, row, record
+
+
+def test_a_run_is_open_while_its_cell_runs_and_is_completed_in_place(uri: str, store: Store) -> None:
+    tracker, row, record = open_one(uri, store)
+    there = run_of(uri, row.id)
+    assert there.info.status == "RUNNING"
+    curve = MlflowClient(uri).get_metric_history(there.info.run_id, "valid_loss")
+    assert [(m.step, m.value) for m in curve] == [(e.step, e.valid_loss) for e in record.history[:2]]
+    other = follow(uri, store)
+    assert other.held == "" and run_of(uri, row.id).info.run_id == there.info.run_id, "left alone by others"
+    store.write_result(row.id, record)
+    tracker.add(record, row)
+    tracker.complete(of(store))
+    assert run_of(uri, row.id).info.run_id == there.info.run_id
+    assert_agree(uri, store, of(store))
+    assert tracker.held, "says now that it holds everything"
+
+
+@pytest.mark.parametrize("ending", ["dropped", "killed", "again", "elsewhere"])
+def test_an_open_run_that_nobody_completes_is_gone(
+    ending: str, uri: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, row, record = open_one(uri, store)
+    first = run_of(uri, row.id).info.run_id
+    if ending == "dropped":
+        tracker.dropped(row.id)
+    elif ending == "killed":
+        monkeypatch.setattr(tracking, "gone", lambda owner: True)
+        follow(uri, store)
+    elif ending == "again":  # the cell begins once more, in a process that has taken it over
+        open_one(uri, store)
+        assert run_of(uri, row.id).info.run_id != first
+        store.write_result(row.id, record)
+    else:  # it is completed by another process, which began it later
+        later = record.but(timing=record.timing.but(started=record.timing.started + 5))
+        store.write_result(row.id, later)
+        tracker.add(later, row)
+    assert ending in ("again", "elsewhere") or first not in {run.info.run_id for run in runs_of(MlflowClient(uri))}
+    follow(uri, store)
+    assert_agree(uri, store, of(store))
+
+
+def test_what_fails_leaves_no_open_run(uri: str, store: Store) -> None:
+    tracker, row, _ = open_one(uri, store)
+    failed = next(found for found in RESULTS.values() if found.status == "failed").but(id=row.id, at=1.7e9)
+    store.write_failure(row.id, failed)
+    tracker.add(failed, row)
+    tracker.complete(of(store))
+    assert run_of(uri, row.id).info.status == "FAILED"
     assert_agree(uri, store, of(store))

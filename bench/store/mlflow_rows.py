@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench.store.manifest import Manifest
-from bench.store.records import HistoryEntry, Record
+from bench.store.records import HistoryEntry, Outcome, Record
 from bench.store.tracker import Findings
 
 EXIT_SCORES, CURVE = ("accuracy", "bits_per_byte"), 12  # of an exit curve: what is shown, at so many points
@@ -17,8 +19,9 @@ LONGEST, LONGEST_DIGEST = 5000, 36  # letters that MLflow takes of a description
 REST = "The rest of the table is in report/report.html."
 _OTHER = re.compile(r"[^\w\-. :/]", re.ASCII)  # what no name of a metric may hold
 
-Metrics = Iterator[tuple[str, float, int, int]]
-"""Name, value, time in ms, step. MLflow's steps are whole numbers."""
+Row = tuple[str, float, int, int]
+"""Of metrics: name, value, time in ms, step. MLflow's steps are whole numbers."""
+Metrics = Iterator[Row]
 
 
 def page(manifest: Manifest, found: Findings | None) -> str:
@@ -45,10 +48,22 @@ def totals(manifest: Manifest, found: Findings, at: int) -> Metrics:
         yield _OTHER.sub("", name), value, at, len(manifest.seeds)
 
 
-def data_of(task: str, fingerprint: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """A cell's data, as MLflow describes data."""
+def dataset(record: Outcome) -> Any:
+    """A cell's data as an input of its run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag  # start-up
+
+    task, fingerprint = record.cell.task, record.cell.fingerprint
+    options = record.settings.get("task_options", record.cell.task_options)
     source = json.dumps({"task": task, "options": options, "fingerprint": fingerprint}, sort_keys=True, default=str)
-    return {"name": task, "digest": fingerprint[:LONGEST_DIGEST], "source_type": "cyclebench", "source": source}
+    told = Dataset(name=task, digest=fingerprint[:LONGEST_DIGEST], source_type="cyclebench", source=source)
+    return DatasetInput(told, [InputTag("mlflow.data.context", "training")])
+
+
+def shown_of(manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> str:
+    """A digest of what there is to tell of a study, and of files by their names."""
+    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
+    told = [manifest.dump(), files, None if found is None else asdict(found)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_keys(keys: Iterable[tuple[str, str]]) -> str:

@@ -47,7 +47,8 @@ class Findings:
 class Tracker:
     """A window on the store. Subclass it and decorate it with ``@register("name")``.
 
-    ``study``, ``log``, ``search``, ``tell`` and ``finish`` are for subclasses. The suite calls ``begin``, ``add``,
+    ``study``, ``log``, ``search``, ``tell`` and ``finish`` are for subclasses; so are ``opened``, ``entry`` and
+    ``dropped``, for those that show cells while they run. The suite calls ``begin``, ``add``,
     ``add_search``, ``catch_up`` and ``complete``.
 
     Attributes:
@@ -72,6 +73,15 @@ class Tracker:
 
     def study(self, manifest: Manifest) -> None:
         """A study begins or goes on."""
+
+    def opened(self, id: str, place: Placed, seed: int, started: float) -> None:
+        """A cell begins here. started: seconds since 1970, as its record will tell."""
+
+    def entry(self, id: str, entry: dict[str, float]) -> None:
+        """A cell that was opened has another entry of its history; one that goes on has those of before again."""
+
+    def dropped(self, id: str) -> None:
+        """A cell that may have been opened has stopped without a record."""
 
     def log(self, record: Outcome, place: Placed) -> None:
         """A cell has a record."""

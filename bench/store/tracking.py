@@ -1,19 +1,19 @@
 """MLflow as a window on the cell store: it can always be filled again from there, so it may fail without loss.
 
 Several processes write into one MLflow. What must not be there twice (a study's run, a cell's run) is looked for and
-written by one process at a time, which holds a lock. So a cell's run that is not complete is one that a killed process
-has left: who logs the cell deletes it and begins another. Runs that are opened while a cell is still running would tell
-by ``OWNER`` who is at them.
+written by one process at a time, which holds a lock. A cell's run is opened when the cell begins, shows its curves
+while they are drawn, and tells by ``OWNER`` who is at it: that process completes it. Any other one that is not complete
+is deleted by who logs the cell, or who sees that its owner is gone. While runs are open, a study's run does not say
+that it holds everything, so that whoever comes next looks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,9 @@ from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
 from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_rows import about, data_of, digest_of_keys, metrics, page, system, totals
+from bench.store.mlflow_rows import Row, about, curves, dataset, digest_of_keys, metrics, page, shown_of, system, totals
 from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in
-from bench.store.records import Outcome, configuration, dotted
+from bench.store.records import HistoryEntry, Outcome, configuration, dotted
 from bench.store.store import Store
 from bench.store.tracker import Findings, Key, Placed, Tracker, digest_of, register
 
@@ -74,6 +74,15 @@ def _contained(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+@dataclass(frozen=True)
+class _Open:
+    """The run of a cell that is running here. began: ms since 1970; rows: metrics that it has already."""
+
+    run: str
+    began: int
+    rows: set[Row]
+
+
 @register("mlflow")
 class MlflowTracker(Tracker):
     """An experiment and a parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs,
@@ -87,6 +96,7 @@ class MlflowTracker(Tracker):
         self.parent = ""
         self.told = self.mending = False
         self.found: Findings | None = None
+        self.open: dict[str, _Open] = {}  # by the cell's id
         self.ready: dict[str, tuple[dict[Key, CellRow | SearchRow], str]] = {}  # looked up in this command already
 
     @_contained
@@ -116,7 +126,7 @@ class MlflowTracker(Tracker):
         cells = 0
         here = [(manifest, paths, found), *((part, (), None) for part in parts if part is not None)]
         for one, files, what in here:
-            told, holding, shown = tags_in(self.uri, STUDY, one.study), self.holding(one), _shown(one, files, what)
+            told, holding, shown = tags_in(self.uri, STUDY, one.study), self.holding(one), shown_of(one, files, what)
             self.ready[one.study] = holding, shown
             if (told.get(HELD), told.get(SHOWN)) != (digest_of_keys(holding), shown):
                 return None
@@ -161,7 +171,7 @@ class MlflowTracker(Tracker):
             client.set_tag(run.info.run_id, STAYS, "told")
         client.log_dict(run.info.run_id, manifest.dump(), "study.json")
         if closely or run.info.run_id != self.parent:
-            self.known = set()
+            self.known, self.open = set(), {}
         self.client, self.parent, self.held = client, run.info.run_id, run.data.tags.get(HELD)
 
     def catch_up(self, manifest: Manifest) -> None:
@@ -182,9 +192,13 @@ class MlflowTracker(Tracker):
     @_contained
     def _say(self, holding: dict[Key, CellRow | SearchRow]) -> None:
         """Say what is held."""
-        if set(holding) <= self.known and self.held != (now := digest_of_keys(holding)):
-            self.client.set_tag(self.parent, HELD, now)
-            self.held = now
+        if not (set(holding) <= self.known and self.held != (now := digest_of_keys(holding))):
+            return
+        at_work = f"attributes.status = 'RUNNING' AND tags.`mlflow.parentRunId` = '{self.parent}'"
+        with self.lock:
+            if not self.client.search_runs([self.experiment], at_work, max_results=1):
+                self.client.set_tag(self.parent, HELD, now)
+                self.held = now
 
     def _logged(self) -> Iterator[Key]:
         """All cells, with their attempts, and searches whose runs are complete. Those that a killed process has left
@@ -231,28 +245,76 @@ class MlflowTracker(Tracker):
         """Log a cell's record as a child run, once: whichever process has logged it, it is left alone."""
         attempt = "" if record.status == "done" else str(record.at)  # a cell has one result, but may fail several times
         began = int(1000 * (record.timing.started if record.status == "done" else record.at))
+        opened = self.open.pop(record.id, None)
         with self.lock:
-            runs = [run for run in self._children(CELL_TAG, record.id) if run.data.tags.get(ATTEMPT, "") == attempt]
-            if not self._kept(runs, lambda run: run.info.start_time == began):
-                self._write(record, place, attempt, began)
+            runs = [
+                run
+                for run in self._children(CELL_TAG, record.id)
+                if run.data.tags.get(ATTEMPT, "") == attempt or run.info.status == "RUNNING"
+            ]
+            ours = opened is not None and opened.began == began and opened.run in [run.info.run_id for run in runs]
+            others = [run for run in runs if not (ours and opened and run.info.run_id == opened.run)]
+            if not self._kept(others, lambda run: run.info.start_time == began):
+                self._write(record, place, attempt, began, opened if ours else None)
+            elif ours and opened is not None:
+                self.client.delete_run(opened.run)
 
-    def _write(self, record: Outcome, place: Placed, attempt: str, began: int) -> None:
-        from mlflow.entities import Metric, Param  # start-up
+    @_contained
+    def opened(self, id: str, place: Placed, seed: int, started: float) -> None:
+        """Begin the run of a cell that begins; see ``Tracker``."""
+        began = int(1000 * started)
+        with self.lock:
+            self.client.set_tag(self.parent, HELD, "")
+            self.held = ""
+            for run in self._children(CELL_TAG, id):
+                if run.info.status == "RUNNING":  # of a process that has the cell no more
+                    self.client.delete_run(run.info.run_id)
+            run = self._begin(id, seed, place, "", began, {"status": "running"})
+        self.open[id] = _Open(run, began, set())
+
+    @_contained
+    def entry(self, id: str, entry: dict[str, float]) -> None:
+        """See ``Tracker``."""
+        if (opened := self.open.get(id)) is not None:
+            rows = [row for row in curves(HistoryEntry.model_validate(entry), opened.began) if row not in opened.rows]
+            self._log(opened.run, rows)
+            opened.rows.update(rows)
+
+    @_contained
+    def dropped(self, id: str) -> None:
+        """See ``Tracker``."""
+        if (opened := self.open.pop(id, None)) is not None:
+            self.client.delete_run(opened.run)
+
+    def _begin(self, id: str, seed: int, place: Placed, attempt: str, began: int, more: dict[str, str]) -> str:
+        """Open a cell's run; its id."""
+        tags = {"mlflow.parentRunId": self.parent, CELL_TAG: id, ATTEMPT: attempt, OWNER: json.dumps(me())}
+        tags |= {"variant": place.variant, "task": place.task, **more}
+        name = f"{place.variant} {place.task} seed {seed}"
+        return str(self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id)
+
+    def _log(self, run: str, rows: Iterable[Row]) -> None:
+        from mlflow.entities import Metric  # start-up
+
+        for batch in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
+            self.client.log_batch(run, metrics=batch)
+
+    def _write(self, record: Outcome, place: Placed, attempt: str, began: int, opened: _Open | None = None) -> None:
+        """Write a cell's run, or what an open one lacks."""
+        from mlflow.entities import Param  # start-up
 
         tags = {
-            "mlflow.parentRunId": self.parent,
-            CELL_TAG: record.id,
-            ATTEMPT: attempt,
-            OWNER: json.dumps(me()),
-            "variant": place.variant,
-            "task": place.task,
             "status": record.status,
             "git": str(record.environment.git),
             "data_fingerprint": record.cell.fingerprint,
         }
-        name = f"{place.variant} {place.task} seed {record.cell.seed}"
-        run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
-        self.client.log_inputs(run, datasets=[_dataset(record)])
+        if opened is None:
+            run = self._begin(record.id, record.cell.seed, place, attempt, began, tags)
+        else:
+            run = opened.run
+            for key, value in tags.items():
+                self.client.set_tag(run, key, value)
+        self.client.log_inputs(run, datasets=[dataset(record)])
         for params in _batches(
             [Param(key, str(value)) for key, value in dotted(configuration(record))], PARAMS_A_BATCH
         ):
@@ -261,8 +323,7 @@ class MlflowTracker(Tracker):
             *system(self.store.usage(record.id), began),
             *(metrics(record, began) if record.status == "done" else ()),
         ]
-        for batch in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
-            self.client.log_batch(run, metrics=batch)
+        self._log(run, rows if opened is None else [row for row in rows if row not in opened.rows])
         ended = None
         if record.status == "done":
             ended = began + int(1000 * record.timing.seconds)
@@ -305,16 +366,13 @@ class MlflowTracker(Tracker):
     @_contained
     def tell(self, found: Findings) -> None:
         """Show a study's verdicts and its table where MLflow's pages of it begin, its means as metrics of its run."""
-        from mlflow.entities import Metric  # start-up
-
         assert self.manifest is not None
         told, self.found = page(self.manifest, found), found
         self.client.set_tag(self.parent, NOTE, told)
         if self.own:
             self.client.set_experiment_tag(self.experiment, NOTE, told)
         now = int(1000 * time.time())
-        for rows in _batches([Metric(*row) for row in totals(self.manifest, found, now)], METRICS_A_BATCH):
-            self.client.log_batch(self.parent, metrics=rows)
+        self._log(self.parent, totals(self.manifest, found, now))
 
     @_contained
     def finish(self, paths: Sequence[Path]) -> None:
@@ -325,54 +383,13 @@ class MlflowTracker(Tracker):
             self.client.set_terminated(self.parent)
         assert self.manifest is not None
         _, shown = self.ready.get(self.manifest.study, ({}, ""))
-        self.client.set_tag(self.parent, SHOWN, shown or _shown(self.manifest, paths, self.found))
+        self.client.set_tag(self.parent, SHOWN, shown or shown_of(self.manifest, paths, self.found))
         self.found = None
 
 
 def _quoted(value: str) -> str:
     """A value in a filter of MLflow, which knows no way to write a quote within quotes of its kind."""
     return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _shown(manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> str:
-    """A digest of what there is to tell of a study, and of files by their names."""
-    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
-    told = [manifest.dump(), files, None if found is None else asdict(found)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _dataset(record: Outcome) -> Any:
-    """A cell's data as an input of its run."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag  # start-up
-
-    options = record.settings.get("task_options", record.cell.task_options)
-    told = data_of(record.cell.task, record.cell.fingerprint, options)
-    return DatasetInput(Dataset(**told), [InputTag("mlflow.data.context", "training")])
-
-
-def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
-    """Log the downstream scores of checkpoints, each as a run of its own; a failing server is one warning.
-
-    Metrics are named task/metric; their step is the number of cycles.
-    """
-    try:
-        client, _ = connect(uri)
-        id = experiment(client, EXPERIMENT)
-        for checkpoint in dict.fromkeys(row["checkpoint"] for row in rows):
-            tags = {"role": "evaluation", "checkpoint": checkpoint}
-            run = client.create_run(id, tags=tags, run_name=f"eval {checkpoint}").info.run_id
-            for row in rows:
-                if row["checkpoint"] != checkpoint:
-                    continue
-                name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
-                client.log_metric(run, f"{row['task']}/{name}", row["value"], step=row["cycles"])
-                client.log_metric(run, f"{row['task']}/flops_per_token", row["flops_per_token"], step=row["cycles"])
-            for path in paths:
-                client.log_artifact(run, str(path))
-            client.set_terminated(run)
-    except Exception as error:
-        reason = first_line(error)
-        print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
