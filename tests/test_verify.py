@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from agree import runs_of
 from mlflow import MlflowClient
 from test_runner import RAW, plan
 
@@ -121,9 +122,7 @@ def test_status_before_anything_is_done_knows_the_cost_from_the_study(copy: tupl
 
 def _logged(uri: str) -> dict[str, Any]:
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("cyclebench")
-    assert experiment is not None
-    runs = [run for run in client.search_runs([experiment.experiment_id]) if CELL_TAG in run.data.tags]
+    runs = [run for run in runs_of(client) if CELL_TAG in run.data.tags]
     names = {key for run in runs for key in run.data.metrics}
     return {
         run.data.tags[CELL_TAG]: {

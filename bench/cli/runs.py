@@ -187,7 +187,8 @@ def sync(
     store, manifest = results.store, results.manifest
     window = trackers.get(tracker)(tracking_uri, store)
     window.trusting = False
-    window.complete(manifest, sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
+    files = sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file())
+    window.complete(manifest, files, results.findings())
     if window.broken:
         raise typer.Exit(1)
     say(f"{window.filled} cells added, {window.there} were there already: {tracking_uri}")
