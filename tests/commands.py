@@ -23,7 +23,6 @@ from bench.cli import main
 from bench.processes import worker_context
 from bench.run.executors import local
 
-
 TRACKED = ("run", "report", "sweep", "sync")  # commands that write into MLflow, by default into this file
 DATABASE = "mlflow.db"
 
