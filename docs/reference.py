@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -279,24 +278,15 @@ def python() -> str:
     return "\n".join(text)
 
 
-def _reports() -> dict[str, str]:
-    return {path.parent.name: path.read_text() for path in sorted(PUBLISHED.glob("*/report.md"))}
-
-
 def findings() -> str:
-    """What published studies have found: their question and their verdicts as they stand in the reports."""
-    text = [
-        f"{GENERATED}# Findings\n\nThe verdicts of the published studies, as their reports in `reports/published` "
-        "give them. A verdict says what these numbers of seeds at these sizes show, and no more; what the words "
-        "mean is in [statistics](science/statistics.md).\n"
-    ]
-    for name, report in _reports().items():
-        question = report.split("\n\n")[1]
-        verdicts = re.search(r"^## Verdicts\n\n(.*?)(?=^## |^- \*\*|\Z)", report, re.M | re.S)
-        said = verdicts[1].strip() if verdicts else "This study declares no hypothesis."
-        text.append(f"## {name}\n\n{question}\n\n{said}\n")
-        text += [f"![{name}: {picture.stem}](published/{name}/{picture.name})\n" for picture in _fronts(name)]
-    return "\n".join(text)
+    """What published studies have found, as ``cyclebench findings`` tells it, with their plots."""
+    from reports.decided import page
+
+    return f"{GENERATED}{page(PUBLISHED, 'published')}"
+
+
+def _names() -> list[str]:
+    return sorted(path.parent.name for path in PUBLISHED.glob("*/report.md"))
 
 
 def _fronts(name: str) -> list[Path]:
@@ -305,4 +295,4 @@ def _fronts(name: str) -> list[Path]:
 
 def pictures() -> dict[str, Path]:
     """The pictures of the page of findings and of the first page, by path under docs/."""
-    return {f"published/{name}/{picture.name}": picture for name in _reports() for picture in _fronts(name)}
+    return {f"published/{name}/{picture.name}": picture for name in _names() for picture in _fronts(name)}

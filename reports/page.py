@@ -135,7 +135,7 @@ def write_report(
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
     if published:
-        texts[STUDY] = published_text(manifest, results)
+        texts[STUDY] = published_text(manifest, results, context["verdicts"], context["environment"])
     else:
         texts["report.tex"] = latex(context)
     texts["report.md"] = _templates(_as_markdown).get_template("report.md").render({**context, **MARKDOWN})

@@ -249,10 +249,16 @@ def test_everything_that_is_registered_stands_in_the_reference(made: dict[str, s
 
 
 def test_findings_are_the_verdicts_as_published(made: dict[str, str]) -> None:
-    for path in (ROOT / "reports" / "published").glob("*/report.md"):
-        assert f"## {path.parent.name}\n" in made["findings.md"]
-    verdict = "| a zero value beats a learned one | inconclusive |"
-    assert verdict in made["findings.md"] and verdict in (ROOT / "reports/published/controls/report.md").read_text()
+    published = ROOT / "reports" / "published"
+    told = [json.loads(path.read_text()) for path in published.glob("*/study.json")]
+    for study in told:
+        for row in study["verdicts"]:
+            line = next(
+                line for line in made["findings.md"].splitlines() if line.startswith(f"| {row['hypothesis']} |")
+            )
+            assert f"| {row['verdict']} |" in line and f"| {row['gain']} |" in line
+    for path in published.glob("*/report.md"):
+        assert re.search(rf"^(## |- ){path.parent.name}$", made["findings.md"], re.M), path
 
 
 def test_all_pages_and_none_other_are_in_the_contents(made: dict[str, str]) -> None:

@@ -178,7 +178,7 @@ def published(ran: tuple[Plan, Path], tmp_path: Path) -> Path:
     """The two files by which anyone can run the cells again, without the figures."""
     manifest, store = ran[0].manifest, Store(ran[1] / "runs")
     results = {row.id: record for row in manifest.cells if (record := store.record(row.id)) is not None}
-    (tmp_path / "study.json").write_text(published_text(manifest, results))
+    (tmp_path / "study.json").write_text(published_text(manifest, results, [], []))
     (tmp_path / "results.csv").write_text(csv_of_cells(manifest, results))
     return tmp_path
 

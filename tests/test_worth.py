@@ -1,11 +1,16 @@
-"""What a variant costs beside what it gives, over the reference."""
+"""What a variant costs beside what it gives, over the reference; and one page of what published studies have found."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from records import of_seeds
 
-from reports.verdicts import differences
+from bench.store.manifest import HypothesisRow, Measure
+from bench.store.published import published_text
+from reports.decided import page
+from reports.verdicts import differences, verdicts
 from reports.worth import worth
 
 
@@ -34,3 +39,21 @@ def test_nothing_is_told_of_what_has_not_run(side: str) -> None:
     left = {id: record for id, record in results.items() if id not in gone}
     rows = worth(manifest, left, differences(manifest, left))
     assert [row["task"] for row in rows] == ["p_hop"]
+
+
+def test_findings_tell_every_verdict_and_at_what_scale(tmp_path: Path) -> None:
+    manifest, results = of_seeds(5, lambda variant, task, seed: 0.1 * (variant == "ztt") + 0.001 * seed)
+    measures = [Measure(task="p_hop", metric="accuracy", higher_is_better=True)]
+    claim = HypothesisRow(claim="a | b helps", better="ztt", than="htc", task="p_hop", margin=0.0, measures=measures)
+    claimed = manifest.but(hypotheses=[claim])
+    assert "No study has been published with this version yet." in page(tmp_path)
+    (tmp_path / "sample").mkdir()
+    text = published_text(claimed, results, verdicts(claimed, results), [])
+    (tmp_path / "sample" / "study.json").write_text(text)
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "report.md").write_text("# older")
+    told = page(tmp_path)
+    assert "1 hypotheses of 1 studies" in told and "1 rest on fewer than 8 pairs of seeds" in told
+    row = next(line for line in told.splitlines() if line.startswith("| a "))
+    assert verdicts(claimed, results)[0]["gain"] in row and "5/5" in row
+    assert "- older" in told and "verify --published sample --sample 2" in told

@@ -36,6 +36,7 @@ from bench.cli.options import (
 from bench.cli.runs import status, sync, tell_run, verify
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError, first_line
+from bench.house import HOUSE
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -216,6 +217,25 @@ def sweep(
         say(finding)
     for path in write_sweep(result, out or runs / "reports" / chosen.sweep_name):
         print(path)
+
+
+@app.command()
+def findings(
+    folder: Annotated[Path, typer.Option("--published", help="Folder of the published studies.")] = HOUSE
+    / "reports"
+    / "published",
+    out: Annotated[Path | None, typer.Option(help="File of the page; by default it is printed.")] = None,
+) -> None:
+    """One page of what the published studies have found: every hypothesis, its verdict, its interval and its seeds."""
+    from bench.store.files import atomic_write  # start-up
+    from reports.decided import page  # start-up
+
+    text = page(folder)
+    if out is None:
+        print(text, end="")
+        return
+    atomic_write(out, text.encode())
+    say(f"findings: {out}")
 
 
 @app.command()

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from bench.config import CELL_SOURCE, Cell
-from bench.errors import UserError, first_line, from_validation, unknown
-from bench.house import HOUSE
+from bench.errors import UserError, first_line, unknown
 from bench.run.going import run_cell
 from bench.store.manifest import CellRow
-from bench.store.published import STUDY, PublishedStudy
+from bench.store.published import PUBLISHED, STUDY, PublishedStudy, published_names, read_published
 from bench.store.store import Store
 
-PUBLISHED = HOUSE / "reports" / "published"
 RESULTS = "results.csv"
 SPREADS = 3.0  # standard deviations between seeds that a cell may lie off on another machine
 
@@ -50,11 +47,6 @@ class Comparison:
         return self.found == self.published or abs(self.found - self.published) <= self.tolerance
 
 
-def published_names() -> list[str]:
-    """The studies that are published beside the suite, in a form that can be run again."""
-    return sorted(path.parent.name for path in PUBLISHED.glob(f"*/{STUDY}"))
-
-
 def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
     """Run some finished cells of a published study, each in a store of its own, and compare the metric of their task.
 
@@ -73,12 +65,10 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
     folder = Path(name) if (Path(name) / STUDY).is_file() else PUBLISHED / name
     if not (folder / STUDY).is_file():
         raise unknown("published study", name, published_names())
+    study = read_published(folder)
     try:
-        study = PublishedStudy.model_validate_json((folder / STUDY).read_bytes())
         with (folder / RESULTS).open(encoding="utf-8", newline="") as file:
             told = {row["id"]: row for row in csv.DictReader(file)}
-    except ValidationError as error:
-        raise from_validation(str(folder / STUDY), error) from None
     except KeyError as error:
         raise UserError(f"{folder / RESULTS}: column {error} is missing") from None
     metrics = {task.label: f"test_{task.metric}" for task in study.manifest.tasks}
