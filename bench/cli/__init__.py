@@ -248,7 +248,8 @@ def report(
     else:
         tell_run(results)
         _tell(results)
-    trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
+    window = trackers.get(tracker)(tracking_uri, results.store)
+    window.complete(results.manifest, results.paths, results.findings())
 
 
 @app.command()

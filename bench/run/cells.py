@@ -27,7 +27,8 @@ from bench.train.loop import WatchHistory, train_together
 
 Tell = Callable[[str, tuple[Any, ...]], None]
 """Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss or None, tokens per second),
-``phase`` (what it is at after its steps), or ``found``: it has a record that another process has made."""
+``phase`` (what it is at after its steps), ``began`` (seconds since 1970), ``entry`` (of its history), or ``found``: it
+has a record that another process has made."""
 TellOf = Callable[[str, str, tuple[Any, ...]], None]
 """The same with the cell's id in front."""
 
@@ -85,6 +86,7 @@ class _Member:
         self.job, self.cell, self.tell, self.store = job, job.cell, tell, Store(job.root)
         self.log = cell_logger(job.cell.id)
         self.held: Lease | None = None
+        self.started = 0.0
         self._stack, self._first = ExitStack(), list[tuple[int, float]]()
 
     def __enter__(self) -> _Member:
@@ -110,6 +112,8 @@ class _Member:
         if found is not None and (found.status == "done" or found.at != self.job.failed):
             self.tell("found", ())
             return found
+        self.started = time.time()
+        self.tell("began", (self.started,))
         lease.note(label=self.job.label, steps=self.cell.train.steps, step=0, tokens_per_second=None)
         self.log.info("begins: %s, process %d, lease %d", self.job.label, os.getpid(), lease.number)
         return None
@@ -124,6 +128,12 @@ class _Member:
         self.held.note(step=step, tokens_per_second=speed, seconds_left=left)
         del self._first[1:]
         self.tell("update", (step, loss, speed))
+
+    def watch(self, entry: dict[str, float]) -> None:
+        """Tell an entry of the history, to who watches the job, too."""
+        self.tell("entry", (entry,))
+        if self.job.watch is not None:
+            self.job.watch(entry)
 
     def end(self, record: Outcome | None) -> tuple[str, Outcome | None]:
         """Give the cell back."""
@@ -179,8 +189,9 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
                         member.held,
                         report=member.report,
                         every=member.job.every,
-                        watch=member.job.watch,
+                        watch=member.watch,
                         team=team,
+                        started=member.started,
                     )
                 except Exception as error:
                     yield member.end(member.fail(team.cause(error)))

@@ -86,11 +86,12 @@ class Going:
         watch: WatchHistory | None = None,
         stacked: bool | None = None,
         team: Team | None = None,
+        started: float | None = None,
     ) -> None:
         """lease: of the cell; None in a process that writes nothing; team: of the cell's processes, which is started
-        here.
+        here; started: when the cell began, in seconds since 1970, None for now.
         """
-        self.cell, self.store, self.lease, self.started = cell, store, lease, time.time()
+        self.cell, self.store, self.lease, self.started = cell, store, lease, started or time.time()
         self.folder, team = store.folder(cell.id), team or ALONE
         team.start()
         self.data = data = cell_data(cell, store)
