@@ -87,8 +87,10 @@ def test_divergence_is_told_where_it_is() -> None:
 
     calm = [point(1, 1.0, 0.5, 0.9), point(2, 1.1, 0.2, 0.8), point(4, 1.2, 0.1, 0.8)]
     assert divergence(calm, 2) is None
-    grown = [*calm[:2], point(4, 2.5, 0.1, 0.8)]
-    assert "norm 1.1 -> 2.5" in (divergence(grown, 2) or "")
+    sums = [point(1, 1.0, 1.0, 1.0), point(2, 2.0, 0.5, 1.0), point(4, 4.1, 0.25, 1.0)]  # grows in proportion
+    assert divergence(sums, 2) is None
+    grown = [*calm[:2], point(4, 3.5, 0.1, 0.8)]
+    assert "norm 1.1 -> 3.5" in (divergence(grown, 2) or "")
     assert divergence([*calm[:2], point(4, 1.2, 0.3, 1.1)], 2) is not None
     assert divergence([*calm[:2], point(4, None, None, None)], 2) is not None
     assert divergence(calm[:1], 2) is None
@@ -117,6 +119,7 @@ def test_what_a_cell_tells_of_its_loop() -> None:
     assert examined(lm, loop_sequences=0).loops == []
     assert examined(small("vanilla", {}, 1)).loops == []
     assert examined(small("sequence", {})).loops == []  # its cycles are no loop over one state
+    assert len(examined(small("loopformer", {})).loops) == 2  # more cycles would go the same way
 
 
 def test_a_loop_that_runs_out_of_numbers_loses_no_result() -> None:

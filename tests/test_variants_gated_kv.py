@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import test_contract as contract
@@ -13,9 +14,12 @@ from plain import embed, keys_and_values, logits, run_block, weights
 from settings import LENGTH, make, tokens
 from torch.nn.functional import gelu, layer_norm
 
+from bench.config import TrainConfig
 from bench.exits.execute import execute
 from bench.model.costs import cache_bytes
 from bench.model.language_model import CycleForCausalLM
+from bench.train.loop import loss_of
+from bench.train.packing import run_stacked
 
 WINDOW, CYCLES = 4, 3
 NAME, OPTIONS = "gated_kv", {"window": WINDOW}
@@ -119,3 +123,13 @@ def test_packed_documents_see_nothing_of_each_other() -> None:
     positions = torch.cat([torch.arange(7), torch.arange(LENGTH - 7)]).expand(2, -1)
     alone = torch.cat([lm(x[:, :7]).logits, lm(x[:, 7:]).logits], 1)
     torch.testing.assert_close(lm(x, position_ids=positions).logits, alone)
+
+
+def test_a_short_window_is_trained_in_stacks() -> None:
+    lms, x = [make(NAME, OPTIONS, "llama").train() for _ in range(2)], torch.stack([tokens(4), tokens(4, seed=1)])
+    losses = loss_of(TrainConfig(), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of what it does one by one
+        stacked, _ = run_stacked(lms, losses, x, x, torch.full((2,), 48.0))
+    alone = torch.stack([losses(lm, own, own, 48.0)[0] for lm, own in zip(lms, x, strict=True)])
+    torch.testing.assert_close(stacked, alone)

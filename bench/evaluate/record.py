@@ -75,7 +75,11 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
 
 
 def _loops(lm: Network, data: TaskData, most: int, sequences: int) -> list[LoopPoint]:
-    """The state over so many cycles; empty if the schedule does not pass its shared part once a cycle."""
+    """The state over so many cycles, of an elastic variant over those it was trained with, as more would go the same
+    way; empty if the schedule does not pass its shared part once a cycle.
+    """
+    if lm.variant.elastic:
+        most = min(most, lm.model_shape.n_cycles)
     if not sequences or most == 1 or lm.schedule_at(most).n_cycles != most:
         return []
     ids, _ = arrays(data.test, sequences)

@@ -25,7 +25,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bench.form import TEXT, Form
 from bench.model.flops import Flops
-from bench.model.stacks import folded
+from bench.model.stacks import folded, of_all
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -256,6 +256,8 @@ def _kernel(
     how: dict[str, Any] = {"dropout_p": dropout, "scale": float(scale)}
     how["is_causal"] = True if causal else False  # noqa: SIM210
     how["enable_gqa"] = bool(query.shape[1] != key.shape[1])
+    if mask is not None and mask.dim() == 2 and of_all(mask):
+        return folded(partial(scaled_dot_product_attention, attn_mask=mask, **how), query, key, value)
     if mask is not None and (mask.dim() < 4 or len(mask) != len(query)):  # one for all sequences
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how)
     if mask is not None:

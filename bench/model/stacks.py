@@ -31,6 +31,11 @@ def folded(kernel: Callable[..., Any], *tensors: Tensor) -> Any:
     return tuple(functorch._add_batch_dim(tensor.unflatten(0, (size, -1)), 0, level) for tensor in found)
 
 
+def of_all(tensor: Tensor) -> bool:
+    """Whether all models of a stack share the tensor."""
+    return not functorch.is_batchedtensor(tensor)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``; of a stack with weights of its own [S, out, in] one batched product."""
     level = _level(weight)

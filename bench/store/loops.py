@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 from bench.store.records import LoopPoint, Record
 
-GROWN = 2.0  # times the norm after the trained cycles: beyond it a state is none that the coda has learned to read
+GROWN = 1.5  # times what a norm comes to that grows in proportion to the cycles, as that of a sum of updates does
 
 
 def divergence(points: Sequence[LoopPoint], trained: int) -> str | None:
     """What is to be said of a loop that does not hold beyond its trained cycles, in a line; None if it does.
 
-    It does not where the state's norm, after the last cycle, is not finite or ``GROWN`` times that after the trained
-    cycles, or where the last cycle changes the state more, relative to it, than the last trained one and the map's
-    spectral radius there is above 1.
+    It does not where the state's norm, after the last cycle, is not finite or has grown more than ``GROWN`` times as
+    much as the number of cycles has since the trained ones, or where the last cycle changes the state more, relative to
+    it, than the last trained one and the map's spectral radius there is above 1.
     """
     last, known = points[-1], points[min(trained, len(points)) - 1]
-    grown = not _number(last.state_norm) <= GROWN * _number(known.state_norm)
+    most = GROWN * _number(known.state_norm) * last.cycle / known.cycle
+    grown = not _number(last.state_norm) <= most
     moves = _number(last.relative_change) > _number(known.relative_change)
     if not grown and not (moves and _number(last.spectral_radius) > 1):
         return None
