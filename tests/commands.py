@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import signal
 import sys
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,19 @@ import torch
 from bench.cli import main
 from bench.processes import worker_context
 from bench.run.executors import local
+
+TRACKED = ("run", "report", "sweep", "sync")  # commands that write into MLflow, by default into this file
+DATABASE = "mlflow.db"
+
+
+@cache
+def no_runs() -> bytes:
+    """An SQLite file as MLflow makes it, to be copied: its tables take seconds."""
+    from mlflow import MlflowClient
+
+    with TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/{DATABASE}").search_experiments()
+        return (Path(folder) / DATABASE).read_bytes()
 
 
 class Ended(NamedTuple):
@@ -31,9 +46,15 @@ class Ended(NamedTuple):
 
 
 class Command:
-    """A running ``cyclebench ARGUMENTS`` in a folder, at the head of a process group of its own."""
+    """A running ``cyclebench ARGUMENTS`` in a folder, at the head of a process group of its own.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    fresh: it has to make MLflow's database itself; else an empty one is there.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, fresh: bool = False) -> None:
+        database = folder / DATABASE
+        if not fresh and arguments[0] in TRACKED and "--tracking-uri" not in arguments and not database.exists():
+            database.write_bytes(no_runs())
         self.paths = folder / ".stdout", folder / ".stderr"
         self.process: BaseProcess = worker_context().Process(target=_run, args=(folder, arguments, *self.paths))
         self.process.start()
@@ -57,8 +78,8 @@ class Command:
         return Ended(self.process.exitcode, *(path.read_text() for path in self.paths))
 
 
-def cyclebench(folder: Path, *arguments: str) -> Ended:
-    return Command(folder, *arguments).ended()
+def cyclebench(folder: Path, *arguments: str, fresh: bool = False) -> Ended:
+    return Command(folder, *arguments, fresh=fresh).ended()
 
 
 def _run(folder: Path, arguments: tuple[str, ...], *paths: Path) -> None:

@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+import commands
 import pytest
 import torch
 from hypothesis import settings
@@ -41,11 +42,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file as MLflow makes it, to be copied: its tables take seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    """A database of MLflow without a run (``commands.no_runs``), to be copied."""
+    path = tmp_path_factory.mktemp("mlflow") / commands.DATABASE
+    path.write_bytes(commands.no_runs())
     return path
 
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from records import MANIFEST, RESULTS
 
 from bench.run.transfer import export_study, import_archive
+from bench.run.upgrade import open_store
 from bench.store.manifest import Manifest
 from bench.store.records import Configuration, Record
 from bench.store.store import Store
@@ -76,3 +78,21 @@ def taken(file: Path, store: Store) -> tuple[Manifest, Counter[str], list[str], 
     manifest, found, why = import_archive(file, store)
     assert not (store.root / f".import.{os.getpid()}").exists(), "nothing is left half done"
     return manifest, Counter(one.fate for one in found), [one.note for one in found if one.note], why
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    return plan()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, made: Plan) -> Path:
+    """An archive of the study's four cells."""
+    folder = tmp_path_factory.mktemp("sound")
+    return packed(stored(folder / "runs", made), folder / "sound.zip")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Store:
+    """A store in which nothing is yet."""
+    return open_store(tmp_path / "here", begin=True)

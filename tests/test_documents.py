@@ -140,6 +140,8 @@ def tiny(raw: dict[str, Any]) -> dict[str, Any]:
     raw["model"] |= {"d_model": 16, "n_heads": 2}
     raw["train"] |= {"steps": 3, "batch_size": 4}
     raw["seeds"] = min(raw["seeds"], 2)
+    for part in raw.get("sweep", {}).values():
+        part["trials"] = min(part["trials"], 3)
     for task in raw["tasks"]:
         options = task.setdefault("options", {})
         options |= TINY

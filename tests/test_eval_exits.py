@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-import yaml
+from harness import own_task, quick  # noqa: F401 - a fixture
 from test_eval import TEXT, checkpoint
 from typer.testing import CliRunner
 
@@ -30,14 +29,6 @@ from bench.model.costs import pass_flops
 from bench.model.language_model import CycleForCausalLM
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """The harness asks pip for every package there is, each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_eval.evaluator.add_env_info", lambda *_: None)
-        yield
 
 
 def rows_of(folder: Path, task: str, options: dict[str, Any], out: Path, leave: Any = None) -> list[dict[str, Any]]:
@@ -126,29 +117,18 @@ def test_random_draws_for_every_sequence() -> None:
     assert len(set(left)) == 3
 
 
-def own_task(folder: Path) -> None:
-    """A task of one's own in which the model generates."""
-    folder.mkdir()
+def count_on(folder: Path) -> None:
+    """A task in which the model generates."""
     documents = [{"ask": f"{n} {n + 1}", "answer": f" {n + 2}"} for n in range(5)]
-    (folder / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    about = {
-        "task": "count_on",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{ask}}",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (folder / "count_on.yaml").write_text(yaml.safe_dump(about))
+    settings = {"until": ["\n"], "max_gen_toks": 4}
+    about = {"output_type": "generate_until", "doc_to_target": "{{answer}}", "generation_kwargs": settings}
+    own_task(folder, "count_on", documents, ("exact_match",), **about)
 
 
 def test_the_command_generates_with_exits_in_a_task_of_ones_own(
     text_model: Path, tmp_path: Path, no_runs: Path
 ) -> None:
-    own_task(tmp_path / "own")
+    count_on(tmp_path / "own")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     shutil.copy(no_runs, tmp_path / "mlflow.db")
     arguments = ["eval", str(text_model), "--tasks", "count_on", "--include", str(tmp_path / "own")]

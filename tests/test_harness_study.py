@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from harness import own_task, quick  # noqa: F401 - a fixture
 from test_hypotheses import TINY, study
 from typer.testing import CliRunner
 
@@ -36,24 +35,11 @@ PICK = "pick[limit=6]"
 METRICS = ("acc", "acc_norm")
 
 
-def own_task(folder: Path, right: int) -> Path:
+def pick(folder: Path, right: int) -> Path:
     """A task of one's own: which of two numbers follows. The same answer is right in all documents."""
-    folder.mkdir(exist_ok=True)
     documents = [{"ask": f"{n % 3} {n % 4}", "right": right} for n in range(9)]
-    (folder / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    about = {
-        "task": "pick",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{ask}}",
-        "doc_to_choice": ["0", "1"],
-        "doc_to_target": "{{right}}",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in METRICS],
-    }
-    (folder / "pick.yaml").write_text(yaml.safe_dump(about))
-    return folder
+    about = {"output_type": "multiple_choice", "doc_to_choice": ["0", "1"], "doc_to_target": "{{right}}"}
+    return own_task(folder, "pick", documents, METRICS, **about)
 
 
 def written(folder: Path, own: Path) -> Path:
@@ -81,19 +67,11 @@ def written(folder: Path, own: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """The harness asks pip for every package there is, each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_eval.evaluator.add_env_info", lambda *_: None)
-        yield
-
-
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, no_runs: Path, quick: None) -> tuple[Path, str]:
+def done(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> tuple[Path, str]:
     """A finished study and what was told of it. Its cells are trained before, since workers take seconds to start."""
     folder = tmp_path_factory.mktemp("harness")
-    path = written(folder, own_task(folder / "own", 0))
+    path = written(folder, pick(folder / "own", 0))
     store = open_store(folder / "runs", begin=True)
     for planned in make_plan(load_study(str(path)), "", None).cells:
         run_cell(planned.cell, store)
@@ -157,7 +135,7 @@ def test_nothing_is_scored_twice_but_what_has_changed(done: tuple[Path, str]) ->
     before = {id: store.harness(id) for id in ids}
     told, failed, manifest = score(folder, *asked)
     assert (told, failed) == ([], {}) and [cell.id for cell in manifest.cells] == ids
-    own_task(folder / "own", 1)  # the other answer is right now
+    pick(folder / "own", 1)  # the other answer is right now
     told, failed, _ = score(folder, *asked)
     assert sum("the task has changed since it was scored: scored again" in line for line in told) == 4 and not failed
     for id in ids:

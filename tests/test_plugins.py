@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -139,7 +140,8 @@ def wheel(folder: Path) -> Path:
 
 
 @pytest.mark.long
-def test_an_installed_package_with_all_kinds_runs_a_study_a_sweep_and_a_report(tmp_path: Path) -> None:
+def test_an_installed_package_with_all_kinds_runs_a_study_a_sweep_and_a_report(tmp_path: Path, no_runs: Path) -> None:
+    shutil.copy(no_runs, tmp_path / "mlflow.db")
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
     subprocess.run([*install, str(wheel(tmp_path))], check=True, capture_output=True)
@@ -284,7 +286,10 @@ SCRIPT = textwrap.dedent(
 
 
 @pytest.mark.long
-def test_a_script_without_a_guard_runs_a_variant_of_its_own_and_nothing_is_shadowed(tmp_path: Path) -> None:
+def test_a_script_without_a_guard_runs_a_variant_of_its_own_and_nothing_is_shadowed(
+    tmp_path: Path, no_runs: Path
+) -> None:
+    shutil.copy(no_runs, tmp_path / "mlflow.db")
     for name in ("bench", "variants", "reports", "studies"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('a folder of the user is not the suite')\n")

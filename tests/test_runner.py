@@ -166,7 +166,7 @@ def test_the_command_from_study_to_report_and_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "sweep": SWEEP}))
-    first = started(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
+    first = cyclebench(tmp_path, "run", "tiny.yaml", "--set", "seeds=1")
     assert first.returncode == 0, first.stderr
     for text in (
         "vanilla: matched in depth: n_blocks 3 -> 4",

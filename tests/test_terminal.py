@@ -117,7 +117,7 @@ def test_a_dry_run_tells_and_runs_nothing(runs: Path, tmp_path: Path) -> None:
     assert sum(part.cells for part in found.parts) == len(made.cells)
     assert sum(part.done for part in found.parts) == len(plan().cells) > 0
     assert found.flops == sum(part.left * part.flops for part in found.parts) > 0 and found.seconds is not None
-    told = cyclebench(tmp_path, "run", "quick", "--dry-run", "--set", "seeds=1")
+    told = cyclebench(tmp_path, "run", "quick", "--dry-run", "--set", "seeds=1", fresh=True)
     assert told.returncode == 0 and "10 cells to run" in told.stdout and "is not known before" in told.stdout
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
 

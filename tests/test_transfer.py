@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored import content, packed, plan, record_of, stored, taken
+from stored import content, here, made, packed, plan, record_of, sound, stored, taken  # noqa: F401 - fixtures
 
 from bench.cli import app
 from bench.errors import UserError
@@ -25,24 +25,6 @@ from bench.store.manifest import DecideRow, TrialRow, TuningRow
 from bench.store.store import Store
 from bench.store.versions import VERSION
 from bench.study.plan import Plan
-
-
-@pytest.fixture(scope="module")
-def made() -> Plan:
-    return plan()
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, made: Plan) -> Path:
-    """An archive of the study's four cells."""
-    folder = tmp_path_factory.mktemp("sound")
-    return packed(stored(folder / "runs", made), folder / "sound.zip")
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Store:
-    """A store in which nothing is yet."""
-    return open_store(tmp_path / "here", begin=True)
 
 
 def test_everything_arrives_and_nothing_is_left_to_run(tmp_path: Path, here: Store, made: Plan) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored import content, packed, plan, record_of, stored, taken
+from stored import content, here, made, packed, plan, record_of, sound, stored, taken  # noqa: F401 - fixtures
 
 from bench.errors import UserError
 from bench.run.transfer import import_archive
@@ -30,24 +30,6 @@ from bench.store.versions import VERSION
 from bench.study.plan import Plan
 
 FLIPS = int(os.environ.get("CYCLEBENCH_ARCHIVE_FLIPS", "40"))
-
-
-@pytest.fixture(scope="module")
-def made() -> Plan:
-    return plan()
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, made: Plan) -> Path:
-    """An archive of the study's four cells."""
-    folder = tmp_path_factory.mktemp("sound")
-    return packed(stored(folder / "runs", made), folder / "sound.zip")
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Store:
-    """A store in which nothing is yet."""
-    return open_store(tmp_path / "here", begin=True)
 
 
 def repacked(file: Path, target: Path, change: Callable[[dict[str, bytes], dict[str, Any]], object]) -> Path:

@@ -194,16 +194,44 @@ def sync(
     say(f"{window.filled} cells added, {window.there} were there already: {tracking_uri}")
 
 
+def _verify_published(study: str, sample: int, seed: int) -> None:
+    from bench.run.published import run_again  # start-up
+
+    found = run_again(study, sample, seed)
+    for each in found:
+        told = f"{each.metric} {each.found:.6g}, published {each.published:.6g}"
+        if each.problem:
+            told = f"cannot be run again: {each.problem}"
+        elif each.found == each.published:
+            told += ": the same to the last digit"
+        else:
+            off = "within" if each.holds else "beyond"
+            of = "one seed tells none" if math.isnan(each.tolerance) else f"{each.tolerance:.3g}, 3 sd between seeds"
+            told += f": {off} the tolerance ({of})"
+        say(f"{each.cell.name} ({each.cell.id[:12]}): {told}")
+    well = sum(each.holds for each in found)
+    say(f"{well} of {len(found)} cells run again gave what was published")
+    if well < len(found) or not found:
+        raise typer.Exit(1)
+
+
 def verify(
     study: RunName,
     overrides: Overrides = None,
     preset: Preset = None,
     sample: Annotated[int, typer.Option(min=0, help="Finished cells to run again.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Picks the sample.")] = 0,
+    published: Annotated[
+        bool, typer.Option("--published", help="Of a published study (a name, or a folder): cells run again here.")
+    ] = False,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
     starting(f"checking the results of {study}")
+    if published:
+        if overrides or preset:
+            raise UserError("--published: the study is as it was published (allowed: without --set and --preset)")
+        return _verify_published(study, sample, seed)
     from bench.api import load_results  # start-up
     from bench.run.verify import check_stored, rerun  # start-up
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.errors import UserError, first_line
 from bench.form import TEXT
-from bench.model.costs import costs
+from bench.model.costs import cache_bytes, count, meta_model, non_embedding, pass_flops
 from bench.model.language_model import CycleConfig, CycleModel
 from bench.pretrained.sources import no_bars
 from bench.tables import markdown
@@ -72,8 +71,8 @@ def _write(folder: Path, facts: dict[str, Any]) -> None:
 
 def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
     variant, model, length = config.build_variant(), config.model, facts["length"]
-    found = asdict(costs(variant, model, config.vocab_size, length, positions=config.max_position_embeddings))
-    schedule = variant.schedule(model)
+    lm = meta_model(variant, model, config.vocab_size, config.max_position_embeddings)
+    schedule = lm.schedule
     form = model.form
     kind = "CycleForCausalLM" if form == TEXT else "CycleForClassification"
     tag = {} if form.patch is None else {"pipeline_tag": "image-classification"}
@@ -87,10 +86,10 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "variant": variant.name,
         "options": json.dumps(variant.options.model_dump(mode="json")),
         "schedule (block of each step)": str(schedule),
-        "parameters": f"{found['params']:,}",
-        "parameters without embeddings": f"{found['params_non_embedding']:,}",
-        f"forward FLOPs/token at {length} tokens": f"{found['forward_flops_per_token']:,.0f}",
-        "KV cache, bytes/token (float32)": f"{found['kv_bytes_per_token']:,}",
+        "parameters": f"{count(lm.parameters()):,}",
+        "parameters without embeddings": f"{non_embedding(lm):,}",
+        f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length, 'cpu').forward / length:,.0f}",
+        "KV cache, bytes/token (float32)": f"{-(-cache_bytes(lm, length) // length):,}",
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {title}", ""]
     lines += [first_line(type(variant).__doc__ or ""), "", *markdown(("", ""), about.items())]

@@ -17,6 +17,7 @@ from bench.errors import Fault, UserError, reason_of
 from bench.run.going import Going, run_rank, settings_of
 from bench.run.lease import BEAT, Lease, LeaseLostError
 from bench.run.usage import Usage
+from bench.store.loops import record_divergence
 from bench.store.records import Configuration, Failure, Outcome
 from bench.store.store import Store
 from bench.train.checkpoints import Every, cell_logger
@@ -146,6 +147,8 @@ class _Member:
             record = going.finish()
         except Exception as error:
             return self.fail(error)
+        if (diverges := record_divergence(record)) is not None:
+            self.log.warning("%s", diverges)
         self.log.info("done in %.1f s", record.timing.seconds)
         return record
 

@@ -140,6 +140,7 @@ class Going:
             history=[HistoryEntry.model_validate(entry) for entry in history],
             exits=found.exits,
             cycles=found.cycles,
+            loops=found.loops,
             **({} if trace.ran is None else {"ran": (trace.ran.mean(0) / data.length).tolist()}),
             zero_attention=[
                 ZeroAttention(step=step.depth, block=step.block, cycle=step.cycle, mean=mean)

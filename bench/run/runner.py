@@ -21,6 +21,7 @@ from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
 from bench.run.status import planned_flops
+from bench.store.loops import record_divergence
 from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
 from bench.store.tracker import Placed
@@ -274,4 +275,6 @@ def _told(record: Outcome) -> tuple[str, bool]:
         return f"failed: {record.reason}", True
     scores = record.metrics
     name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
-    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s", False
+    diverges = record_divergence(record)
+    warning = "" if diverges is None else f"\n  warning: {diverges}"
+    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s{warning}", False

@@ -61,8 +61,8 @@ def export_study(store: Store, manifest: Manifest, file: Path) -> tuple[Index, i
     """
     if file.exists():
         raise UserError(f"{file}: there is such a file already (allowed: a new one)")
-    found = {id: record for id in cells_of(manifest) if (record := store.record(id)) is not None}
-    found = {id: record for id, record in found.items() if record.status == "failed" or store.sound(id, weights=True)}
+    read = {id: record for id in cells_of(manifest) if (record := store.record(id)) is not None}
+    found = {id: record for id, record in read.items() if record.status == "failed" or store.whole(record)}
     if not found:
         raise UserError(f"study {manifest.study!r}: no cell has run yet, there is nothing to export")
     paths = [store.root / ABOUT, store.root / "studies" / f"{manifest.study}.json"]

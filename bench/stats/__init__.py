@@ -18,7 +18,7 @@ from bench.stats.intervals import (
 )
 from bench.stats.power import detectable, equivalence_power, power_of, seeds_for_equivalence, seeds_needed
 from bench.stats.recurrence import Recurrence, fit_phi
-from bench.stats.targets import CostContrast, area_under_curve, cost_to, paired_costs, restricted
+from bench.stats.targets import area_under_curve, cost_to, restricted
 from bench.stats.verdicts import SIGNIFICANT, Contrast, Outcome, Verdict, judge, step_down
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "SIZES",
     "Band",
     "Contrast",
-    "CostContrast",
     "Decision",
     "Dominance",
     "Interval",
@@ -57,7 +56,6 @@ __all__ = [
     "over_seeds",
     "over_tasks",
     "paired",
-    "paired_costs",
     "pareto_front",
     "performance_profile",
     "power_of",

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bench.stats.contrasts import Paired, paired
 from bench.stats.intervals import Array
-
-
-@dataclass(frozen=True)
-class CostContrast:
-    """Costs of a against b over n pairs, of which some never reached the target.
-
-    log_ratio: the paired contrast of log(b / a), positive where a is cheaper; its interval and exp of its mean are of
-    the costs within the budget that a pair shares. censored_a, censored_b: runs that did not reach the target within
-    their own budget. a_cheaper, b_cheaper, unknown: pairs by what is known; a pair is unknown where neither reached it
-    within the shared budget, or both at the same cost.
-    """
-
-    log_ratio: Paired
-    censored_a: int
-    censored_b: int
-    a_cheaper: int
-    b_cheaper: int
-    unknown: int
 
 
 def cost_to(cost: ArrayLike, score: ArrayLike, target: float, higher_is_better: bool) -> float:
@@ -73,17 +53,7 @@ def restricted(a: ArrayLike, b: ArrayLike, budget_a: ArrayLike, budget_b: ArrayL
     return np.asarray(np.log(np.minimum(other, shared) / np.minimum(one, shared)))
 
 
-def paired_costs(a: ArrayLike, b: ArrayLike, budget_a: ArrayLike, budget_b: ArrayLike) -> CostContrast:
-    """Compare the costs of a and b by the seeds they share; arguments and errors as of ``restricted``."""
-    gap = restricted(a, b, budget_a, budget_b)
-    there = ~np.isnan(gap)
-    gap = gap[there]
-    missed_a, missed_b = (int(np.isinf(np.asarray(costs, dtype=float)[there]).sum()) for costs in (a, b))
-    cheaper, dearer = int((gap > 0).sum()), int((gap < 0).sum())
-    return CostContrast(paired(gap), missed_a, missed_b, cheaper, dearer, len(gap) - cheaper - dearer)
-
-
-def area_under_curve(x: ArrayLike, y: ArrayLike, log_x: bool = False) -> float:
+def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
     """Mean height of a learning curve over its x range, by trapezoids: its area divided by its width, in y's unit.
 
     NaN for fewer than two points or a NaN among the values.
@@ -91,17 +61,13 @@ def area_under_curve(x: ArrayLike, y: ArrayLike, log_x: bool = False) -> float:
     Args:
         x: [P], rising; tokens or FLOPs.
         y: [P]; the score.
-        log_x: widths are measured on a log axis, so that early progress counts more. Needs x above 0.
 
     Raises:
-        ValueError: x does not rise, or is not above 0 where its logarithm is taken.
+        ValueError: x does not rise.
     """
     place, height = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if log_x and (place <= 0).any():
-        raise ValueError("x must be above 0 for a log axis")
     if (np.diff(place) <= 0).any():
         raise ValueError("x must rise")
     if len(place) < 2:
         return math.nan
-    place = np.log(place) if log_x else place
     return float(np.trapezoid(height, place) / (place[-1] - place[0]))

@@ -186,6 +186,10 @@ class Store:
             raise UserError(f"{folder} is damaged or missing (the `run` command makes what was damaged again)")
         return folder
 
+    def whole(self, record: Record) -> bool:
+        """Whether every byte of the finished cell with this result is as it was written, that of its weights too."""
+        return self._as_written(record.id, record.files, True)
+
     def _as_written(self, id: str, files: Mapping[str, str], weights: bool) -> bool:
         """Whether the files of a cell have their digests. Those that are missing are somebody's own doing."""
         folder = self.folder(id)

@@ -22,10 +22,10 @@ from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.language_model import CycleModel
-from bench.model.losses import exit_losses
+from bench.model.losses import added_loss, exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
-from bench.train.depths import draw_cycles, flops_by_step, sequence_cycles
+from bench.train.depths import draw_cycles, draw_shortcuts, flops_by_step, sequence_cycles
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
@@ -112,7 +112,8 @@ class Training:
         self.lm, self.data, self.config, self.seed = lm, data, config, seed
         self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
-        self.flops = flops_by_step(lm, config, data.length, self.cycles)
+        self.shortcuts = draw_shortcuts(config, lm, self.cycles, seed)
+        self.flops = flops_by_step(lm, config, data.length, self.cycles, self.shortcuts)
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed, data.augment)
         lm.gradient_checkpointing = config.activation_checkpointing
@@ -139,7 +140,7 @@ class Training:
         """Add the gradients of a micro-batch (``loss_of``) to those there are; its share of the batch's loss at full
         depth.
         """
-        losses = loss_of(self.config, self.cycles[self.at.step])
+        losses = loss_of(self.config, self.cycles[self.at.step], self.shortcuts[self.at.step])
         with autocast(self.config, self.lm.device):
             loss, last = self.run(losses, *batch)
         loss.backward()
@@ -338,10 +339,12 @@ def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, ...
         yield inputs, goal, scored, *counts
 
 
-def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def loss_of(
+    config: TrainConfig, n_cycles: int | None, shortcut: tuple[int, ...] | None = None
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The loss to be trained and that at full depth, scalars, as a function of a model and a micro-batch: inputs and
     targets [b, T], how many targets of the whole batch are scored, and the cycles of each sequence [b] if they have
-    numbers of their own.
+    numbers of their own. shortcut: the steps of a second pass, None without one.
     """
 
     def losses(
@@ -354,11 +357,13 @@ def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[to
         asked: dict[str, Any] = {"n_cycles": n_cycles, "backward_cycles": config.backward_cycles}
         if counts is not None:
             asked["sequence_cycles"] = counts
+        if shortcut is not None:
+            asked["shortcut"] = shortcut
         out = model(inputs, output_exits=config.trains_exits, **asked)
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
         last, loss = (part / scored for part in exit_losses(out, targets, config))
-        if out.auxiliary_loss is not None:
-            loss = loss + out.auxiliary_loss / config.accumulation
+        if (added := added_loss(out, config)) is not None:
+            loss = loss + added / config.accumulation
         return loss, last.detach()
 
     return losses
