@@ -61,7 +61,7 @@ Preset = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the results.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the report; by default inside the results' folder.")]
-Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keeps its records.")]
+Tracking = Annotated[str, typer.Option("--tracking-uri", help="Where MLflow keeps its records; of Trackio a folder.")]
 TrackerName = Annotated[str, typer.Option("--tracker", metavar="NAME", help="What shows results beside the report.")]
 DEFAULT_TRACKER = "mlflow"
 Storage = Annotated[

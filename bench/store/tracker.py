@@ -176,5 +176,5 @@ def digest_of(row: SearchRow) -> str:
     return hashlib.sha256(json.dumps(row.dump(), sort_keys=True).encode()).hexdigest()
 
 
-trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.tracking")
+trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.trackers")
 register = trackers.register
