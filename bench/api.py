@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bench.store.store import Records
+    from bench.store.tracker import Findings
     from bench.study.plan import Plan
 
 TRACKING = "sqlite:///mlflow.db"
@@ -169,6 +170,12 @@ class Results:
             raise UserError(f"figure {name!r} has nothing to show of study {self.manifest.study!r}")
         vars(found)["_repr_png_"] = lambda: render(found, name, ("png",))["png"]  # what a notebook asks for
         return found
+
+    def findings(self) -> Findings:
+        """Verdicts, table and means, as trackers show them."""
+        from reports.findings import findings  # start-up
+
+        return findings(self.manifest, self.records)
 
     def report(
         self, out: str | Path | None = None, formats: Sequence[str] = ("png",), published: bool = False
@@ -330,7 +337,7 @@ def run(
         open_store(runs, begin=True)  # not before: a mistake leaves no folder behind
         window.begin(plan.manifest)
         window.catch_up(plan.manifest)
-        records = run_study(plan, store, how, window.add)
+        records = run_study(plan, store, how, window.add, window)
         window.finish([])
         held.update(records.held)
         return records
@@ -376,5 +383,5 @@ def run(
     results.records.update(held)  # failures that a full disk has refused
     results.unscored = unscored
     results.report(out, formats)
-    window.complete(results.manifest, results.paths)
+    window.complete(results.manifest, results.paths, results.findings())
     return results

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from bench.errors import UserError
 from bench.form import Form
+from bench.rope import RopeScaling as RopeScaling
 from bench.strict import Strict as Strict
 from bench.strict import parse as parse
 
@@ -24,52 +25,7 @@ RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes olde
 NUMBERLESS = {"activation_checkpointing"}  # fields of a training that change no number
 RESOLVED = ("device", "precision", "stacked")  # fields of a training that are never left out of an id
 
-DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None}  # what changes them, and off
-
-
-Ratio = Annotated[float, Field(ge=1e-6, le=1e6)]
-
-
-class RopeScaling(Strict):
-    """How rotary positions are stretched beyond the length a model was trained at; the names are transformers'.
-
-    linear: every frequency over ``factor``; llama3: only low frequencies (Llama 3.1); yarn: Peng et al. 2023, arXiv
-    2309.00071. Fields that a type does not know are refused by transformers' own check when the table is made.
-
-    Attributes:
-        rope_type: how.
-        factor: by which positions are stretched.
-        original_max_position_embeddings: the length, in tokens, that the model was trained at.
-        low_freq_factor, high_freq_factor: of llama3, the ends of the frequencies between which it blends.
-        attention_factor: of yarn, what attention is multiplied by; None: from the factor.
-        beta_fast, beta_slow: of yarn, the ends of its ramp between scaled and unscaled frequencies, in rotations.
-        mscale, mscale_all_dim: of yarn, from which the attention factor may be computed.
-        truncate: of yarn, whether the ends of the ramp are rounded to whole dimensions.
-    """
-
-    rope_type: Literal["linear", "llama3", "yarn"]
-    factor: float = Field(ge=1.0, le=1e6)
-    original_max_position_embeddings: int | None = Field(None, ge=1, le=1 << 40)
-    low_freq_factor: Ratio | None = None
-    high_freq_factor: Ratio | None = None
-    attention_factor: Ratio | None = None
-    beta_fast: Ratio | None = None
-    beta_slow: Ratio | None = None
-    mscale: float | None = Field(None, ge=0.0, le=1e6)
-    mscale_all_dim: float | None = Field(None, ge=0.0, le=1e6)
-    truncate: bool | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> RopeScaling:
-        needed = {
-            "linear": (),
-            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-            "yarn": ("original_max_position_embeddings",),
-        }
-        for field in needed[self.rope_type]:
-            if getattr(self, field) is None:
-                raise ValueError(f"rope_type {self.rope_type!r} needs {field}")
-        return self
+DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None, "shortcut_loss": 0.0}  # and off
 
 
 class ModelConfig(Strict):
@@ -81,6 +37,9 @@ class ModelConfig(Strict):
 
     family: Literal["gpt2", "llama"] = Field(
         "gpt2", description="of the blocks: LayerNorm, GELU, learned positions; or RMSNorm, SwiGLU, rotary ones"
+    )
+    activation: Literal["gelu_tanh", "gelu"] = Field(
+        "gelu_tanh", description="gpt2 only: GELU in the form of GPT-2, or by its definition, twice as fast on a CPU"
     )
     d_model: int = Field(128, ge=2, le=16384, description="width of the residual stream")
     n_blocks: int = Field(4, ge=1, le=512, description="blocks with parameters of their own")
@@ -245,10 +204,20 @@ class Objective(Strict):
         0.2, gt=0.0, lt=1.0, description="chance of halting after a cycle in pondernet's geometric prior"
     )
 
+    shortcut_loss: float = Field(
+        0.0,
+        ge=0.0,
+        le=LARGE,
+        description="weight of a second pass, of fewer cycles drawn for every step: of its loss at full depth, and of "
+        "how far its states are from those of the first (LoopFormer, arXiv 2602.11451, which takes 0.1)",
+    )
+
     @model_validator(mode="after")
     def _one_weighting(self) -> Objective:
         if self.halting_loss != "none" and self.exit_loss:
             raise ValueError(f"exit_loss = {self.exit_loss:g} must be 0 where halting_loss weighs the exit points")
+        if self.trains_exits and self.shortcut_loss:
+            raise ValueError(f"shortcut_loss = {self.shortcut_loss:g} must be 0 where the loss reads every exit point")
         return self
 
     @property
@@ -333,6 +302,9 @@ class TrainConfig(Objective, Execution):
             raise ValueError("sequence_cycles = True needs random_cycles = False: one of them draws")
         if self.sequence_cycles and self.trains_exits:
             raise ValueError("sequence_cycles = True must be False where the loss reads every exit point")
+        for field in ("sequence_cycles", "backward_cycles"):
+            if self.shortcut_loss and getattr(self, field):
+                raise ValueError(f"shortcut_loss = {self.shortcut_loss:g} must be 0 with {field}")
         if self.optimizer == "muon":
             if self.trained != "all":
                 raise ValueError(f"optimizer = 'muon' needs trained = 'all', not {self.trained!r}: it is for blocks")
@@ -359,8 +331,9 @@ class TrainConfig(Objective, Execution):
 class EvalConfig(Strict):
     """How a trained model is tested."""
 
-    max_cycles: int | None = Field(
-        None, ge=1, le=1024, description="a trained model is tested at 1, 2, ... so many cycles; None: twice its own"
+    max_cycles: int | None = Field(None, ge=1, le=1024, description="tested at 1, 2, ... so many; None: twice its own")
+    loop_sequences: int = Field(
+        4, ge=0, le=1024, description="test sequences on which is measured what each cycle does to the state; 0: none"
     )
 
 

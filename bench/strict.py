@@ -18,7 +18,7 @@ class Strict(BaseModel):
     The text ``none`` is None where a field may be that and no other text: as messages write it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

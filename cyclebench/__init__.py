@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from bench.data.text import TextOptions as TextOptions
     from bench.data.text import text_data as text_data
     from bench.errors import UserError as UserError
-    from bench.evaluate.loops import divergence as divergence
     from bench.evaluate.loops import loop_points as loop_points
     from bench.evaluate.rules import Rule as Rule
     from bench.evaluate.rules import View as View
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from bench.model.variant import register as register_variant
     from bench.model.variant import variant_class as variant_class
     from bench.model.walk import Walk as Walk
+    from bench.store.loops import divergence as divergence
     from bench.store.tracker import Tracker as Tracker
     from bench.store.tracker import register as register_tracker
     from bench.study.profile import profile as profile
@@ -103,7 +103,7 @@ _PLACES = {
     "Walk": ("bench.model.walk", "Walk"),
     "build_schedule": ("bench.model.schedule", "build"),
     "distinct": ("bench.data.generated", "distinct"),
-    "divergence": ("bench.evaluate.loops", "divergence"),
+    "divergence": ("bench.store.loops", "divergence"),
     "get_task": ("bench.data.task", "get_task"),
     "get_variant": ("bench.model.variant", "get_variant"),
     "load_results": ("bench.api", "load_results"),

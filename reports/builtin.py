@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.store.records import Record
-from reports import exit_figures, figures, pictures, targets
+from reports import exit_figures, figures, loops, pictures, targets
 from reports.drawing import register
 
 
@@ -21,6 +21,10 @@ def _examples(record: Record) -> bool:
 
 def _cycles(record: Record) -> bool:
     return len(record.cycles) > 1
+
+
+def _loops(record: Record) -> bool:
+    return bool(record.loops)
 
 
 register("accuracy_vs_flops", "Quality against executed compute", bars=True)(figures.accuracy_vs_flops)
@@ -41,4 +45,5 @@ register("exit_calibration", "Is the confidence at an exit point to be trusted?"
 register("cycles", "Quality against the number of cycles at test time", needs=_cycles, bars=True)(
     exit_figures.cycles_at_test
 )
+register("loops", "Do the loops converge?", needs=_loops)(loops.state_by_cycle)
 register("performance_profile", "Performance profile", over_tasks=True, bars=True)(figures.performance_profile)

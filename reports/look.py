@@ -92,7 +92,7 @@ def groups(manifest: Manifest) -> list[range]:
 
 @dataclass(frozen=True)
 class Panel:
-    """A group of variants with its axes, one or two side by side, and the place of its legend."""
+    """A group of variants with its axes, side by side or one above the other, and the place of its legend."""
 
     group: range
     axes: list[Axes]
@@ -109,15 +109,16 @@ class Panel:
 
 
 def by_groups(
-    manifest: Manifest, height: float, shown: Sequence[int], widths: Sequence[float] = (1,)
+    manifest: Manifest, height: float, shown: Sequence[int], widths: Sequence[float] = (1,), stacked: int = 1
 ) -> tuple[Figure, list[Panel]]:
-    """A figure with a panel for each group of variants that has some to show, all with the same vertical axis.
+    """A figure with a panel for each group of variants that has some to show, all with the same vertical axis, or axes.
 
     Args:
         manifest: of the study.
         height: of a panel, inches, without its legend.
         shown: the variants that have something to show, by their places.
         widths: of the axes of a panel, side by side, relative to each other.
+        stacked: so many axes of a panel one above the other, each with a vertical axis of its own.
     """
     found = [group for group in groups(manifest) if any(index in group for index in shown)]
     labels = [[manifest.variants[index].label for index in group if index in shown] for group in found]
@@ -133,7 +134,12 @@ def by_groups(
     for number, group in enumerate(found):
         row, left = 2 * (number // columns), number % columns * len(widths)
         axes: list[Axes] = []
-        for part in range(len(widths)):
+        parts = grid[row, left].subgridspec(stacked, 1)
+        for part in range(stacked if stacked > 1 else 0):
+            like = panels[0].axes[part] if panels else None
+            axes.append(figure.add_subplot(parts[part, 0], sharex=axes[0] if axes else None, sharey=like))
+            axes[-1].tick_params(labelbottom=part == stacked - 1)
+        for part in range(len(widths) if stacked == 1 else 0):
             first = axes[0] if axes else panels[0].axes[0] if panels else None
             axes.append(figure.add_subplot(grid[row, left + part], sharey=first))
             if part:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from bench.store.environment import environments
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult, TaskRow
+from bench.store.published import STUDY, published_text
 from bench.store.records import Outcome, Record
 from bench.tables import markdown, markdown_code, markdown_image, markdown_text
 from reports.aggregates import aggregates, comparable
@@ -28,6 +29,7 @@ from reports.exit_rules import findings, rule_rows
 from reports.fronts import fronts, shared_rule
 from reports.latex import latex
 from reports.look import STYLE, WIDTH
+from reports.loops import diverging
 from reports.policy import bars, can_rank, counted, told
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
@@ -52,6 +54,7 @@ from reports.targets import targets
 from reports.tuning import tuning
 from reports.units import metric_name
 from reports.verdicts import differences, sentences, verdicts
+from reports.worth import worth
 
 TEMPLATES = Path(__file__).parent / "templates"
 INLINED = 1 << 18  # bytes of a text that the page holds so that it can be saved from there
@@ -83,7 +86,7 @@ def write_report(
         manifest: of the study's last run.
         results: the records by cell id; a cell of the manifest that has none is shown as missing.
         out: folder of the files.
-        published: only what a repository shows: PNG, Markdown and CSV.
+        published: only what a repository shows: PNG, Markdown and CSV, and ``study.json``, what its cells were.
         formats: of the figures: ``png``, ``svg``, ``pdf``.
         pool: processes that render the figures meanwhile (``reports.pool``); None: none.
         sweeps: what the study's sweeps have found; the page shows it too.
@@ -103,13 +106,15 @@ def write_report(
         "harness": harness(manifest, results),
         "verdicts": verdicts(manifest, results),
         "sentences": sentences(manifest, results),
-        "differences": differences(manifest, results),
+        "differences": (differs := differences(manifest, results)),
+        "worth": worth(manifest, results, differs),
         "fronts": fronts(manifest, results),
         "rule_of_fronts": {task.label: shared_rule(manifest, results, task) for task in manifest.tasks},
         "aggregates": aggregates(manifest, results),
         "targets": targets(manifest, results),
         "recurrence": recurrence(cycled := list(families(manifest, results))),
         "recurrence_findings": recurrence_findings(cycled),
+        "diverging": diverging(manifest, results),
         "tuning": tuning(manifest),
         "costs": costs(manifest, results),
         "of_test": of_test(results),
@@ -129,7 +134,9 @@ def write_report(
     texts = {"results.csv": csv_of_cells(manifest, results)}
     if slices := csv_of_slices(manifest, results):
         texts["slices.csv"] = slices
-    if not published:
+    if published:
+        texts[STUDY] = published_text(manifest, results)
+    else:
         texts["report.tex"] = latex(context)
     texts["report.md"] = _templates(_as_markdown).get_template("report.md").render({**context, **MARKDOWN})
     if not published:

@@ -10,16 +10,17 @@ from urllib.parse import urlparse
 from mlflow import MlflowClient
 
 from bench.store.manifest import Manifest
+from bench.store.mlflow_server import EXPERIMENT
 from bench.store.records import Record, configuration
 from bench.store.store import Store
-from bench.store.tracking import CELL_TAG, EXPERIMENT, SEARCH, STUDY
+from bench.store.tracking import CELL_TAG, SEARCH, STUDY
 
 
 def runs_of(client: MlflowClient) -> list[Any]:
     """All runs of the suite, deleted ones left out."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=5000))
+    found = [each for each in client.search_experiments() if each.name.split("/")[0] == EXPERIMENT]
+    assert found
+    return list(client.search_runs([each.experiment_id for each in found], max_results=5000))
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -73,6 +74,8 @@ def assert_agree(uri: str, store: Store, manifest: Manifest) -> None:
             continue
         record = records[run.data.tags[CELL_TAG]]
         assert run.data.params == dict(flat(configuration(record)))
+        (data,) = run.inputs.dataset_inputs
+        assert data.dataset.name == record.cell.task and record.cell.fingerprint.startswith(data.dataset.digest)
         files = {path.path for path in client.list_artifacts(run.info.run_id)}
         if record.status == "failed":
             assert (run.info.status, run.data.tags["reason"]) == ("FAILED", record.reason)
@@ -88,6 +91,6 @@ def assert_agree(uri: str, store: Store, manifest: Manifest) -> None:
             else:
                 assert run.data.metrics[name] == values[0][1], name
         here = {p.name for p in store.folder(record.id).iterdir()}
-        assert files == here & {"result.json", "trace.npz", "trace_valid.npz", "log.txt"}
+        assert files == here & {"result.json", "log.txt"}
         if (local := Path(urlparse(run.info.artifact_uri).path, "result.json")).exists():
             assert local.read_bytes() == (store.folder(record.id) / "result.json").read_bytes()

@@ -131,6 +131,11 @@ def record(cell: CellRow) -> Outcome:
         "history": history,
         "exits": {"points": points, "rules": rules},
         "cycles": [{"cycles": c, "flops_per_token": 1e6 * c, **scores(c)} for c in (1, 2, 3, 4)],
+        "loops": [
+            {"cycle": c, "state_norm": (5.0 if is_ztt else 1.0) ** c + shift, "relative_change": 0.5 / c}
+            | {"spectral_radius": 0.9}
+            for c in (1, 2, 3, 4)
+        ],
         "zero_attention": zero,
         "timing": {"started": 1.7e9, "train_seconds": 2.0, "seconds": 2.5, "tokens_per_second": 10240.0},
     }

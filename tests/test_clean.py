@@ -188,7 +188,7 @@ def test_names_of_what_is_half_written(name: str, partial: bool) -> None:
 
 def trials(store: Store, *told: dict[str, Any]) -> None:
     """Trials of a sweep, as its database has them."""
-    study = open_trials(open_storage(default_url(store.root)), "stored / htc / p_hop / budgets / 1", True)
+    study = open_trials(open_storage(default_url(store.root)), "stored / htc / p_hop / budgets / 1", "accuracy", True)
     for attributes in told:
         trial = study.ask()
         for key, value in attributes.items():

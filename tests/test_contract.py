@@ -13,7 +13,7 @@ from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VO
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.model.costs import costs, kv_bytes, measured_flops, non_embedding, pass_flops, training_flops
+from bench.model.costs import cache_bytes, costs, measured_flops, non_embedding, pass_flops, training_flops
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.train.optimizer import make_optimizer
@@ -70,7 +70,7 @@ def test_costs_are_those_of_the_model(name: str, options: dict[str, Any], family
     assert found.forward_flops_per_token * LENGTH == pass_flops(lm, LENGTH, "cpu").forward
     assert found.train_flops_per_token * LENGTH == training_flops(lm, LENGTH, "cpu")
     assert found.params_non_embedding == non_embedding(lm)
-    assert found.kv_bytes_per_token == kv_bytes(variant, lm.model_shape, lm.schedule)
+    assert found.kv_bytes_per_token == -(-cache_bytes(lm, LENGTH) // LENGTH)
     exits = found.exit_flops_per_token
     assert exits[-1] == found.forward_flops_per_token
     assert list(exits) == sorted(set(exits)) and len(exits) == lm.schedule.n_cycles
@@ -113,8 +113,7 @@ def test_kv_bytes_are_those_of_the_cache(name: str, options: dict[str, Any], fam
     kept = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
     batch = tokens().shape[0]
     assert len(cache.layers) == variant.cache_slots(lm.schedule)
-    told = kv_bytes(variant, lm.model_shape, lm.schedule)
-    assert sum(tensor.nbytes for tensor in kept) == batch * LENGTH * told
+    assert sum(tensor.nbytes for tensor in kept) == batch * cache_bytes(lm, LENGTH)
 
 
 @every
@@ -223,6 +222,8 @@ def test_leaving_at_an_exit_point_is_the_model_with_fewer_cycles(
 ) -> None:
     """What coda and head give after cycle c is the model run for c cycles, where every cycle ends in an exit point."""
     lm, x = make(name, options, family), tokens()
+    if lm.variant.elastic:
+        pytest.skip("with fewer cycles it goes the whole way in longer steps")
     cycled = lm.schedule.n_cycles == lm.model_shape.n_cycles
     state = lm.embed(x)
     for number in lm.cycles(state):

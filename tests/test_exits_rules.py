@@ -193,6 +193,8 @@ def test_no_signal_sees_later_tokens(name: str) -> None:
 def test_no_signal_sees_later_cycles(name: str) -> None:
     """What an exit point shows is the same whether one, two or four further cycles follow or none are ever run."""
     lm, ids = model(name), tokens(2)
+    if lm.variant.elastic:
+        pytest.skip("each cycle goes a part of the way that their number tells")
     whole = signals_of(lm, ids)
     for total in (2, 3, 5):
         for key, values in signals_of(lm, ids, n_cycles=total).items():

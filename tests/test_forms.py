@@ -102,7 +102,8 @@ def test_who_sees_whom(name: str, options: dict[str, Any]) -> None:
 def test_padding_changes_nothing(name: str, options: dict[str, Any], judged: str) -> None:
     """A sequence among longer ones is the sequence alone: predictions, zero attention and signals."""
     form = Form(features=FEATURES, attention="full", judged=judged, padded=True)
-    lm, (x, targets) = model(name, options, form, "llama"), sequences(form)
+    lm, (x, targets) = model(name, options, form, "llama").double(), sequences(form)
+    x = x.double()
     whole, rules = evaluate(lm, x.numpy(), targets.numpy(), rules=all_rules()), all_rules()
     with torch.no_grad():
         out = lm(x, output_zero_attention=True)
@@ -220,14 +221,16 @@ def test_tokens_do_not_leave_where_others_look_ahead() -> None:
 @pytest.mark.parametrize(("name", "options"), [*DEFAULTS, ("ztt", {"zero_tokens": 2})], ids=[*DEFAULT_ID, "pictures"])
 def test_a_stack_has_the_gradients_of_each(name: str, options: dict[str, Any]) -> None:
     noisy, form = name == "recurrent", FORMS["pictures" if options else "speech"]
-    lms = [model(name, options, form, "llama", n_cycles=2).train() for _ in range(2)]
+    lms = [model(name, options, form, "llama", n_cycles=2).double().train() for _ in range(2)]
     with torch.no_grad():
         for parameter in lms[1].parameters():
             parameter.mul_(0.9)
     assert stackable(lms[0].variant, lms[0].model_shape, CLASSES, LENGTH, TrainConfig()) != noisy
     if noisy:
         return
-    batches = [sequences(form), tuple(part.flip(0) for part in sequences(form))]
+    x, goal = sequences(form)
+    x = x.double() if x.is_floating_point() else x
+    batches = [(x, goal), (x.flip(0), goal.flip(0))]
     losses, scored = loss_of(TrainConfig(), None), torch.full((2,), 3.0)
     stacked = (torch.stack(parts) for parts in zip(*batches, strict=True))
     loss, _ = run_stacked(lms, losses, *stacked, scored)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agree import runs_of
 from mlflow import MlflowClient
-from test_runner import plan
+from test_runner import RAW, plan
 
 from bench.run.executors import local
 from bench.run.runner import Running, run_study
 from bench.store.store import Store
-from bench.store.tracking import EXPERIMENT, MlflowTracker
+from bench.store.tracking import EXPERIMENT_OF, MlflowTracker
 from bench.study.plan import Plan
 from bench.train.checkpoints import Every
 
@@ -56,7 +57,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> Path:
     folder = tmp_path_factory.mktemp("empty")
     shutil.copy(no_runs, folder)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    client.create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+    client.create_experiment(EXPERIMENT_OF.format(RAW["name"]), artifact_location=str(folder / "artifacts"))
     return folder / "mlflow.db"
 
 
@@ -82,10 +83,8 @@ def left(made: Plan, root: Path) -> dict[str, Any]:
         if path.is_file() and path.name not in ("log.txt", "usage.json"):
             files[name] = untimed(json.loads(path.read_bytes())) if path.suffix == ".json" else path.read_bytes()
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
     runs: dict[str, Any] = {}
-    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+    for run in runs_of(client):
         name = str(run.info.run_name)
         assert name not in runs, f"MLflow has {name} twice"
         metrics = {

@@ -16,7 +16,7 @@ from bench.config import Cell, ModelConfig, TrainConfig
 from bench.errors import InputError, UserError
 from bench.exits.execute import execute
 from bench.exits.generation import EarlyExit
-from bench.model.costs import kv_bytes, meta_model
+from bench.model.costs import cache_bytes, meta_model
 from bench.model.variant import get_variant, variants
 from bench.study.shapes import relevant
 from bench.train.loop import loss_of
@@ -68,10 +68,10 @@ def test_the_cache_holds_one_cycle_and_its_bytes_are_counted(name: str, kv: str)
     lm = make(name, {}, "llama", kv=kv)
     cache = lm(tokens(), use_cache=True).past_key_values
     kept = [tensor for layer in cache.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
-    told = kv_bytes(lm.variant, lm.model_shape, lm.schedule)
-    assert sum(tensor.nbytes for tensor in kept) == len(tokens()) * LENGTH * told
-    own = kv_bytes(lm.variant, lm.model_shape.model_copy(update={"kv": "own"}), lm.schedule)
-    extra = 4 * sum(lm.variant.remembered(lm.schedule))
+    told = cache_bytes(lm, LENGTH)
+    assert sum(tensor.nbytes for tensor in kept) == len(tokens()) * told
+    own = cache_bytes(make(name, {}, "llama"), LENGTH)
+    extra = 4 * LENGTH * sum(lm.variant.remembered(lm.schedule))
     assert (told - extra) * lm.schedule.depth == (own - extra) * lm.schedule.n_blocks
 
 
@@ -129,8 +129,8 @@ def test_it_is_refused_where_cycles_run_on_different_tokens() -> None:
     for name in variants.names():
         variant = get_variant(name)
         model = shape(variant, "llama", kv="first")
-        if name == "mor":
-            with pytest.raises(UserError, match=r"model\.kv: 'first' with 'mor'"):
+        if name in ("mor", "gated_kv"):
+            with pytest.raises(UserError, match=rf"model\.kv: 'first' with '{name}'"):
                 meta_model(variant, model, 19, 12)
         else:
             meta_model(variant, model, 19, 12)

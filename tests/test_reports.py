@@ -62,6 +62,7 @@ def test_rows_count_what_failed_and_what_is_missing() -> None:
 def test_tables_name_failed_and_missing_cells(written: Path) -> None:
     markdown = (written / "report.md").read_text()
     assert "1 failed: loss is nan within steps 11-20" in markdown and "1 missing" in markdown
+    assert "- kjv, ztt, 1 of 1 seeds: the loop diverges after 4 cycles" in markdown
     assert re.search(r"^\| p_hop \| htc \| accuracy \| 0\.695 ", markdown, re.MULTILINE)
     rows = list(csv.DictReader(io.StringIO((written / "results.csv").read_text())))
     assert [row["status"] for row in rows].count("done") == 6 and len(rows) == 8
@@ -135,6 +136,7 @@ def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
         "a CPU",
         FAILED[:12],
         MANIFEST.cells[0].id[:12],
+        "ztt, 1 of 1 seeds: the loop diverges after 4 cycles, 2 of them trained",
     ):
         assert text in page.text
 

@@ -192,7 +192,7 @@ def test_the_latex_tables_hold_the_numbers_and_what_failed(written: Path) -> Non
 
 def test_a_published_report_is_small_and_whole(tmp_path: Path) -> None:
     paths = write_report(ONE_TASK, RESULTS, tmp_path, published=True)
-    assert {path.suffix for path in paths} == {".png", ".md", ".csv"}
+    assert {path.suffix for path in paths} == {".png", ".md", ".csv", ".json"}
     text = (tmp_path / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert sorted(pictures) == sorted(path.name for path in paths if path.suffix == ".png")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agree import runs_of
 from commands import cyclebench
 from mlflow import MlflowClient
 
@@ -184,7 +185,7 @@ def test_the_command_from_study_to_report_and_sweep(
     app(["report", "tiny.yaml"], standalone_mode=False)
     assert (tmp_path / "runs/reports/tiny/report.html").stat().st_size > 10000
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("cyclebench").experiment_id])
+    runs = runs_of(client)
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
     app(["sweep", "tiny.yaml", "--jobs", "1"], standalone_mode=False)
     swept = json.loads(Path("runs/sweeps/tiny.json").read_text())

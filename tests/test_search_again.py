@@ -65,7 +65,7 @@ def test_after_an_upgrade_trials_of_budgets_are_found_again_and_pruned_ones_too(
     before = results(old)
     for _ in range(2):
         ended = command(old, "sweep", "searched.yaml")
-        assert "16 of 16 cells are done already; nothing to run" in ended.stderr and results(old) == before
+        assert "16 of 16 trials are done already; nothing to run" in ended.stderr and results(old) == before
         _, now = trials(old, "budgets")
         assert [told(trial) for trial in now] == [told(trial) for trial in former]
     states = [trial.state for trial in now if "reason" in trial.user_attrs]
@@ -90,7 +90,7 @@ def test_a_lost_database_is_filled_again_from_what_was_trained(old: Path) -> Non
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     ended = command(old, *fewer)
     assert "optuna.db is damaged and kept as optuna.db.damaged-1" in ended.stderr
-    assert f"{DONE} of {DONE} cells are done already; nothing to run" in ended.stderr and results(old) == before
+    assert f"{DONE} of {DONE} trials are done already; nothing to run" in ended.stderr and results(old) == before
     (now,) = trials(old, "budgets")
     assert len(now) == DONE and {trial.state for trial in now} == {TrialState.COMPLETE}
     store = Store(old)

@@ -13,6 +13,7 @@ from bench.config import ModelConfig
 from bench.model.costs import count
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import get_variant
+from bench.pretrained.stock import shape_of_stock
 
 PLAIN = [
     ("vanilla", {}),
@@ -24,10 +25,11 @@ PLAIN = [
 ]
 
 
-def stock_gpt2(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], ModelConfig]:
+def stock_gpt2(tie: bool, activation: str = "gelu_new") -> tuple[PreTrainedModel, dict[str, torch.Tensor], ModelConfig]:
     """A random GPT-2, its weights under our names (its Conv1D matrices are transposed), and its shape."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCAB, n_positions=64, n_embd=16, n_layer=4, n_head=4, tie_word_embeddings=tie)
+    config.activation_function = activation
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     theirs = GPT2LMHeadModel(config)
     names = {
@@ -44,7 +46,12 @@ def stock_gpt2(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], Mod
     weights = {}
     for key, value in theirs.state_dict().items():
         weights[rename(key, names)] = value.T if re.search(r"c_(attn|proj|fc)\.weight", key) else value
-    return theirs, weights, ModelConfig(d_model=16, n_heads=4, n_blocks=4, n_cycles=1, tie_embeddings=tie)
+    return theirs, weights, shape_of_stock(config, "a test")
+
+
+def stock_gpt2_erf(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], ModelConfig]:
+    """The same with GELU by its definition."""
+    return stock_gpt2(tie, "gelu")
 
 
 def stock_llama(tie: bool) -> tuple[PreTrainedModel, dict[str, torch.Tensor], ModelConfig]:
@@ -101,7 +108,7 @@ def ours(
 
 
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("stock", [stock_gpt2, stock_llama])
+@pytest.mark.parametrize("stock", [stock_gpt2, stock_gpt2_erf, stock_llama])
 @pytest.mark.parametrize(("name", "options"), PLAIN, ids=[name for name, _ in PLAIN])
 def test_equals_transformers(name: str, options: dict[str, object], stock: object, tie: bool) -> None:
     theirs, weights, shape = stock(tie)  # type: ignore[operator]

@@ -204,7 +204,9 @@ def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(budgets, "behind", lambda study, share, loss, flops: share > 0.4)
     small = budget_job(tmp_path, 1)
     budgets.run_trials(small, lambda *_: None)
-    (trial,) = optuna.load_study(study_name="b", storage=small.url).trials
+    found = optuna.load_study(study_name="b", storage=small.url)
+    (trial,) = found.trials
+    assert found.metric_names == [small.metric.replace("_", " "), "executed FLOPs per token"]
     assert trial.state == TrialState.PRUNED and "pruned at" in trial.user_attrs["reason"]
     assert not Store(tmp_path).done(trial.user_attrs["cell"])
     row = budgets.row(small)
@@ -212,7 +214,7 @@ def test_a_pruned_trial_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_trials_of_dead_processes_and_surplus_ones_do_not_count(tmp_path: Path) -> None:
-    study = open_trials(open_storage(default_url(tmp_path)), "s", True)
+    study = open_trials(open_storage(default_url(tmp_path)), "s", "accuracy", True)
     stored(tmp_path)
     study.add_trial(create_trial(state=TrialState.FAIL))
     assert thresholds.search(job(tmp_path, trials=5)).trials == 5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from bench.api import load_results
 from bench.cli import screen as screen_module
 from bench.cli import tables_of
 from bench.cli.cells import FEWEST, whole_id, whole_path
-from bench.cli.screen import show
+from bench.cli.screen import show, starting
 from bench.errors import UserError
 from bench.run.ahead import ahead
 from bench.store.records import ExecutionRow
@@ -142,9 +144,46 @@ def test_something_is_on_the_screen_soon(command: str, tmp_path: Path) -> None:
     process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=side, stderr=side)
     os.close(side)
     first = b""
-    while b"\n" not in first:  # a part of a line may come alone
+    while b" ..." not in first and b"error" not in first:  # a part of a line may come alone
         first += os.read(main, 1000)
     process.kill()
     process.wait()
     os.close(main)
-    assert b" ...\r\n" in first or b"error" in first, "said before what takes long is loaded"
+    assert b"\n" not in first.partition(b" ...")[0], "said before what takes long is loaded"
+
+
+class Terminal(io.StringIO):
+    """What takes lines as a terminal does."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_counts_seconds_until_something_else_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(screen_module, "TICK", 0.01)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, terminal)
+    for ending in (lambda: print("a result"), lambda: print("an error", file=sys.stderr)):
+        terminal.seek(0)
+        terminal.truncate()
+        starting("loading")
+        waited = time.monotonic() + 10
+        while "\r" not in terminal.getvalue() and time.monotonic() < waited:
+            time.sleep(0.01)
+        ending()
+        assert sys.stdout is terminal and sys.stderr is terminal
+        shown = terminal.getvalue()
+        time.sleep(0.05)
+        assert terminal.getvalue() == shown
+        line, text, end = shown.split("\n")
+        assert line.startswith("loading ...\rloading ... 0 s") and text in ("a result", "an error") and end == ""
+    starting("one")
+    starting("two")
+    print("end")
+    assert terminal.getvalue().endswith("one ...\ntwo ...\nend\n"), "one ends the other"
+
+
+def test_elsewhere_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    starting("loading")
+    assert capsys.readouterr() == ("", "")

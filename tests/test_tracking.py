@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agree import assert_agree
+from agree import assert_agree, runs_of
 from mlflow import MlflowClient
 from records import MANIFEST, RESULTS, planned, record
 
 from bench.store import mlflow_server, tracking
 from bench.store.manifest import CellRow
 from bench.store.store import Store
-from bench.store.tracking import CELL_TAG, EXPERIMENT, MlflowTracker
+from bench.store.tracking import CELL_TAG, EXPERIMENT_OF, MlflowTracker
 
 
 def children(client: MlflowClient) -> list[Any]:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    runs = runs_of(client)
     parents = [run for run in runs if run.data.tags.get("role") == "study"]
     assert len(parents) == 1 and parents[0].info.run_name == MANIFEST.study
     return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
@@ -55,7 +53,8 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory, no_runs: Path) -> str:
     folder = tmp_path_factory.mktemp("tracked")
     shutil.copy(no_runs, folder)
     uri = f"sqlite:///{folder}/mlflow.db"
-    MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+    client = MlflowClient(uri)
+    client.create_experiment(EXPERIMENT_OF.format(MANIFEST.study), artifact_location=str(folder / "artifacts"))
     track(uri, folder)
     return uri
 

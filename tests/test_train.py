@@ -23,6 +23,7 @@ from bench.errors import CellError, UserError
 from bench.model.costs import costs, training_flops
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant, variants
+from bench.train import loop
 from bench.train.depths import draw_cycles, scheduled_cycles, sequence_cycles
 from bench.train.device import pick_device, repeatable
 from bench.train.loop import learning_rate, train
@@ -58,6 +59,19 @@ def test_the_same_cell_twice_gives_the_same_numbers(data: TaskData) -> None:
 def test_it_learns(data: TaskData) -> None:
     _, history = run(data, CONFIG.model_copy(update={"steps": 150}))
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+
+
+def test_slow_steps_are_told_before_their_loss_is_read(data: TaskData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that changes no number."""
+    told, config = list[tuple[int, float | None]](), CONFIG.model_copy(update={"eval_every": 12})
+    monkeypatch.setattr(loop, "SIGN", 0.0)
+    lm = build_model(get_variant("ztt"), make("ztt", {}).model_shape, data.vocab_size, data.length)
+    lm.reset_parameters(0)
+    with repeatable(0, 1):
+        history = train(lm, data, config, 0, lambda step, loss, speed: told.append((step, loss)))
+    assert timeless(history) == timeless(run(data, config)[1])
+    assert [step for step, _ in told] == list(range(1, config.steps + 1))
+    assert [step for step, loss in told if loss is not None] == [10, 12]
 
 
 def test_accumulation_does_not_change_the_gradient(data: TaskData) -> None:

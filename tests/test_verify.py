@@ -9,20 +9,25 @@ from typing import Any
 
 import pytest
 import typer
+from agree import runs_of
 from mlflow import MlflowClient
 from test_runner import RAW, plan
 
 from bench.cli import runs as commands
+from bench.errors import UserError
 from bench.run import lease
 from bench.run.cells import failure
 from bench.run.lease import Lease
+from bench.run.published import run_again
 from bench.run.runner import Running, run_study
 from bench.run.status import status
 from bench.run.verify import check_stored, record_difference, rerun
 from bench.store.digests import read_sealed, write_sealed
+from bench.store.published import published_text
 from bench.store.store import Store
 from bench.store.tracking import CELL_TAG, MlflowTracker
 from bench.study.plan import Plan
+from reports.table import csv_of_cells
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +122,7 @@ def test_status_before_anything_is_done_knows_the_cost_from_the_study(copy: tupl
 
 def _logged(uri: str) -> dict[str, Any]:
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("cyclebench")
-    assert experiment is not None
-    runs = [run for run in client.search_runs([experiment.experiment_id]) if CELL_TAG in run.data.tags]
+    runs = [run for run in runs_of(client) if CELL_TAG in run.data.tags]
     names = {key for run in runs for key in run.data.metrics}
     return {
         run.data.tags[CELL_TAG]: {
@@ -168,3 +171,59 @@ def test_the_environment_is_locked_with_the_study(copy: tuple[Plan, Store]) -> N
     manifest = copy[1].manifest("tiny")
     assert manifest is not None
     assert f"torch=={torch.__version__}" in manifest.lock and len(manifest.lock) > 50
+
+
+@pytest.fixture
+def published(ran: tuple[Plan, Path], tmp_path: Path) -> Path:
+    """The two files by which anyone can run the cells again, without the figures."""
+    manifest, store = ran[0].manifest, Store(ran[1] / "runs")
+    results = {row.id: record for row in manifest.cells if (record := store.record(row.id)) is not None}
+    (tmp_path / "study.json").write_text(published_text(manifest, results))
+    (tmp_path / "results.csv").write_text(csv_of_cells(manifest, results))
+    return tmp_path
+
+
+def test_a_published_study_is_run_again(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.verify(str(published), sample=2, published=True)
+    told = capsys.readouterr().out
+    assert told.count(": the same to the last digit") == 2 and "2 of 2 cells run again gave what was" in told
+
+
+def test_a_published_number_that_is_wrong_is_told(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = published / "results.csv"
+    head, *rows = path.read_text().splitlines()
+    place = head.split(",").index("test_accuracy")
+    rows = [",".join([*(row := line.split(","))[:place], "0.9876", *row[place + 1 :]]) for line in rows]
+    path.write_text("\n".join([head, *rows]))
+    with pytest.raises(typer.Exit):
+        commands.verify(str(published), sample=1, published=True)
+    assert "published 0.9876: beyond the tolerance (one seed tells none)" in capsys.readouterr().out
+
+
+def test_the_tolerance_is_of_the_seeds_of_the_variant(published: Path) -> None:
+    text = json.loads((published / "study.json").read_text())
+    lines = (published / "results.csv").read_text().splitlines()
+    cells = text["manifest"]["cells"]
+    other = {**cells[0], "seed": 1, "id": "f" * 64}
+    cells.append(other)
+    text["cells"]["f" * 64] = text["cells"][cells[0]["id"]]
+    place = lines[0].split(",").index("test_accuracy")
+    row = next(line for line in lines if cells[0]["id"] in line).replace(cells[0]["id"], "f" * 64).split(",")
+    known = float(row[place])
+    row[place] = str(known + 0.02)
+    (published / "study.json").write_text(json.dumps(text))
+    (published / "results.csv").write_text("\n".join([*lines, ",".join(row)]))
+    found = {each.cell.id: each for each in run_again(str(published), 3)}
+    assert found[cells[0]["id"]].tolerance == pytest.approx(3 * 0.02 / 2**0.5)
+    assert found["f" * 64].problem == f"its configuration has the id {cells[0]['id'][:12]} here"
+    assert not found["f" * 64].holds
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "Invalid JSON"), ('{"manifest": {}, "cells": {}}', "manifest.study"), (None, "unknown published study")],
+)
+def test_what_is_published_may_be_damaged(published: Path, text: str | None, said: str) -> None:
+    (published / "study.json").unlink() if text is None else (published / "study.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        run_again(str(published), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from enum import StrEnum
 from importlib.metadata import version
@@ -47,6 +48,9 @@ app = typer.Typer(
 
 
 INTERRUPTED = 130
+GARBAGE = (
+    50_000  # new objects between two searches for garbage; at Python's 700 they take a sixth of an import of torch
+)
 # Columns of tables that go where a terminal is narrow, the first one first.
 SPARE = ("parameters", "training FLOPs", "tokens/s", "depth", "non-embedding", "FLOPs/token", "metric", "trials")
 
@@ -152,6 +156,7 @@ def run(
         out=out,
         formats=formats.split(","),
         command=command_line(),
+        tell=say,
     )
     _tell(results)
     print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
@@ -243,7 +248,8 @@ def report(
     else:
         tell_run(results)
         _tell(results)
-    trackers.get(tracker)(tracking_uri, results.store).complete(results.manifest, results.paths)
+    window = trackers.get(tracker)(tracking_uri, results.store)
+    window.complete(results.manifest, results.paths, results.findings())
 
 
 @app.command()
@@ -265,6 +271,7 @@ def power(
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far, pilots' too;
     of a deciding study, how its looks may be expected to end.
     """
+    starting(f"reading the results of {study}")
     from bench.api import load_results  # start-up
     from reports.power import EXPECTED, power_rows  # start-up
 
@@ -277,7 +284,7 @@ def power(
         return
     show(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", rows)
     if effect is None:
-        print("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
+        say("An effect seen in few seeds is likely too large: give --effect what would matter to you.")
 
 
 def tables_of(results: Results) -> dict[str, Any]:
@@ -332,6 +339,7 @@ for command in (
 
 def main() -> None:
     """Entry point: every error a user can cause is one line and exit status 2."""
+    gc.set_threshold(GARBAGE)
     try:
         status = app(standalone_mode=False)
     except UserError as error:

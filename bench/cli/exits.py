@@ -16,7 +16,7 @@ from bench.cli.options import (
     Threshold,
     leaving,
 )
-from bench.cli.screen import show, starting
+from bench.cli.screen import say, show, starting
 from bench.errors import UserError
 
 Granularity = Literal["sequence", "token"]
@@ -96,4 +96,4 @@ def execute(
         raise UserError(f"--rule: no finished cell of {study!r} has exits that {rule!r} can be used at")
     show("executed exits", rows, ("leaves", "mean cycles", "FLOPs/token", "accuracy"))
     if told := why_it_costs(found):
-        print(told)
+        say(told)

@@ -62,7 +62,7 @@ def status(
     print(f"{found.waiting} waiting")
     tell_run(results)
     if found.other_mode:
-        print(f"{found.other_mode} done by an earlier version in another mode (in a stack, or alone) than would be now")
+        say(f"{found.other_mode} done by an earlier version in another mode (in a stack, or alone) than would be now")
     if found.running:
         rows = []
         for held in sorted(found.running, key=lambda held: str(held["name"])):
@@ -78,13 +78,13 @@ def status(
         show("Failed", failures)
         given = [*shlex.split(manifest.command)[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
         again = command_line(given, without=("--retry",))
-        print(f"Those that failed of the environment are run again by `{again}`, all of them by ", end="")
-        print(f"`{again} --retry failed`.")
+        every = f"`{again} --retry failed`"
+        say(f"Those that failed of the environment are run again by `{again}`, all of them by {every}.")
     if manifest.decide is not None:
         _tell_open(store, manifest, found)
     if found.done < n:
         flops = "unknown" if found.left_flops is None else f"{human(found.left_flops)} training FLOPs"
-        print(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
+        say(f"left: {flops}, {_duration(found.left_seconds)} at the speed and the number of processes seen so far")
 
 
 def _as_json(manifest: Manifest, found: Status) -> dict[str, Any]:
@@ -150,10 +150,10 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
         rows.append({"hypothesis": entry.claim, **dict(zip(heads, values, strict=True))})
     show("Hypotheses", rows, ("cells", "next look"))
     if row.changed:
-        print("The looks, alpha or hypotheses were others when the first cells were run: alpha promises nothing.")
+        say("The looks, alpha or hypotheses were others when the first cells were run: alpha promises nothing.")
     for each in opened:
         if each.stop:
-            print(f"{each.claim}: {each.stop}")
+            say(f"{each.claim}: {each.stop}")
     going = [each for each in opened if not each.stop]
     if going:
         first = min(each.look for each in going)
@@ -163,7 +163,7 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
             ("expected until all is decided", flops_to_end(manifest, results, going, found.flops)),
         ):
             told = "unknown" if math.isnan(flops) else f"{human(flops)} training FLOPs"
-            print(f"{what}: {told}, {_duration(None if math.isnan(flops) else found.seconds(flops))}")
+            say(f"{what}: {told}, {_duration(None if math.isnan(flops) else found.seconds(flops))}")
 
 
 def _duration(seconds: float | None) -> str:
@@ -179,6 +179,7 @@ def sync(
     tracker: TrackerName = DEFAULT_TRACKER,
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
+    starting(f"comparing {tracking_uri} with the results of {study}")
     from bench.api import load_results  # start-up
     from bench.store.tracker import trackers  # start-up
 
@@ -186,10 +187,32 @@ def sync(
     store, manifest = results.store, results.manifest
     window = trackers.get(tracker)(tracking_uri, store)
     window.trusting = False
-    window.complete(manifest, sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file()))
+    files = sorted(path for path in (runs / "reports" / manifest.study).glob("*") if path.is_file())
+    window.complete(manifest, files, results.findings())
     if window.broken:
         raise typer.Exit(1)
-    print(f"{window.filled} cells added, {window.there} were there already: {tracking_uri}")
+    say(f"{window.filled} cells added, {window.there} were there already: {tracking_uri}")
+
+
+def _verify_published(study: str, sample: int, seed: int) -> None:
+    from bench.run.published import run_again  # start-up
+
+    found = run_again(study, sample, seed)
+    for each in found:
+        told = f"{each.metric} {each.found:.6g}, published {each.published:.6g}"
+        if each.problem:
+            told = f"cannot be run again: {each.problem}"
+        elif each.found == each.published:
+            told += ": the same to the last digit"
+        else:
+            off = "within" if each.holds else "beyond"
+            of = "one seed tells none" if math.isnan(each.tolerance) else f"{each.tolerance:.3g}, 3 sd between seeds"
+            told += f": {off} the tolerance ({of})"
+        say(f"{each.cell.name} ({each.cell.id[:12]}): {told}")
+    well = sum(each.holds for each in found)
+    say(f"{well} of {len(found)} cells run again gave what was published")
+    if well < len(found) or not found:
+        raise typer.Exit(1)
 
 
 def verify(
@@ -198,10 +221,17 @@ def verify(
     preset: Preset = None,
     sample: Annotated[int, typer.Option(min=0, help="Finished cells to run again.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Picks the sample.")] = 0,
+    published: Annotated[
+        bool, typer.Option("--published", help="Of a published study (a name, or a folder): cells run again here.")
+    ] = False,
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
     starting(f"checking the results of {study}")
+    if published:
+        if overrides or preset:
+            raise UserError("--published: the study is as it was published (allowed: without --set and --preset)")
+        return _verify_published(study, sample, seed)
     from bench.api import load_results  # start-up
     from bench.run.verify import check_stored, rerun  # start-up
 
@@ -211,12 +241,12 @@ def verify(
     again = rerun(store, cells, sample, seed)
     for finding in [*(f for f in stored if f.problem or f.note), *again]:
         well = "sound" if finding.check == "stored" else "the same numbers"
-        print(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or well}")
+        say(f"{finding.name} ({finding.id[:12]}), {finding.check}: {finding.problem or well}")
         if finding.note:
             print(f"  {finding.note}")
     sound = sum(not finding.problem for finding in stored)
     same = sum(not finding.problem for finding in again)
-    print(f"{sound} of {len(stored)} stored results are sound; {same} of {len(again)} cells run again gave", end="")
-    print(" the same numbers to the last digit")
+    told = f"{same} of {len(again)} cells run again gave the same numbers to the last digit"
+    say(f"{sound} of {len(stored)} stored results are sound; {told}")
     if sound < len(stored) or same < len(again) or not stored:
         raise typer.Exit(1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -17,6 +20,7 @@ Rows = Sequence[Mapping[str, str]]
 """Of a table, text by column."""
 PIPE = 180  # letters in a line where there is no terminal to tell
 PROSE = 26  # letters: text in words is broken into lines no shorter than this
+TICK = 1.0  # seconds between two looks at the clock
 _NUMBER = re.compile(r"[-+\[(<>]*\d|-?$")
 Json = Annotated[bool, typer.Option("--json", help="Write JSON, for other programs.")]
 
@@ -36,9 +40,56 @@ def tell_json(value: Any) -> None:
 
 
 def starting(what: str) -> None:
-    """Say on a terminal what is at work while the libraries of a command are being loaded, which takes seconds."""
+    """Say on a terminal what is at work, and for how long, until anything else is written: libraries take seconds to
+    be loaded.
+    """
     if sys.stderr.isatty():
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        _Waiting(f"{what} ...")
+
+
+class _Waiting:
+    """A line that counts seconds; whatever is written to the screen ends it."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.began, self.ended = text, time.monotonic(), threading.Event()
+        self.before, self.lock = (sys.stdout, sys.stderr), threading.Lock()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        self.ours = _Ending(sys.stdout, self), _Ending(sys.stderr, self)
+        sys.stdout, sys.stderr = self.ours
+        threading.Thread(target=self.count, daemon=True).start()
+        atexit.register(self.end)
+
+    def count(self) -> None:
+        while not self.ended.wait(TICK):
+            with self.lock:
+                if not self.ended.is_set():
+                    self.before[1].write(f"\r{self.text} {time.monotonic() - self.began:.0f} s")
+                    self.before[1].flush()
+
+    def end(self) -> None:
+        with self.lock:
+            if self.ended.is_set():
+                return
+            self.ended.set()
+            self.before[1].write("\n")
+            self.before[1].flush()
+            if (sys.stdout, sys.stderr) == self.ours:  # else somebody has put others there, who write to these
+                sys.stdout, sys.stderr = self.before
+
+
+class _Ending:
+    """A stream that ends a line which counts when it is written to."""
+
+    def __init__(self, stream: TextIO, waiting: _Waiting) -> None:
+        self._stream, self._waiting = stream, waiting
+
+    def write(self, text: str) -> int:
+        self._waiting.end()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def say(text: str) -> None:

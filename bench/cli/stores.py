@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, Storage
+from bench.cli.screen import starting
 
 
 def export(
@@ -22,6 +23,7 @@ def export(
 
     What can be made again stays behind: checkpoints, prepared data, reports, sweeps.
     """
+    starting(f"packing {study}")
     from bench.api import load_results  # start-up
     from bench.run.transfer import export_study  # start-up
 
@@ -38,6 +40,7 @@ def import_(
     runs: Runs = DEFAULT_RUNS,
 ) -> None:
     """Take a study from another machine: verified cell by cell, and nothing that is here is overwritten."""
+    starting(f"reading {file}")
     from bench.run.transfer import import_archive  # start-up
     from bench.run.upgrade import open_store  # start-up
 

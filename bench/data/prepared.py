@@ -18,9 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from bench.config import Cell
 from bench.data.task import SPLITS, Metric, Processor, TaskData, dataset, get_task, task_data, with_augmentation
@@ -30,6 +28,9 @@ from bench.store.digests import digests_in, read_sealed, write_sealed
 from bench.store.files import atomic_write, whole_folder
 from bench.store.store import Store
 from bench.store.versions import read
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ABOUT, TOKENIZER = "data.json", "tokenizer"
 KEPT = 1  # raise it when the same task makes other data
@@ -118,6 +119,8 @@ def save(data: TaskData, folder: Path, room: Path) -> None:
     """Write data to a folder, which is filled in another, ``room``, and appears when it is complete. Raises OSError if
     it is there already.
     """
+    import pyarrow as pa  # start-up
+
     with whole_folder(folder, room) as target:
         if data.folder is not None and data.folder.is_dir():
             shutil.copytree(data.folder, target, copy_function=_link, dirs_exist_ok=True)
@@ -184,6 +187,8 @@ def _link(source: str, target: str) -> None:
 
 
 def _mapped(path: Path) -> pa.Table:
+    import pyarrow as pa  # start-up
+
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 

@@ -13,8 +13,8 @@ from bench.downstream.tasks import ours
 from bench.errors import UserError
 from bench.exits.execute import Threshold
 from bench.pretrained.share import FACTS, add_scores
+from bench.store.evaluations import log_evaluations
 from bench.store.files import atomic_write
-from bench.store.tracking import log_evaluations
 from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
 

@@ -93,10 +93,11 @@ def depth_flops(lm: Network, length: int, n_cycles: int | None, ran: NDArray[np.
 
 def by_cycles(lm: Network, ids: NDArray[Any], targets: NDArray[np.int64], max_cycles: int) -> list[dict[str, float]]:
     """``cycles``, ``flops_per_token`` (forward), ``loss`` and ``accuracy`` of the model run for 1, 2, ... cycles, more
-    than it was trained with if ``max_cycles`` says so: one pass tells all where each cycle ends at an exit point.
+    than it was trained with if ``max_cycles`` says so: one pass tells all where each cycle ends at an exit point and
+    the variant is not ``elastic``.
     """
     numbers, length = range(1, max_cycles + 1), ids.shape[1]
-    if lm.schedule_at(max_cycles).n_cycles == max_cycles:
+    if lm.schedule_at(max_cycles).n_cycles == max_cycles and not lm.variant.elastic:
         trace = evaluate(lm, ids, targets, every_exit=True, n_cycles=max_cycles)
         scores = [trace.leaving(number) for number in numbers]
         ran = [None if trace.ran is None else trace.ran[:, :number] for number in numbers]

@@ -8,7 +8,10 @@
 ``rules``   by ``Rule.key`` (and ``oracle``, ``oracle.loss``), what ``rule_record`` says
 
 ``cycles`` of a record: test scores of the model run for 1, 2, ... cycles (``cycles``, ``flops_per_token``, ``loss``,
-...), beyond those it was trained with as far as ``evaluation.max_cycles`` says.
+...), beyond those it was trained with as far as ``evaluation.max_cycles`` says, and as far as the loss is finite.
+
+``loops`` of a record: what happens to the state over those cycles (``bench.evaluate.loops``), on the first
+``evaluation.loop_sequences`` sequences of the test data.
 
 Beside the record lie the whole traces, of the test data (``trace.npz``) and of the validation data
 (``trace_valid.npz``), from which every number here can be made again (``bench.evaluate.trace.Trace``).
@@ -16,9 +19,12 @@ Beside the record lie the whole traces, of the test data (``trace.npz``) and of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -27,24 +33,27 @@ from bench.data.batches import arrays
 from bench.data.task import Metric, TaskData
 from bench.evaluate.evaluation import by_cycles, evaluate
 from bench.evaluate.examples import examples
+from bench.evaluate.loops import loop_points
 from bench.evaluate.rules import all_rules, get_rule
 from bench.evaluate.trace import ORACLES, Curve, Trace, with_bits
 from bench.model.network import Network
-from bench.store.records import Calibration, ExitsRecord, Point, RuleRecord, TunedThreshold
+from bench.store.records import Calibration, ExitsRecord, LoopPoint, Point, RuleRecord, TunedThreshold
 
 POINTS = 65  # of a stored curve
 BINS = 10  # of the calibration
+ITERATIONS = 8  # for each spectral radius: a few percent of what all tests of a cell take
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the FLOPs at full depth
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A trained model on validation and test data: the traces, and the record's ``exits`` and ``cycles``."""
+    """A trained model on validation and test data: the traces, and the record's ``exits``, ``cycles``, ``loops``."""
 
     test: Trace
     valid: Trace
     exits: ExitsRecord | None
     cycles: list[Point]
+    loops: list[LoopPoint]
 
 
 def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
@@ -54,13 +63,23 @@ def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
         replace(evaluate(lm, *arrays(split), rules=rules), bytes_per_token=data.bytes_of(name))
         for name, split in (("valid", data.valid), ("test", data.test))
     )
-    most = evaluation.max_cycles or 2 * lm.model_shape.n_cycles
-    cycles = by_cycles(lm, *arrays(data.test), most if lm.variant.cycled else 1)
+    most = (evaluation.max_cycles or 2 * lm.model_shape.n_cycles) if lm.variant.cycled else 1
+    cycles = by_cycles(lm, *arrays(data.test), most)
+    finite = takewhile(lambda scores: math.isfinite(scores["loss"]), cycles)  # of more cycles than it was trained with
     per_byte = data.bytes_of("test")
     exits = exits_record(valid, test, data.metric) if rules else None
     if exits is not None and (shown := examples(data, test, exits)) is not None:
         exits.examples = shown
-    return Examined(test, valid, exits, [Point.model_validate(with_bits(scores, per_byte)) for scores in cycles])
+    points = [Point.model_validate(with_bits(scores, per_byte)) for scores in finite]
+    return Examined(test, valid, exits, points, _loops(lm, data, most, evaluation.loop_sequences))
+
+
+def _loops(lm: Network, data: TaskData, most: int, sequences: int) -> list[LoopPoint]:
+    """The state over so many cycles; empty if the schedule does not pass its shared part once a cycle."""
+    if not sequences or most == 1 or lm.schedule_at(most).n_cycles != most:
+        return []
+    ids, _ = arrays(data.test, sequences)
+    return loop_points(lm, torch.from_numpy(ids).to(lm.device), most, ITERATIONS)
 
 
 def exits_record(valid: Trace, test: Trace, metric: Metric) -> ExitsRecord:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.errors import UserError
-from bench.model.attention import Prefix, attend, causal_mask
+from bench.model.attention import Prefix, attend, causal_mask, within
 from bench.model.context import Context
+from bench.model.keys import name_of, unpacked
 from bench.model.network import Network
 from bench.model.schedule import Step
 from bench.model.walk import Walk
@@ -83,9 +84,13 @@ class TokenCycle:
                 f"--granularity: {self.lm.variant.name!r} chooses the tokens of a cycle by itself (allowed: sequence)"
             )
         frozen, own = tokens_of(self.before, self.frozen), tokens_of(state, self.at)
+        if state.common is not None:
+            frozen.common, own.common = (state.common[at // self.inside.shape[1]] for at in (self.frozen, self.at))
         for step in steps:
             served = self.lm.keys_and_values(step, frozen) if self.any_frozen else None
+            earlier = frozen.memory.get(name_of(step)) if self.any_frozen else None
             own.context.attend = partial(self._attend, served)
+            own.context.far = partial(self._attend, None if earlier is None else unpacked(earlier))
             self.lm.walk([step], own)
             if step.depth in own.zero_attention:
                 mass = own.zero_attention[step.depth][..., 0]
@@ -110,6 +115,7 @@ class TokenCycle:
         mask: Tensor | None,
         with_mass: bool,
         dropout: float,
+        window: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """``attend`` for tokens as sequences of one, sequence by sequence: queries, keys and values [N, H, 1, d].
 
@@ -122,10 +128,12 @@ class TokenCycle:
             for new, old in zip((key, value), others, strict=True)
         )
         seen = causal_mask(length, length, n_prefix, query)
+        if window is not None:
+            seen = within(window, seen, length)
         outs, masses = [], []
         own = zip(query[:, :, 0].split(self.counts), (self.at % length).split(self.counts), strict=True)
         for row, (queries, places) in enumerate(own):
-            at = None if len(queries) == length else seen[places]
+            at = None if len(queries) == length and window is None else seen[places]
             whole = queries.transpose(0, 1)[None], keys[row, None], values[row, None]
             out, mass = attend(*whole, prefix, at, with_mass, dropout)
             outs.append(out[0].transpose(0, 1))

@@ -28,8 +28,8 @@ from bench.model.flops import Flops
 from bench.model.stacks import folded
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
-Attend = Callable[[Tensor, Tensor, Tensor, Prefix | None, Tensor | None, bool, float], tuple[Tensor, Tensor | None]]
-"""What ``attend`` is."""
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""What ``attend`` is, but for whether it is causal."""
 
 MASS_COLUMNS = 8  # columns added to the heads to carry p0: one holds it, the others keep the kernels' alignment
 
@@ -42,14 +42,25 @@ def attend(
     mask: Tensor | None = None,
     with_mass: bool = False,
     dropout: float = 0.0,
+    window: int | None = None,
     causal: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention output [B, H, T, d] and, if ``with_mass``, the attention on the prefix [B, H, T] (None without one).
 
     query [B, H, T, d]; key and value [B, H_kv, S, d] with S >= T, the last T of them the queries' own positions;
     mask: added to the scores, [.., T, M + S], with M columns only if there is a prefix; None means causal over the
-    whole sequence (S = T) or, for T = 1, everything. causal: False lets a query see all keys where there is no mask.
+    whole sequence (S = T) or, for T = 1, everything. window: a query sees so many keys up to its own alone (as many
+    behind it where it is not causal); only the last S keys that the mask tells of need be there, and there is no
+    prefix. causal: False lets a query see all keys where there is no mask.
     """
+    if window is not None:
+        length, keys = query.shape[2], key.shape[2]
+        mask = None if mask is None else mask[..., -keys:]
+        # A traced program meets other lengths than that it is made with.
+        if keys > window or torch.jit.is_tracing():
+            if mask is None:
+                mask = causal_mask(length, keys, 0, query) if causal else query.new_zeros(length, keys)
+            mask = within(window, mask, keys)
     if prefix is None:
         causal = causal and mask is None and query.shape[2] > 1
         return _kernel(query, key, value, mask, causal, dropout, query.shape[-1] ** -0.5), None
@@ -104,6 +115,15 @@ def causal_mask(length: int, total: int, n_prefix: int, like: Tensor) -> Tensor:
     """Additive mask [length, n_prefix + total]: query i stands at total - length + i and sees all up to there."""
     mask = torch.full((length, n_prefix + total), -torch.inf, dtype=like.dtype, device=like.device)
     return mask.triu(n_prefix + total - length + 1)
+
+
+def within(window: int, mask: Tensor, keys: int) -> Tensor:
+    """The mask [.., T, S] of queries that see no key further away than the window; of ``keys`` = S keys, the last of
+    those that the given one is of.
+    """
+    at = torch.arange(keys, device=mask.device)
+    away = (at[keys - mask.shape[-2] :, None] - at).abs() >= window
+    return mask[..., -keys:].masked_fill(away, torch.finfo(mask.dtype).min)
 
 
 def beside_score(out: Tensor, lse: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, silu
 
 from bench.config import ModelConfig
 from bench.model import keys
 from bench.model.attention import Prefix
 from bench.model.context import Rotation
 from bench.model.flops import Flops
+from bench.model.kernels import Linear as FastLinear
+from bench.model.kernels import RMSNorm, linear, rotate
 from bench.model.parts import Adapter, Gate, Linear
 from bench.model.schedule import Step
 from bench.model.walk import Walk
@@ -33,8 +35,8 @@ class Attention(nn.Module):
         self.n_heads, self.kv_heads, self.head_dim = model.n_heads, model.kv_heads, model.head_dim
         self.dropout = model.dropout
         bias = model.family == "gpt2"
-        self.qkv = nn.Linear(model.d_model, (self.n_heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(model.d_model, model.d_model, bias=bias)
+        self.qkv = FastLinear(model.d_model, (self.n_heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = FastLinear(model.d_model, model.d_model, bias=bias)
 
     def forward(
         self,
@@ -56,7 +58,12 @@ class Attention(nn.Module):
         query, key, value = self._heads(x, asks, step, state, adapter)
         mask = context.mask if prefix is None else context.prefix_mask
         dropout = self.dropout if self.training else 0.0
-        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout)
+        mixes = adapter is not None and adapter.looks_back(step)
+        window = adapter.window if adapter is not None and mixes else None
+        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout, window)
+        if adapter is not None and mixes:
+            far, _ = context.far(query, *keys.first(state, step), None, context.mask, False, dropout)
+            out = torch.lerp(out, far, adapter.first_share(step, query).unsqueeze(-1).to(out.dtype))
         factors = gate.heads(step, x) if gate is not None else None
         if factors is not None:
             out = out * factors.view(-1, 1, 1)
@@ -71,20 +78,21 @@ class Attention(nn.Module):
         cache, at = context.cache, keys.slot(model, state.schedule, step)
         if keys.borrows(model, step):
             query = self._rows(x if asks is None else asks, step, adapter, 0, queries)
-            query = query if context.rotation is None else rotate(query, context.rotation)
-            if cache is not None:
-                return query, *keys.stored(cache, at, context.total)
-            return query, *keys.unpacked(state.memory[keys.name_of(step)])
+            query = query if context.rotation is None else rotate(query, *context.rotation)
+            return query, *keys.first(state, step)
         if asks is None:
             heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
-            query, key, value = heads.split([self.n_heads, self.kv_heads, self.kv_heads], 1)
         else:
-            query = self._rows(asks, step, adapter, 0, queries)
-            key, value = self._rows(x, step, adapter, queries, None).chunk(2, 1)
+            heads = torch.cat(
+                [self._rows(asks, step, adapter, 0, queries), self._rows(x, step, adapter, queries, None)], 1
+            )
+        turned, value = heads.split([self.n_heads + self.kv_heads, self.kv_heads], 1)
         if context.rotation is not None:
-            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+            turned = rotate(turned, *context.rotation)
+        query, key = turned.split([self.n_heads, self.kv_heads], 1)
         if cache is None:
-            if model.kv == "first" and step.block in state.schedule.repeated:
+            read = model.kv == "first" or (adapter is not None and adapter.window is not None)
+            if read and step.cycle == 0 and step.block in state.schedule.repeated:
                 state.memory[keys.name_of(step)] = keys.packed(key, value)
         elif at < step.depth:
             key, value = keys.replaced(cache, at, key, value, context.total)
@@ -97,11 +105,11 @@ class Attention(nn.Module):
         if keys.borrows(self.model, step):
             return keys.unpacked(state.memory[keys.name_of(step)])
         key, value = self._rows(x, step, adapter, self.n_heads * self.head_dim, None).chunk(2, 1)
-        return key if state.context.rotation is None else rotate(key, state.context.rotation), value
+        return key if state.context.rotation is None else rotate(key, *state.context.rotation), value
 
     def _rows(self, x: Tensor, step: Step, adapter: Adapter | None, first: int, stop: int | None) -> Tensor:
         """Heads [B, H, T, d] that rows of the matrix of queries, keys and values give."""
-        if type(self.qkv) is nn.Linear:
+        if type(self.qkv) is FastLinear:
             bias = self.qkv.bias
             out = linear(x, self.qkv.weight[first:stop], None if bias is None else bias[first:stop])
         else:  # a wrapper that adds to it (PEFT)
@@ -115,15 +123,16 @@ class Attention(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """D -> d_ff -> D with GELU (tanh form), as in GPT-2."""
+    """D -> d_ff -> D with GELU, by default in its tanh form, as in GPT-2."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(model.d_model, model.ff)
-        self.out = nn.Linear(model.ff, model.d_model)
+        self.approximate = "tanh" if model.activation == "gelu_tanh" else "none"
+        self.up = FastLinear(model.d_model, model.ff)
+        self.out = FastLinear(model.ff, model.d_model)
 
     def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
-        inner = gelu(apply(self.up, "mlp_up", x, step, adapter), approximate="tanh")
+        inner = gelu(apply(self.up, "mlp_up", x, step, adapter), approximate=self.approximate)
         return apply(self.out, "mlp_out", inner, step, adapter)
 
 
@@ -132,8 +141,8 @@ class SwigluMLP(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(model.d_model, 2 * model.ff, bias=False)
-        self.out = nn.Linear(model.ff, model.d_model, bias=False)
+        self.up = FastLinear(model.d_model, 2 * model.ff, bias=False)
+        self.out = FastLinear(model.ff, model.d_model, bias=False)
 
     def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
         gate, up = apply(self.up, "mlp_up", x, step, adapter).chunk(2, -1)
@@ -151,7 +160,7 @@ def apply(layer: nn.Linear, name: Linear, x: Tensor, step: Step, adapter: Adapte
 
 def make_norm(model: ModelConfig) -> nn.Module:
     """The family's normalisation over the last dimension."""
-    kind = nn.LayerNorm if model.family == "gpt2" else nn.RMSNorm
+    kind = nn.LayerNorm if model.family == "gpt2" else RMSNorm
     return kind(model.d_model, eps=model.norm_eps)
 
 
@@ -213,9 +222,3 @@ def _rope_config(model: ModelConfig) -> LlamaConfig:
     if "original_max_position_embeddings" in scaling:  # not used, but warned of where it does not agree
         sizes["max_position_embeddings"] = int(scaling["factor"] * scaling["original_max_position_embeddings"])
     return LlamaConfig(**sizes, rope_parameters={**scaling, "rope_theta": model.rope_theta})
-
-
-def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Rotary embedding of x [B, H, T, d]."""
-    first, second = x.chunk(2, -1)
-    return x * by[0] + torch.cat([-second, first], -1) * by[1]

@@ -29,7 +29,7 @@ class Context:
         cache: one slot a step.
         with_mass: whether the caller wants the attention on zero tokens.
         like: a tensor of the attention's type and device.
-        attend: how queries meet keys, in general by the function of that name.
+        attend: how queries meet keys, in general by the function of that name; far: those of an earlier step.
         documents: [B, S], which document each key is of: a token sees its own alone. None: all are of one.
         pairs: additive [B or 1, H or 1, T, S], which query sees which key, in the place of causality; None: causal.
         causal: whether a query sees no key behind it; ``attend`` is told, too, as there may be no mask.
@@ -46,6 +46,7 @@ class Context:
     with_mass: bool
     like: Tensor
     attend: Attend = attend
+    far: Attend = attend
     documents: Tensor | None = None
     pairs: Tensor | None = None
     causal: bool = True

@@ -25,7 +25,7 @@ from bench.model.blocks import Block
 from bench.model.flops import Flops
 from bench.model.forms import blank, first_flops
 from bench.model.freezing import freeze
-from bench.model.keys import borrows, filled
+from bench.model.keys import borrows, filled, windows
 from bench.model.network import Network
 from bench.model.parts import PARTS, Part
 from bench.model.schedule import Schedule, Step
@@ -52,7 +52,7 @@ class Costs:
     forward_flops_per_token: float
     train_flops_per_token: float  # forward and backward
     exit_flops_per_token: tuple[float, ...]  # forward, when a sequence leaves after cycle 1, 2, ...
-    kv_bytes_per_token: int  # of the whole cache, with what a recurrence remembers there
+    kv_bytes_per_token: int  # of the whole cache of such a sequence, with what a recurrence remembers there, rounded up
     activation_bytes: int  # kept by autograd for the backward pass of one sequence
     additions: dict[str, Addition]
 
@@ -92,7 +92,7 @@ def costs(
         forward_flops_per_token=total.forward / length,
         train_flops_per_token=training_flops(lm, length, device) / length,
         exit_flops_per_token=exit_flops(lm, length, device),
-        kv_bytes_per_token=kv_bytes(variant, model, schedule),
+        kv_bytes_per_token=-(-cache_bytes(lm, length) // length),
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
         additions=additions(lm, length, device),
     )
@@ -118,6 +118,8 @@ def step_flops(
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
         total += attention_flops(*shape, n_prefix, mass, trained, device, inside, model.form)
+        if lm.adapter is not None and lm.adapter.looks_back(step):
+            total += attention_flops(*shape, 0, False, True, device, inside, model.form)
         for part in _parts(lm):
             total += part.flops(step, run_on)
     return total
@@ -306,10 +308,18 @@ def non_embedding(lm: Network) -> int:
     return count(lm.parameters()) - count(parameter for part in outside for parameter in part.parameters())
 
 
-def kv_bytes(variant: Variant, model: ModelConfig, schedule: Schedule) -> int:
-    """Bytes that the KV cache keeps of a token, in float32."""
-    slots = sum(filled(model, schedule))
-    return 4 * (slots * 2 * model.kv_heads * model.head_dim + sum(variant.remembered(schedule)))
+def cache_bytes(lm: Network, length: int, n_cycles: int | None = None) -> int:
+    """Bytes that the KV cache keeps of a sequence of ``length`` tokens, in float32: of a step with a window, the tokens
+    that the next one will see.
+    """
+    model, schedule = lm.model_shape, lm.schedule_at(n_cycles)
+    near = windows(lm.adapter, schedule)
+    tokens = sum(
+        min(length, near[depth] - 1) if depth in near else length
+        for depth, holds in enumerate(filled(model, schedule))
+        if holds
+    )
+    return 4 * (tokens * 2 * model.kv_heads * model.head_dim + length * sum(lm.variant.remembered(schedule)))
 
 
 def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, length: int) -> int:

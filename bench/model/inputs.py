@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +39,14 @@ def masks_of(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | Non
             "queries and keys)"
         )
     return (None if not traced() and bool(attention_mask.all()) else attention_mask), None
+
+
+def added_scores(pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask [B or 1, H or 1, T, S], of truth values or already that, adds to the scores."""
+    lowest = torch.finfo(dtype).min
+    if pairs.is_floating_point():
+        return pairs.to(dtype).clamp_min(lowest)
+    return torch.zeros_like(pairs, dtype=dtype).masked_fill(pairs == 0, lowest)
 
 
 def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int, learned: int) -> None:
@@ -102,8 +110,11 @@ def documents_of(positions: Tensor, real: Tensor | None, past: int) -> Tensor:
     return torch.cat([earlier, begins.cumsum(1)], 1)
 
 
-def fit_cache(cache: Cache, variant: Variant, model: ModelConfig, schedule: Schedule, past: int) -> None:
-    """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs.
+def fit_cache(
+    cache: Cache, variant: Variant, model: ModelConfig, schedule: Schedule, past: int, windows: Mapping[int, int]
+) -> None:
+    """Give a cache that is empty, and was made for fewer cycles, the slots of the schedule that runs; those of steps
+    with a window (by their depth) hold no more than that.
 
     Raises InputError for one with tokens in it that another schedule has put there.
     """
@@ -117,6 +128,19 @@ def fit_cache(cache: Cache, variant: Variant, model: ModelConfig, schedule: Sche
     elif layers and cache.layer_class_to_replicate is None:
         while len(layers) < slots:
             layers.append(copy.deepcopy(layers[-1]))  # nothing is in it
+    if windows and not past and (layers or cache.layer_class_to_replicate is not None):
+        _narrow(layers, windows)
+
+
+def _narrow(layers: list[Any], windows: Mapping[int, int]) -> None:
+    """Let slots of an empty cache hold a window alone. Those of a fixed size stay as they are."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # start-up
+
+    while len(layers) <= max(windows):
+        layers.append(DynamicLayer())
+    for at, window in windows.items():
+        if type(layers[at]) is DynamicLayer:
+            layers[at] = DynamicSlidingWindowLayer(window)
 
 
 def _filled(layers: Sequence[Any], slot: int) -> bool:

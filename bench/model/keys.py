@@ -5,6 +5,9 @@ training as in tests (recursive sharing of Mixture-of-Recursions, Bae et al. 202
 shared keys of Parallel Loop Transformer, arXiv 2510.24824). ``last``: the cache keeps those of the last cycle alone,
 for every block, as Ouro does in decoding (arXiv 2510.25741): trained and scored as ``own``, while a token that is
 generated sees of the passes before it what their last cycle has made.
+
+Steps that look back (``Adapter.looks_back``) read what their block's first cycle has made, and beside it make their
+own, of which the cache keeps what is within a window.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from torch import Tensor
 
 from bench.config import ModelConfig
 from bench.model.schedule import Schedule, Step
+from bench.model.walk import Walk
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
+
+    from bench.model.parts import Adapter
 
 
 def borrows(model: ModelConfig, step: Step) -> bool:
@@ -34,6 +40,22 @@ def slot(model: ModelConfig, schedule: Schedule, step: Step) -> int:
 def filled(model: ModelConfig, schedule: Schedule) -> list[bool]:
     """For each step whether the slot of its depth holds anything."""
     return [slot(model, schedule, step) == step.depth for step in schedule.steps]
+
+
+def windows(adapter: Adapter | None, schedule: Schedule) -> dict[int, int]:
+    """By their depth the steps that look back, and the window in which they see their own keys, in tokens."""
+    window = None if adapter is None else adapter.window
+    if adapter is None or window is None:
+        return {}
+    return {step.depth: window for step in schedule.steps if adapter.looks_back(step)}
+
+
+def first(state: Walk, step: Step) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, H_kv, S, d] that the block's first cycle has made, in this pass and before."""
+    cache = state.context.cache
+    if cache is None:
+        return unpacked(state.memory[name_of(step)])
+    return stored(cache, state.schedule.first_use[step.block], state.context.total)
 
 
 def name_of(step: Step) -> str:

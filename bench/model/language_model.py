@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, nn, randint
 from torch.nn.functional import pad
 from transformers import (
     AutoConfig,
@@ -26,7 +26,7 @@ from bench.config import IGNORED, ModelConfig, Objective, parse
 from bench.errors import InputError
 from bench.form import TEXT
 from bench.model.forms import cut
-from bench.model.losses import exit_losses
+from bench.model.losses import added_loss, exit_losses, short_way
 from bench.model.network import Network
 from bench.model.variant import Variant, get_variant
 
@@ -60,6 +60,7 @@ class CycleOutput(ModelOutput):
         halting: the chance [B, T] of having halted by every exit point but the last, if anything halts and
             ``output_exits`` asked for it.
         auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
+        shortcut: of a second pass, as of ``Outcome``.
         cache: one slot a step.
     """
 
@@ -71,6 +72,7 @@ class CycleOutput(ModelOutput):
     exit_logits: tuple[Tensor, ...] | None = None
     halting: tuple[Tensor, ...] | None = None
     auxiliary_loss: Tensor | None = None
+    shortcut: tuple[Tensor, Tensor] | None = None
     cache: Cache | None = None
 
 
@@ -219,13 +221,15 @@ class CycleModel(_Installed, Network, PreTrainedModel):
 
         labelled: there are labels, whose loss is to be found.
         """
-        attention_mask, position_ids, cache, keep, mass, exits, n_cycles, *gradients = arguments
+        attention_mask, position_ids, cache, keep, mass, exits, n_cycles, *gradients, shortcut = arguments
         if self.exits is not None and not self.training:
             return self.exits.forward(self, input_ids, attention_mask, position_ids, cache, use_cache, keep, n_cycles)
         every = labelled and self.training and self.objective.trains_exits
-        found = self.run(
-            input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, n_cycles, *gradients
-        )
+        cycles = (n_cycles or self.model_shape.n_cycles) if self.variant.cycled else 1
+        if labelled and self.training and self.objective.shortcut_loss and cycles > 1:
+            shortcut = short_way(cycles, lambda low, high: int(randint(low, high, ())))
+        more = *gradients, shortcut
+        found = self.run(input_ids, attention_mask, position_ids, cache, keep, mass, exits or every, n_cycles, *more)
         return CycleOutput(cache=cache, **vars(found))
 
     def loss_of(self, out: CycleOutput, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -238,8 +242,8 @@ class CycleModel(_Installed, Network, PreTrainedModel):
         if not self.training:
             return last / whole
         loss = trained / whole
-        if out.auxiliary_loss is not None:
-            loss = loss + out.auxiliary_loss * (scored / whole)
+        if (added := added_loss(out, self.objective)) is not None:
+            loss = loss + added * (scored / whole)
         return loss
 
 
@@ -266,6 +270,7 @@ class CycleForCausalLM(CycleModel, GenerationMixin):
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
         sequence_cycles: Tensor | None = None,
+        shortcut: tuple[int, ...] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
         **others: Any,
@@ -301,6 +306,7 @@ class CycleForCausalLM(CycleModel, GenerationMixin):
             n_cycles,
             backward_cycles,
             sequence_cycles,
+            shortcut,
             use_cache=bool(use_cache),
             labelled=labels is not None,
         )
@@ -328,6 +334,7 @@ class CycleForClassification(CycleModel):
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
         sequence_cycles: Tensor | None = None,
+        shortcut: tuple[int, ...] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CycleOutput:
@@ -348,7 +355,7 @@ class CycleForClassification(CycleModel):
         if inputs.dim() != (2 if form.features is None else 3):
             raise InputError(f"pixel_values: {pixel_values.dim()} dimensions do not fit the model's form, {form!r}")
         whole = inputs, attention_mask, None, None, 0, output_zero_attention, output_exits, n_cycles, backward_cycles
-        out = self.forward_of(*whole, sequence_cycles, use_cache=False, labelled=labels is not None)
+        out = self.forward_of(*whole, sequence_cycles, shortcut, use_cache=False, labelled=labels is not None)
         if labels is not None:
             out.loss = self.loss_of(out, labels, num_items_in_batch)
         if form.judged != "tokens" and out.logits is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
@@ -22,12 +22,14 @@ from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
-from bench.model.inputs import check_positions, default_positions, fit_cache, masks_of, packed
+from bench.model.inputs import added_scores, check_positions, default_positions, fit_cache, masks_of, packed
+from bench.model.kernels import Linear
+from bench.model.keys import windows
 from bench.model.outcome import Outcome
 from bench.model.parts import Branch, Part
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
-from bench.model.walk import RunSteps, Walk
+from bench.model.walk import RunSteps, Walk, recomputed
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -74,13 +76,13 @@ class Network(nn.Module):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
-        if model.kv != "own" and self.recurrence is not None and self.recurrence.routes:
-            raise UserError(
-                f"model.kv: {model.kv!r} with {variant.name!r}, whose cycles run on different tokens (allowed: 'own')"
-            )
+        routes, mixes = self.recurrence is not None and self.recurrence.routes, bool(windows(self.adapter, schedule))
+        if model.kv != "own" and (routes or mixes):
+            why = "whose cycles run on different tokens" if routes else "whose cycles read their own and the first's"
+            raise UserError(f"model.kv: {model.kv!r} with {variant.name!r}, {why} (allowed: 'own')")
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
-        self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
+        self.lm_head = Linear(model.d_model, vocab_size, bias=False)
         self.gradient_checkpointing = False  # set, with its function, by transformers or by the training loop
         self._gradient_checkpointing_func: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 
@@ -170,7 +172,7 @@ class Network(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
-            fit_cache(cache, self.variant, self.model_shape, schedule, past)
+            fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
         real, pairs = masks_of(attention_mask)
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
@@ -210,14 +212,12 @@ class Network(nn.Module):
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
         visible = None if real is None else real != 0
-        if pairs is not None:
-            lowest = torch.finfo(dtype).min
-            added = pairs.to(dtype) if pairs.is_floating_point() else torch.zeros_like(pairs, dtype=dtype)
-            pairs = added.clamp_min(lowest) if pairs.is_floating_point() else added.masked_fill(pairs == 0, lowest)
+        pairs = None if pairs is None else added_scores(pairs, dtype)
         causal = self.model_shape.form.attention == "causal"
         how = attend if causal else partial(attend, causal=False)
         total = past + length
-        return Context(length, total, visible, n_prefix, turn, cache, with_mass, like, how, documents, pairs, causal)
+        given = (length, total, visible, n_prefix, turn, cache, with_mass, like, how, how, documents, pairs, causal)
+        return Context(*given)
 
     def cycles(
         self, state: Walk, backward_cycles: int | None = None, sequence_cycles: Tensor | None = None
@@ -235,7 +235,7 @@ class Network(nn.Module):
             before = state.branch()
             with torch.set_grad_enabled(torch.is_grad_enabled() and not outside):
                 if self.gradient_checkpointing and self.training and not outside and state.context.cache is None:
-                    self._cycle_twice(number, state)
+                    recomputed(state, partial(self.cycle, number), self._gradient_checkpointing_func)
                 else:
                     self.cycle(number, state)
                 if sequence_cycles is not None:
@@ -255,30 +255,13 @@ class Network(nn.Module):
         state.before = state.hidden
         if self.recurrence is not None:
             self.recurrence.enter(number, state)
+            state.common = self.recurrence.common(number, state)
         (walk or self.walk)(state.schedule.cycles[number], state)
         if self.recurrence is not None:
             self.recurrence.leave(number, state)
         if self.halting is not None:
             self.halting(number, state)
-        state.embedded, state.context = whole
-
-    def _cycle_twice(self, number: int, state: Walk) -> None:
-        """``cycle``, of which the backward pass keeps the state it starts from and computes the rest again."""
-        before = state.branch()
-        leaves, form = tree_flatten(before.flow())
-        forms = []
-
-        def run(*leaves: Any) -> tuple[Any, ...]:
-            walk = before.branch()  # as it was, the second time too
-            walk.take(tree_unflatten(leaves, form))
-            self.cycle(number, walk)
-            found, after = tree_flatten(walk.flow())
-            forms.append(after)
-            return tuple(found)
-
-        # Tensors alone go in and out: reentrant checkpointing has no gradient for others.
-        found = self._gradient_checkpointing_func(run, *leaves)
-        state.take(tree_unflatten(found, forms[0]))
+        state.embedded, state.context, state.common = *whole, None
 
     def read_out(self, state: Walk) -> Tensor:
         """What coda and final norm make of the state if the cycles end here, [B, T, D] or, of what is judged once,
@@ -337,6 +320,9 @@ class Network(nn.Module):
     def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
         """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""
         block, hidden = cast(Block, self.blocks[step.block]), state.hidden
+        if state.common is None and self.recurrence is not None:
+            state = state.branch()
+            state.common = self.recurrence.common(step.cycle, state)
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
         x = self._normed(step, "attention", hidden, state)
@@ -358,6 +344,7 @@ class Network(nn.Module):
         n_cycles: int | None = None,
         backward_cycles: int | None = None,
         sequence_cycles: Tensor | None = None,
+        shortcut: tuple[int, ...] | None = None,
     ) -> Outcome:
         """Run the whole schedule.
 
@@ -372,6 +359,7 @@ class Network(nn.Module):
             n_cycles: another number of cycles than the model was built with.
             backward_cycles: gradients flow through so many last cycles only.
             sequence_cycles: [B], how many of the cycles each sequence runs (see ``cycles``); without a cache.
+            shortcut: a second pass of so many cycles, with the lengths of their steps (``Walk.way``), is run as well.
         """
         if sequence_cycles is not None and cache is not None:
             raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
@@ -382,7 +370,15 @@ class Network(nn.Module):
                 exits.append(self.lm_head(self.read_out(state)))
                 if "halting" in state.memory:
                     halting.append(judged(state.memory["halting"], state.real, self.model_shape.form))
-        logits = self.lm_head(self.read_out(state)[:, -logits_to_keep:])
+        hidden, second = self.read_out(state), None
+        logits = self.lm_head(hidden[:, -logits_to_keep:])
+        if shortcut is not None:
+            short = self.embed(input_ids, attention_mask, position_ids, n_cycles=len(shortcut))
+            short.way = shortcut
+            for _ in self.cycles(short):
+                pass
+            near = self.read_out(short)
+            second = self.lm_head(near), mse_loss(near.float(), hidden.detach().float())
         signals = [state.signal(steps) for steps in state.schedule.cycles] if output_zero_attention else []
         seen = [signal for signal in signals if signal is not None]
         return Outcome(
@@ -393,4 +389,5 @@ class Network(nn.Module):
             exit_logits=(*exits, logits) if output_exits else None,
             halting=tuple(halting) or None,
             auxiliary_loss=torch.stack(state.losses).sum() if state.losses else None,
+            shortcut=second,
         )

@@ -19,6 +19,8 @@ class Outcome:
         exit_logits: one [B, T, V] for every exit point, the last being ``logits``, if they were asked for.
         halting: the chance [B, T] of having halted by every exit point but the last, if anything halts.
         auxiliary_loss: scalar, what the variant's own parts add to the training loss; None if they add nothing.
+        shortcut: of a second pass, if it was asked for: its logits [B, T, V], and the mean square of how far its
+            states, as the LM head reads them, are from those of the first, through which no gradient flows.
     """
 
     logits: Tensor
@@ -28,3 +30,4 @@ class Outcome:
     exit_logits: tuple[Tensor, ...] | None = None
     halting: tuple[Tensor, ...] | None = None
     auxiliary_loss: Tensor | None = None
+    shortcut: tuple[Tensor, Tensor] | None = None

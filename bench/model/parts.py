@@ -96,12 +96,13 @@ class Adapter(Part):
     to what its branches read and give (norms and scales of its own, ...).
 
     linears: the linear layers of the block that ``delta`` adds to; recovers: whether it starts from what sharing has
-    taken from a pretrained stack (``recover``).
+    taken from a pretrained stack (``recover``); window: of steps that look back (``looks_back``), None: none does.
     """
 
     label = "adapter"
     linears: tuple[Linear, ...] = ()
     recovers: bool = False
+    window: int | None = None
 
     def forward(self, step: Step, hidden: Tensor, embedded: Tensor) -> Tensor:
         """The block's input [B, T, D] from the residual stream ``hidden`` and the embedded tokens, both [B, T, D]."""
@@ -110,6 +111,16 @@ class Adapter(Part):
     def asks(self, step: Step, state: Walk) -> Tensor | None:
         """The stream [B, T, D] that the step's queries are made of; None: the one that keys and values are made of."""
         return None
+
+    def looks_back(self, step: Step) -> bool:
+        """Whether the step mixes two attentions of its queries: to the keys and values of its block's first cycle, and,
+        within the last ``window`` tokens, to its own. It has no prefix. ``first_share`` says how much of the former.
+        """
+        return False
+
+    def first_share(self, step: Step, query: Tensor) -> Tensor:
+        """The share [B, H, T] of the first cycle's keys and values, from queries [B, H, T, d] as they are scored."""
+        raise NotImplementedError
 
     def normed(self, step: Step, branch: Branch, x: Tensor, state: Walk) -> Tensor:
         """What a branch of the block reads [B, T, D], made from the normed stream x of the same shape."""
@@ -164,6 +175,12 @@ class Recurrence(Part):
         and ``state.context`` holds for this cycle only.
         """
 
+    def common(self, cycle: int, state: Walk) -> Tensor | None:
+        """What an adapter finds as ``state.common`` [B, ...] in the steps of a cycle: the same for all tokens of a
+        sequence, and not made of their states.
+        """
+        return None
+
     def leave(self, cycle: int, state: Walk) -> None:
         """Called after the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
 
@@ -182,7 +199,7 @@ class Recurrence(Part):
         return None
 
     def cycle_flops(self, cycle: int, length: int) -> Flops:
-        """Forward FLOPs of ``enter`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
+        """Forward FLOPs of ``enter``, ``common`` and ``leave`` (and, in cycle 0, of ``begin``) for one sequence."""
         return Flops()
 
     def chosen_flops(self, cycle: int, length: int, before: int) -> Flops:

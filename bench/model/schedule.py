@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from bench.errors import UserError
 
@@ -41,6 +40,8 @@ class Schedule:
         n_prelude, n_coda: steps before and after the recurrent part.
         exits: for every cycle of the recurrent part the number of steps done at its end, where computation may jump to
             the coda.
+        first_use: for every block the depth of the first step that runs it.
+        repeated: the blocks that run more than once.
 
     Raises:
         UserError: if there are too many steps, the parts do not fit together or a block is never used.
@@ -50,8 +51,13 @@ class Schedule:
     n_prelude: int
     n_coda: int
     exits: tuple[int, ...]
+    first_use: dict[int, int] = field(init=False, repr=False, compare=False)
+    repeated: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Known from the start: torch.compile cannot look into a property that is made when it is asked for.
+        object.__setattr__(self, "first_use", {step.block: step.depth for step in reversed(self.steps)})
+        object.__setattr__(self, "repeated", frozenset(step.block for step in self.steps if step.cycle))
         if self.depth > MOST_STEPS:
             raise TooDeepError(
                 f"schedule: {self.depth:,} steps are too many (allowed: {MOST_STEPS:,}, by fewer blocks or cycles)"
@@ -102,16 +108,6 @@ class Schedule:
     def shared(self) -> bool:
         """Whether any block runs more than once."""
         return self.depth > self.n_blocks
-
-    @cached_property
-    def first_use(self) -> dict[int, int]:
-        """For every block the depth of the first step that runs it."""
-        return {step.block: step.depth for step in reversed(self.steps)}
-
-    @cached_property
-    def repeated(self) -> frozenset[int]:
-        """The blocks that run more than once."""
-        return frozenset(step.block for step in self.steps if step.cycle)
 
     def __str__(self) -> str:
         return " ".join(str(step.block) for step in self.steps)

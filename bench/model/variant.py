@@ -31,6 +31,7 @@ class Variant:
 
     name: ClassVar[str]
     cycled: ClassVar[bool] = True  # whether n_cycles means anything to it; if not, its cells are stored with 1
+    elastic: ClassVar[bool] = False  # whether a cycle does another thing where another number of cycles is run
     tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}  # options a study may tune: (low, high), on a log scale
 
     pretrained_options: ClassVar[Mapping[str, Any]] = {}  # defaults that differ when it starts from a pretrained model

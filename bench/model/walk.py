@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bench.model.context import Context, rows_of
 from bench.model.schedule import Schedule, Step
@@ -31,6 +32,8 @@ class Walk:
         active: [B, T], the tokens whose state may still change, None for all: the others are frozen and go on serving
             keys and values.
         real: [B, T], the tokens that are no padding, None for all.
+        common: [B, ...], what the recurrence tells all tokens of a sequence in the cycle that runs (``common``).
+        way: how long a step each cycle takes, relative to the others; None: all the same.
     """
 
     hidden: Tensor
@@ -44,6 +47,8 @@ class Walk:
     losses: list[Tensor] = field(default_factory=list)
     active: Tensor | None = None
     real: Tensor | None = None
+    common: Tensor | None = None
+    way: tuple[int, ...] | None = None
 
     def branch(self) -> Walk:
         """A copy that may go its own way from here; tensors are shared, since none is written in place."""
@@ -125,6 +130,28 @@ class Walk:
         if self.real is None:
             return p0.mean((1, 2))
         return (p0.mean(1) * self.real).sum(1) / self.real.sum(1)
+
+
+def recomputed(state: Walk, change: Callable[[Walk], Any], checkpoint: Callable[..., Any]) -> None:
+    """Change the state in place, of which the backward pass keeps what it was and computes the rest again.
+
+    checkpoint: as torch's own, called with a function and its tensors.
+    """
+    before = state.branch()
+    leaves, form = tree_flatten(before.flow())
+    forms = []
+
+    def run(*leaves: Any) -> tuple[Any, ...]:
+        walk = before.branch()  # as it was, the second time too
+        walk.take(tree_unflatten(leaves, form))
+        change(walk)
+        found, after = tree_flatten(walk.flow())
+        forms.append(after)
+        return tuple(found)
+
+    # Tensors alone go in and out: reentrant checkpointing has no gradient for others.
+    found = checkpoint(run, *leaves)
+    state.take(tree_unflatten(found, forms[0]))
 
 
 RunSteps = Callable[[Iterable[Step], Walk], Any]  # runs steps of the schedule on a state, in place

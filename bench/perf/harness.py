@@ -81,7 +81,7 @@ def _managed(lm: Any, data: TaskData, planned: Planned, folder: Path, every: Eve
     with lease, cell_log(folder, cell.id), Usage(), Progress(1) as progress:
         progress.start(cell.id, "perf", cell.train.steps)
 
-        def report(step: int, loss: float, speed: float) -> None:
+        def report(step: int, loss: float | None, speed: float) -> None:
             lease.check()
             lease.note(step=step, tokens_per_second=speed)
             progress.update(cell.id, step, loss, speed)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.errors import UserError, first_line
 from bench.form import TEXT
-from bench.model.costs import count, kv_bytes, meta_model, non_embedding, pass_flops
+from bench.model.costs import cache_bytes, count, meta_model, non_embedding, pass_flops
 from bench.model.language_model import CycleConfig, CycleModel
 from bench.pretrained.sources import no_bars
 from bench.tables import markdown
@@ -89,7 +89,7 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "parameters": f"{count(lm.parameters()):,}",
         "parameters without embeddings": f"{non_embedding(lm):,}",
         f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length, 'cpu').forward / length:,.0f}",
-        "KV cache, bytes/token (float32)": f"{kv_bytes(variant, model, schedule):,}",
+        "KV cache, bytes/token (float32)": f"{-(-cache_bytes(lm, length) // length):,}",
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {title}", ""]
     lines += [first_line(type(variant).__doc__ or ""), "", *markdown(("", ""), about.items())]

@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 # Fields a checkpoint may carry that change what its model computes, with the values our blocks compute the same for.
 PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
@@ -82,6 +82,7 @@ def shape_of_stock(config: PreTrainedConfig, source: str) -> ModelConfig:
 
 def _gpt2_shape(config: Any) -> dict[str, Any]:
     return {
+        "activation": "gelu" if config.activation_function == "gelu" else "gelu_tanh",
         "d_model": config.n_embd,
         "n_blocks": config.n_layer,
         "n_heads": config.n_head,

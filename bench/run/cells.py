@@ -17,6 +17,7 @@ from bench.errors import Fault, UserError, reason_of
 from bench.run.going import Going, run_rank, settings_of
 from bench.run.lease import BEAT, Lease, LeaseLostError
 from bench.run.usage import Usage
+from bench.store.loops import record_divergence
 from bench.store.records import Configuration, Failure, Outcome
 from bench.store.store import Store
 from bench.train.checkpoints import Every, cell_logger
@@ -25,8 +26,9 @@ from bench.train.distributed import Team
 from bench.train.loop import WatchHistory, train_together
 
 Tell = Callable[[str, tuple[Any, ...]], None]
-"""Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss, tokens per second), or ``found``:
-it has a record that another process has made."""
+"""Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss or None, tokens per second),
+``phase`` (what it is at after its steps), ``began`` (seconds since 1970), ``entry`` (of its history), or ``found``: it
+has a record that another process has made."""
 TellOf = Callable[[str, str, tuple[Any, ...]], None]
 """The same with the cell's id in front."""
 
@@ -84,6 +86,7 @@ class _Member:
         self.job, self.cell, self.tell, self.store = job, job.cell, tell, Store(job.root)
         self.log = cell_logger(job.cell.id)
         self.held: Lease | None = None
+        self.started = 0.0
         self._stack, self._first = ExitStack(), list[tuple[int, float]]()
 
     def __enter__(self) -> _Member:
@@ -109,11 +112,13 @@ class _Member:
         if found is not None and (found.status == "done" or found.at != self.job.failed):
             self.tell("found", ())
             return found
+        self.started = time.time()
+        self.tell("began", (self.started,))
         lease.note(label=self.job.label, steps=self.cell.train.steps, step=0, tokens_per_second=None)
         self.log.info("begins: %s, process %d, lease %d", self.job.label, os.getpid(), lease.number)
         return None
 
-    def report(self, step: int, loss: float, speed: float) -> None:
+    def report(self, step: int, loss: float | None, speed: float) -> None:
         """Renew what others see of the cell. Raises LeaseLostError if it is no longer ours."""
         assert self.held is not None
         self.held.check()
@@ -124,6 +129,12 @@ class _Member:
         del self._first[1:]
         self.tell("update", (step, loss, speed))
 
+    def watch(self, entry: dict[str, float]) -> None:
+        """Tell an entry of the history, to who watches the job, too."""
+        self.tell("entry", (entry,))
+        if self.job.watch is not None:
+            self.job.watch(entry)
+
     def end(self, record: Outcome | None) -> tuple[str, Outcome | None]:
         """Give the cell back."""
         self._stack.close()
@@ -131,10 +142,13 @@ class _Member:
 
     def finish(self, going: Going) -> Outcome | None:
         """Test and store what has been trained."""
+        self.tell("phase", ("testing",))
         try:
             record = going.finish()
         except Exception as error:
             return self.fail(error)
+        if (diverges := record_divergence(record)) is not None:
+            self.log.warning("%s", diverges)
         self.log.info("done in %.1f s", record.timing.seconds)
         return record
 
@@ -175,8 +189,9 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
                         member.held,
                         report=member.report,
                         every=member.job.every,
-                        watch=member.job.watch,
+                        watch=member.watch,
                         team=team,
+                        started=member.started,
                     )
                 except Exception as error:
                     yield member.end(member.fail(team.cause(error)))

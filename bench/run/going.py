@@ -48,7 +48,7 @@ def run_cell(
     the result. Waits until no other process holds the cell.
 
     Args:
-        report: called with the step, the mean loss since the last call and tokens per second.
+        report: see ``bench.train.loop.Report``.
         every: how often to write a checkpoint.
         watch: called with every entry of the history; what it raises ends the cell without a result.
         stacked: whether in a stack, None as the cell says; another mode gives other last digits.
@@ -86,11 +86,12 @@ class Going:
         watch: WatchHistory | None = None,
         stacked: bool | None = None,
         team: Team | None = None,
+        started: float | None = None,
     ) -> None:
         """lease: of the cell; None in a process that writes nothing; team: of the cell's processes, which is started
-        here.
+        here; started: when the cell began, in seconds since 1970, None for now.
         """
-        self.cell, self.store, self.lease, self.started = cell, store, lease, time.time()
+        self.cell, self.store, self.lease, self.started = cell, store, lease, started or time.time()
         self.folder, team = store.folder(cell.id), team or ALONE
         team.start()
         self.data = data = cell_data(cell, store)
@@ -139,6 +140,7 @@ class Going:
             history=[HistoryEntry.model_validate(entry) for entry in history],
             exits=found.exits,
             cycles=found.cycles,
+            loops=found.loops,
             **({} if trace.ran is None else {"ran": (trace.ran.mean(0) / data.length).tolist()}),
             zero_attention=[
                 ZeroAttention(step=step.depth, block=step.block, cycle=step.cycle, mean=mean)

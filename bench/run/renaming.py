@@ -167,8 +167,9 @@ def former_ids(cell: Cell, before: Mapping[str, str]) -> set[str]:
     """
     known = json.loads((files("bench.store") / "version2.json").read_text())
     told = {**cell.model_dump(mode="json"), **settings_of(cell)}
-    for key, name in (("model", "model"), ("train", "train"), ("options", cell.variant), ("task_options", cell.task)):
-        fields = known[key] if key == name else known[key].get(name)
+    named = {"options": cell.variant, "task_options": cell.task}
+    for key in ("model", "train", "evaluation", *named):
+        fields = known[key].get(named[key]) if key in named else known[key]
         told[key] = {field: value for field, value in told[key].items() if fields is None or field in fields}
     if told["init"] is not None and told["init"]["source"].startswith(CELL_SOURCE):
         id = told["init"]["source"].removeprefix(CELL_SOURCE)

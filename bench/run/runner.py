@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -20,8 +20,11 @@ from bench.run.executors.ray import RayExecutor
 from bench.run.lease import BEAT, EXPIRY, LeaseWatch
 from bench.run.packs import packs
 from bench.run.progress import Progress
+from bench.run.status import planned_flops
+from bench.store.loops import record_divergence
 from bench.store.records import Failure, Outcome
 from bench.store.store import Records, Store
+from bench.store.tracker import Placed
 from bench.study.plan import Plan, Planned, stages
 from bench.train.checkpoints import Every
 
@@ -59,13 +62,23 @@ class Running:
     hang: float = HANG
 
 
-def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Records:
+class Watcher(Protocol):
+    """Sees cells while they run; see ``bench.store.tracker.Tracker``."""
+
+    def opened(self, id: str, place: Placed, seed: int, started: float) -> None: ...
+
+    def entry(self, id: str, entry: dict[str, float]) -> None: ...
+
+    def dropped(self, id: str) -> None: ...
+
+
+def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watcher: Watcher | None = None) -> Records:
     """Run the cells that are not done yet and return the records of all of the study's cells.
 
     Several processes may do this at once on the same store: each cell is run by one of them, and each of them returns
     all records. A cell that failed of itself is run again only with ``how.retry``; one that failed of its environment
     (memory, disk, a killed process), always. on_record is called for every record that is made by this process, as soon
-    as there is one. Finished cells are not even read.
+    as there is one. Finished cells are not even read. watcher: sees the cells that this process runs.
     """
     store.write_manifest(plan.study.name, plan.manifest)
     unique = {planned.cell.id: planned for planned in plan.cells}
@@ -74,13 +87,14 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord) -> Re
     for id in done:
         store.tidy(id)
     todo = _wanted(unique, done, failures, how.retry)
-    with Progress(len(unique)) as progress:
+    costs = planned_flops(todo)
+    with Progress(len(unique), costs={p.cell.id: costs[p.variant, p.task] for p in todo}) as progress:
         progress.skip(len(unique) - len(todo))
         if todo:
             prepare((planned.cell for planned in todo), store)
             with _executor(how, todo) as executor:
                 for stage in stages(todo):
-                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures)
+                    study = _Study(store, how, progress, executor, {p.cell.id: p for p in stage}, failures, watcher)
                     for record in study.run():
                         if record.status == "failed":
                             failures[record.id] = record
@@ -135,8 +149,10 @@ class _Study:
         executor: Executor,
         todo: dict[str, Planned],
         failures: dict[str, Failure],
+        watcher: Watcher | None = None,
     ) -> None:
         self.store, self.how, self.progress, self.executor, self.todo = store, how, progress, executor, todo
+        self.watcher = watcher
         self.failed = {id: record.at for id, record in failures.items()}
         self.waiting = dict.fromkeys(todo, 0.0)  # by id: when to look at it next
         self.packs = {p.cell.id: pack for pack in packs(todo.values(), executor.slots, how.pack) for p in pack}
@@ -149,13 +165,21 @@ class _Study:
 
     def run(self) -> Iterator[Outcome]:
         """Yield every cell's record."""
-        while self.waiting or self.running:
-            yield from self._give_up()
-            self._give_out()
-            if not self.running:
-                time.sleep(LOOK / 4)
-            for event in self.executor.poll():
-                yield from self._take_in(event)
+        try:
+            while self.waiting or self.running:
+                yield from self._give_up()
+                self._give_out()
+                if not self.running:
+                    time.sleep(LOOK / 4)
+                for event in self.executor.poll():
+                    yield from self._take_in(event)
+        finally:
+            for id in self.running:  # interrupted
+                self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        if self.watcher is not None:
+            self.watcher.dropped(id)
 
     def _give_out(self) -> None:
         for id in list(self.waiting):
@@ -195,8 +219,14 @@ class _Study:
 
     def _take_in(self, event: Event) -> Iterator[Outcome]:
         id, kind, arguments = event
-        if kind in ("start", "update"):
+        if kind in ("start", "update", "phase"):
             getattr(self.progress, kind)(id, *arguments)
+            return
+        if kind in ("began", "entry"):
+            if self.watcher is not None and kind == "began":
+                self.watcher.opened(id, self.todo[id], self.todo[id].cell.seed, *arguments)
+            elif self.watcher is not None:
+                self.watcher.entry(id, *arguments)
             return
         if kind == "found":
             self.elsewhere.add(id)
@@ -208,6 +238,7 @@ class _Study:
         if kind == "died":
             self._died(id, *arguments)
         elif arguments[0] is None:
+            self._drop(id)
             self.waiting[id] = time.monotonic() + LOOK
         else:
             self.progress.finish(id, *_told(arguments[0]))
@@ -216,6 +247,7 @@ class _Study:
     def _died(self, id: str, reason: str, tail: str | None) -> None:
         """Have the cell tried again, or given up if its workers have died too often. tail: of what was printed."""
         self.deaths[id] += 1
+        self._drop(id)
         self.progress.drop(id, f"{reason}, after {self.deaths[id]} of {DEATHS} tries")
         self.waiting[id] = 0.0
         if self.deaths[id] >= DEATHS:
@@ -243,4 +275,6 @@ def _told(record: Outcome) -> tuple[str, bool]:
         return f"failed: {record.reason}", True
     scores = record.metrics
     name = "bits_per_byte" if "test_bits_per_byte" in scores else "accuracy"
-    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s", False
+    diverges = record_divergence(record)
+    warning = "" if diverges is None else f"\n  warning: {diverges}"
+    return f"{name.replace('_', ' ')} {record.test(name):.3f}, {record.timing.seconds:.1f} s{warning}", False

@@ -134,6 +134,8 @@ def record_difference(first: Record, second: Record) -> str:
     numbers = NUMBERS
     if (first.ran is None) is not (second.ran is None):  # one counts the FLOPs of a test as in training
         numbers = tuple(key for key in NUMBERS if key not in OF_FLOPS)
+    if first.loops and second.loops:  # results stored before 0.2 have none
+        numbers = (*numbers, "loops")
     one, two = (dict(_leaves({key: record[key] for key in numbers})) for record in stored)
     if set(one) != set(two):
         return f"{sorted(set(one) ^ set(two))[0]} is in one of them only"

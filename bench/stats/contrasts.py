@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
+from bench.stats.distributions import log_gamma
 from bench.stats.intervals import Array, Interval, has_spread, interval
 
 FLIPS = 2**13  # up to 13 pairs every sign pattern is tried
@@ -114,7 +114,7 @@ def hedges_g(differences: ArrayLike) -> float:
     m = len(data) - 1
     if m < 2 or not has_spread(data):
         return math.nan
-    correction = math.exp(special.gammaln(m / 2) - special.gammaln((m - 1) / 2)) / math.sqrt(m / 2)
+    correction = math.exp(log_gamma(m / 2) - log_gamma((m - 1) / 2)) / math.sqrt(m / 2)
     return float(correction * data.mean() / data.std(ddof=1))
 
 

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
+from bench.stats.distributions import binomial_up_to
 from bench.stats.intervals import CONFIDENCE, FEWEST_FOR_INTERVAL, Array
 
 RESAMPLES = 2000
@@ -82,7 +82,7 @@ def median_ends(values: Array) -> tuple[Array, Array]:
     """The ends [...] of the 95 % interval of the median of values [n, ...], n >= FEWEST_FOR_INTERVAL."""
     ordered, n = np.sort(values, axis=0), len(values)
     # coverage from the k-th lowest to the k-th highest value (Thompson 1936)
-    covers = 1 - 2 * special.bdtr(np.arange(n // 2), n, 0.5)
+    covers = 1 - 2 * binomial_up_to(np.arange(n // 2), n, 0.5)
     k = max(1, int((covers >= CONFIDENCE).sum()))
     weight = 0.0
     if k < len(covers) and covers[k - 1] > CONFIDENCE:

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special  # not scipy.stats: it takes longer to import than a report to read its cells
+
+from bench.stats.distributions import chi_square_above, normal_below, student_quantile
 
 Array = NDArray[np.float64]
 Bounds = tuple[float, float] | None
@@ -86,7 +87,7 @@ def mean_ends(data: Array) -> tuple[Array, Array]:
     standard = (data - mean[..., None]) / np.where(sd > 0, sd, 1.0)[..., None]  # 0 where squares underflow
     skewness = n / ((n - 1) * (n - 2)) * (standard**3).sum(axis=-1)  # scipy.stats.skew(bias=False), many times faster
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)  # the transformation's limit at 0 is t itself
-    t = special.stdtrit(n - 1, (1 + CONFIDENCE) / 2) / math.sqrt(n)
+    t = student_quantile(n - 1, (1 + CONFIDENCE) / 2) / math.sqrt(n)
 
     def hall(quantile: float) -> Array:
         """(mean - truth) / sd at which the transformed statistic is the quantile."""
@@ -127,7 +128,7 @@ def over_seeds(statistic: Callable[[Array], Array], scores: ArrayLike, bounds: B
     first = interval(shifted)
     drawn = np.random.default_rng(0).integers(columns, size=(RESAMPLES, columns))
     resampled = statistic(np.moveaxis(data[:, drawn], 0, 1))
-    tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    tail = normal_below(-math.sqrt(n / (n - 1)) * student_quantile(n - 1, (1 + CONFIDENCE) / 2))
     low, high = np.nanquantile(resampled, (tail, 1 - tail))
     return _within(float(estimate), min(first.low, float(low)), max(first.high, float(high)), n, bounds)
 
@@ -143,7 +144,7 @@ def share_ends(share: Array, pseudo: Array) -> tuple[Array, Array]:
     variance, binomial = pseudo.var(axis=0, ddof=1) / n, share * (1 - share)
     known = (variance > 1e-12) & (binomial > 1e-12)
     size = np.where(known, np.divide(binomial, variance, out=np.ones_like(binomial), where=known), n)
-    t = special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+    t = student_quantile(n - 1, (1 + CONFIDENCE) / 2)
     centre = (share + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t * np.sqrt(binomial / size + t**2 / (4 * size**2)) / (1 + t**2 / size)
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
@@ -175,7 +176,7 @@ def sd_interval(values: ArrayLike) -> Interval:
     if n < FEWEST_FOR_INTERVAL or not math.isfinite(sd):
         return Interval(sd, math.nan, math.nan, n, "none")
     tails = ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
-    low, high = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, 1 - q)) for q in tails)
+    low, high = (sd * math.sqrt((n - 1) / chi_square_above(n - 1, 1 - q)) for q in tails)
     return Interval(sd, low, high, n, "interval")
 
 

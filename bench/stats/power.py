@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy import special
 
 from bench.stats.contrasts import Array
+from bench.stats.distributions import chi_square_above, normal_below, student_quantile
 
 MOST_SEEDS = 10_000
 ALL_SUBSETS = 12  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
@@ -41,7 +41,7 @@ def power_of(effect: float, sd: float, n: int, alpha: float = 0.05) -> float:
         return 0.0
     if sd == 0:
         return 1.0
-    return float(special.ndtr(math.sqrt(n) * effect / sd - _cuts(n, alpha / 2)).mean())
+    return float(normal_below(math.sqrt(n) * effect / sd - _cuts(n, alpha / 2)).mean())
 
 
 def equivalence_power(effect: float, sd: float, n: int, within: float, alpha: float = 0.05) -> float:
@@ -62,7 +62,7 @@ def equivalence_power(effect: float, sd: float, n: int, within: float, alpha: fl
         return 1.0
     root, scales = math.sqrt(n) / sd, _scales(n)
     above, below = (critical_values(n, alpha)[:1024, side, None] * scales for side in (0, 1))
-    chance = special.ndtr(root * (within - effect) - below) - special.ndtr(above - root * (within + effect))
+    chance = normal_below(root * (within - effect) - below) - normal_below(above - root * (within + effect))
     return float(np.maximum(chance, 0.0).mean())
 
 
@@ -120,7 +120,7 @@ def critical_shift(noise: Array, level: float) -> Array:
 def critical_values(n: int, level: float) -> Array:
     """Critical t values [R, 2] of simulated residuals for the one-sided test at a level: upwards and downwards."""
     if n >= LIKE_T:
-        return np.full((1, 2), -special.stdtrit(n - 1, level))
+        return np.full((1, 2), -student_quantile(n - 1, level))
     many = min(2048, max(128, 2**21 >> n))  # critical values differ most where pairs are few
     noise = np.random.default_rng(n).normal(size=(many, n))
     residuals = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, ddof=1, keepdims=True)
@@ -167,13 +167,13 @@ def _saddlepoint(differences: Array) -> Array:
     cumulant = (scaled + np.log1p(np.exp(-2 * scaled)) - math.log(2)).sum(axis=1)
     bend = (differences**2 / np.cosh(np.minimum(scaled, 300)) ** 2).sum(axis=1)
     root = np.sqrt(np.maximum(2 * (tilt * seen - cumulant), 1e-12))
-    return np.asarray(special.ndtr(-(root + np.log(np.maximum(tilt * np.sqrt(bend), 1e-300) / root) / root)))
+    return np.asarray(normal_below(-(root + np.log(np.maximum(tilt * np.sqrt(bend), 1e-300) / root) / root)))
 
 
 @lru_cache(maxsize=256)
 def _scales(n: int) -> Array:
     """s over its true value at the middles [NODES] of equally probable parts of its distribution."""
-    return np.sqrt(special.chdtri(n - 1, 1 - (np.arange(NODES) + 0.5) / NODES) / (n - 1))
+    return np.sqrt(chi_square_above(n - 1, 1 - (np.arange(NODES) + 0.5) / NODES) / (n - 1))
 
 
 def _fewest(power_at: Callable[[int], float], power: float) -> int | None:

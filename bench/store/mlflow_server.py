@@ -18,6 +18,7 @@ from urllib.parse import quote
 from bench.store.databases import Tables, make_whole, sqlite_file, sqlite_url
 
 ANSWER = 10.0  # seconds in which a server must answer for the first time
+EXPERIMENT = "cyclebench"  # of evaluations, and of the studies that were begun when all of them were in one
 REQUEST = 30  # seconds in which it must answer to any later request: it may be busy
 
 Value = TypeVar("Value")
@@ -73,6 +74,29 @@ def tags_in(uri: str, tag: str, value: str) -> dict[str, str]:
             return dict(database.execute(asked, (tag, value)).fetchall())
     except sqlite3.Error:
         return {}
+
+
+def experiment(client: Any, name: str) -> str:
+    """The id of an experiment, which is made if need be, and taken back if it was deleted."""
+    if (found := client.get_experiment_by_name(name)) is None:
+        try:
+            return str(client.create_experiment(name))
+        except Exception:  # another process was faster
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def former_experiment(client: Any, of_study: str) -> str | None:
+    """The id of the experiment that once held all studies, if it holds the run of one; else None. of_study: a filter
+    that finds that run.
+    """
+    former = client.get_experiment_by_name(EXPERIMENT)
+    if former is None or former.lifecycle_stage == "deleted":
+        return None
+    return str(former.experiment_id) if client.search_runs([former.experiment_id], of_study, max_results=1) else None
 
 
 def within(seconds: float, call: Callable[[], Value]) -> Value:

@@ -19,7 +19,7 @@ from bench.errors import Fault
 class Stored(BaseModel):
     """A part of a stored file. What has no default must be there; kinds of values are not converted."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
     def dump(self) -> dict[str, Any]:
         """As it is stored: what was never given is left out, what is not known is kept."""
@@ -125,6 +125,22 @@ class Point(Stored):
     def score(self, metric: str) -> float:
         """The score of that name."""
         return float(getattr(self, metric))
+
+
+class LoopPoint(Stored):
+    """What a cycle does, as means over tokens; None for what is not finite. See ``bench.evaluate.loops``.
+
+    Attributes:
+        cycle: 1, 2, ...
+        state_norm: of a token's state after it.
+        relative_change: ``|h[t] - h[t-1]| / |h[t]|`` of a token's state.
+        spectral_radius: of the cycle's map at the state that it begins with, estimated.
+    """
+
+    cycle: int
+    state_norm: float | None
+    relative_change: float | None
+    spectral_radius: float | None
 
 
 class TunedThreshold(Stored):
@@ -289,6 +305,7 @@ class Record(Stored):
         slices: by axis and label.
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
+        loops: its state over those cycles; empty where nothing is looped, and in results stored before 0.2.
         ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
             tokens by cycle. Forward FLOPs, in the costs and at exit points, are then those of that split. None where
             they decide nothing, and in results stored before 0.2, which count the shares of the training.
@@ -313,6 +330,7 @@ class Record(Stored):
     history: list[HistoryEntry]
     exits: ExitsRecord | None
     cycles: list[Point]
+    loops: list[LoopPoint] = []
     ran: list[float] | None = None
     zero_attention: list[ZeroAttention] | None
     timing: Timing

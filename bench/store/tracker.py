@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -28,10 +29,26 @@ class Placed(Protocol):
     def task(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What a study has found, for the first page of a tracker.
+
+    Attributes:
+        sentences: a verdict each, in Markdown, as is the table.
+        table: its lines.
+        metrics: means over seeds and counts of cells, by names such as ``accuracy/TASK/VARIANT``.
+    """
+
+    sentences: tuple[str, ...] = ()
+    table: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class Tracker:
     """A window on the store. Subclass it and decorate it with ``@register("name")``.
 
-    ``study``, ``log``, ``search`` and ``finish`` are for subclasses. The suite calls ``begin``, ``add``,
+    ``study``, ``log``, ``search``, ``tell`` and ``finish`` are for subclasses; so are ``opened``, ``entry`` and
+    ``dropped``, for those that show cells while they run. The suite calls ``begin``, ``add``,
     ``add_search``, ``catch_up`` and ``complete``.
 
     Attributes:
@@ -57,11 +74,23 @@ class Tracker:
     def study(self, manifest: Manifest) -> None:
         """A study begins or goes on."""
 
+    def opened(self, id: str, place: Placed, seed: int, started: float) -> None:
+        """A cell begins here. started: seconds since 1970, as its record will tell."""
+
+    def entry(self, id: str, entry: dict[str, float]) -> None:
+        """A cell that was opened has another entry of its history; one that goes on has those of before again."""
+
+    def dropped(self, id: str) -> None:
+        """A cell that may have been opened has stopped without a record."""
+
     def log(self, record: Outcome, place: Placed) -> None:
         """A cell has a record."""
 
     def search(self, row: SearchRow) -> None:
         """A search of a sweep has ended."""
+
+    def tell(self, found: Findings) -> None:
+        """The study's command ends: what the study has found so far. Comes before ``finish``."""
 
     def finish(self, paths: Sequence[Path]) -> None:
         """The study's command has ended. paths: of its report's files."""
@@ -112,7 +141,7 @@ class Tracker:
                 self.add(record, row)
                 self.filled += 1
 
-    def complete(self, manifest: Manifest, paths: Sequence[Path] = ()) -> None:
+    def complete(self, manifest: Manifest, paths: Sequence[Path] = (), found: Findings | None = None) -> None:
         """A command ends: from here on all that the store holds of the study is held here, too.
 
         With the study go its tuning and its sweep; all other studies of the store, if what was held of them is gone. A
@@ -121,21 +150,24 @@ class Tracker:
         Args:
             manifest: of the study.
             paths: of the files of its report.
+            found: what it has found, if that is known.
         """
         failed, self.broken = self.broken, self.hung
         if failed and not self.broken:
             self.manifest = None
-        self._show(manifest, paths)
+        self._show(manifest, paths, found)
         for name in self.store.studies() if self.emptied else self.store.parts(manifest.study):
             if name != manifest.study and (other := self.store.manifest(name)) is not None:
-                self._show(other, ())
+                self._show(other, (), None)
         if failed and not self.broken:
             print(f"MLflow at {self.uri} answers again and holds what the store holds", file=sys.stderr)
 
-    def _show(self, manifest: Manifest, paths: Sequence[Path]) -> None:
+    def _show(self, manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> None:
         if self.manifest is None or self.manifest.study != manifest.study:
             self.begin(manifest)
         self.catch_up(manifest)
+        if found is not None:
+            self.tell(found)
         self.finish(paths)
 
 

@@ -1,18 +1,19 @@
 """MLflow as a window on the cell store: it can always be filled again from there, so it may fail without loss.
 
 Several processes write into one MLflow. What must not be there twice (a study's run, a cell's run) is looked for and
-written by one process at a time, which holds a lock. So a cell's run that is not complete is one that a killed process
-has left: who logs the cell deletes it and begins another. Runs that are opened while a cell is still running would tell
-by ``OWNER`` who is at them.
+written by one process at a time, which holds a lock. A cell's run is opened when the cell begins, shows its curves
+while they are drawn, and tells by ``OWNER`` who is at it: that process completes it. Any other one that is not complete
+is deleted by who logs the cell, or who sees that its owner is gone. While runs are open, a study's run does not say
+that it holds everything, so that whoever comes next looks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
-from bench.store.manifest import CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_server import ANSWER, connect, tags_in
-from bench.store.records import Outcome, Record, configuration, dotted
+from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest, SearchRow, ThresholdRow
+from bench.store.mlflow_rows import Row, about, curves, dataset, digest_of_keys, metrics, page, shown_of, system, totals
+from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in
+from bench.store.records import HistoryEntry, Outcome, configuration, dotted
 from bench.store.store import Store
-from bench.store.tracker import Key, Placed, Tracker, digest_of, register
+from bench.store.tracker import Findings, Key, Placed, Tracker, digest_of, register
 
-EXPERIMENT = "cyclebench"
+NOTE = "mlflow.note.content"  # what MLflow shows of a run or an experiment before all else
 CELL_TAG = "cyclebench.cell"
 ATTEMPT = "cyclebench.attempt"
 STUDY = "cyclebench.study"
@@ -35,8 +37,9 @@ OWNER = "cyclebench.owner"  # the process that writes a child run, until it is c
 SEARCH = "cyclebench.search"
 DIGEST = "cyclebench.digest"  # of what a search has found
 HELD = "cyclebench.held"  # on a study's run: a digest of all that it has held, to see soon that nothing is missing
+STAYS = "cyclebench.stays"  # on a study's run: that it is in the experiment of before has been told
 SHOWN = "cyclebench.shown"  # on a study's run: a digest of what it has told of the study and of the report's files
-EXIT_SCORES, CURVE = ("accuracy", "bits_per_byte"), 12  # of an exit curve: what is shown, at so many points
+EXPERIMENT_OF = EXPERIMENT + "/{}"  # the name of a study's experiment; its tuning and its sweep are there, too
 METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # limits of MLflow's log_batch
 
 
@@ -71,9 +74,20 @@ def _contained(method: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+@dataclass(frozen=True)
+class _Open:
+    """The run of a cell that is running here. began: ms since 1970; rows: metrics that it has already."""
+
+    run: str
+    began: int
+    rows: set[Row]
+
+
 @register("mlflow")
 class MlflowTracker(Tracker):
-    """One parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs, artifacts."""
+    """An experiment and a parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs,
+    data, artifacts.
+    """
 
     def __init__(self, uri: str, store: Store) -> None:
         """See ``Tracker``."""
@@ -81,6 +95,9 @@ class MlflowTracker(Tracker):
         self.client: Any = None
         self.parent = ""
         self.told = self.mending = False
+        self.found: Findings | None = None
+        self.open: dict[str, _Open] = {}  # by the cell's id
+        self.ready: dict[str, tuple[dict[Key, CellRow | SearchRow], str]] = {}  # looked up in this command already
 
     @_contained
     def study(self, manifest: Manifest) -> None:
@@ -88,23 +105,30 @@ class MlflowTracker(Tracker):
         self.manifest = manifest
         self._open(manifest)
 
-    def complete(self, manifest: Manifest, paths: Sequence[Path] = ()) -> None:
+    def complete(self, manifest: Manifest, paths: Sequence[Path] = (), found: Findings | None = None) -> None:
         """See ``Tracker``. Where a SQLite file says that it holds all of it, it is not opened by MLflow, whose import
         takes seconds.
         """
-        there = self._held_whole(manifest, paths) if self.manifest is None and self.trusting else None
+        there = self._held_whole(manifest, paths, found) if self.manifest is None and self.trusting else None
         if there is None:
-            super().complete(manifest, paths)
+            super().complete(manifest, paths, found)
         else:
             self.there += there
+        self.ready = {}
 
-    def _held_whole(self, manifest: Manifest, paths: Sequence[Path]) -> int | None:
+    def holding(self, manifest: Manifest) -> dict[Key, CellRow | SearchRow]:
+        """See ``Tracker``."""
+        return self.ready[manifest.study][0] if manifest.study in self.ready else super().holding(manifest)
+
+    def _held_whole(self, manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> int | None:
         """How many cells with a record a study has, if all of it is said to be held; else None."""
         parts = [self.store.manifest(name) for name in self.store.parts(manifest.study) if name != manifest.study]
         cells = 0
-        for one, files in [(manifest, paths), *((part, ()) for part in parts if part is not None)]:
-            told, holding = tags_in(self.uri, STUDY, one.study), self.holding(one)
-            if (told.get(HELD), told.get(SHOWN)) != (_digest(holding), _shown(one, files)):
+        here = [(manifest, paths, found), *((part, (), None) for part in parts if part is not None)]
+        for one, files, what in here:
+            told, holding, shown = tags_in(self.uri, STUDY, one.study), self.holding(one), shown_of(one, files, what)
+            self.ready[one.study] = holding, shown
+            if (told.get(HELD), told.get(SHOWN)) != (digest_of_keys(holding), shown):
                 return None
             cells += sum(isinstance(row, CellRow) for row in holding.values())
         return cells
@@ -124,11 +148,12 @@ class MlflowTracker(Tracker):
         client, new = connect(self.uri, closely)
         self.emptied |= new
         self.lock = lock_beside(sqlite_file(self.uri) or self.store.root / "mlflow")
-        about = "\n\n".join([manifest.question, *manifest.changed])
-        tags = {STUDY: manifest.study, "mlflow.note.content": about, "git": str(manifest.git)}
+        tags = {STUDY: manifest.study, NOTE: about(manifest), "git": str(manifest.git)}
         of_study = f"tags.`{STUDY}` = {_quoted(manifest.study)} AND tags.`role` = 'study'"
         with self.lock:
-            self.experiment = _experiment(client)
+            name = EXPERIMENT_OF.format(manifest.study.removesuffix(TUNING).removesuffix(SWEPT))
+            former = former_experiment(client, of_study)
+            self.experiment, self.own = former or experiment(client, name), former is None
             found = client.search_runs([self.experiment], of_study, max_results=1)
             run = (
                 found[0]
@@ -136,11 +161,17 @@ class MlflowTracker(Tracker):
                 else client.create_run(self.experiment, tags={**tags, "role": "study"}, run_name=manifest.study)
             )
         for key, value in tags.items():
-            if run.data.tags.get(key) != value:
+            before = run.data.tags.get(key, "")
+            if before != value and not (key == NOTE and before.startswith(value)):  # verdicts of before stay meanwhile
                 client.set_tag(run.info.run_id, key, value)
+        if former and STAYS not in run.data.tags:
+            print(
+                f"MLflow: {manifest.study} stays in the experiment {EXPERIMENT!r}, where it was begun", file=sys.stderr
+            )
+            client.set_tag(run.info.run_id, STAYS, "told")
         client.log_dict(run.info.run_id, manifest.dump(), "study.json")
         if closely or run.info.run_id != self.parent:
-            self.known = set()
+            self.known, self.open = set(), {}
         self.client, self.parent, self.held = client, run.info.run_id, run.data.tags.get(HELD)
 
     def catch_up(self, manifest: Manifest) -> None:
@@ -156,14 +187,18 @@ class MlflowTracker(Tracker):
     @_contained
     def _look(self, holding: dict[Key, CellRow | SearchRow]) -> None:
         """See what is held already."""
-        self.known = set(holding) if self.trusting and self.held == _digest(holding) else set(self._logged())
+        self.known = set(holding) if self.trusting and self.held == digest_of_keys(holding) else set(self._logged())
 
     @_contained
     def _say(self, holding: dict[Key, CellRow | SearchRow]) -> None:
         """Say what is held."""
-        if set(holding) <= self.known and self.held != (now := _digest(holding)):
-            self.client.set_tag(self.parent, HELD, now)
-            self.held = now
+        if not (set(holding) <= self.known and self.held != (now := digest_of_keys(holding))):
+            return
+        at_work = f"attributes.status = 'RUNNING' AND tags.`mlflow.parentRunId` = '{self.parent}'"
+        with self.lock:
+            if not self.client.search_runs([self.experiment], at_work, max_results=1):
+                self.client.set_tag(self.parent, HELD, now)
+                self.held = now
 
     def _logged(self) -> Iterator[Key]:
         """All cells, with their attempts, and searches whose runs are complete. Those that a killed process has left
@@ -210,41 +245,89 @@ class MlflowTracker(Tracker):
         """Log a cell's record as a child run, once: whichever process has logged it, it is left alone."""
         attempt = "" if record.status == "done" else str(record.at)  # a cell has one result, but may fail several times
         began = int(1000 * (record.timing.started if record.status == "done" else record.at))
+        opened = self.open.pop(record.id, None)
         with self.lock:
-            runs = [run for run in self._children(CELL_TAG, record.id) if run.data.tags.get(ATTEMPT, "") == attempt]
-            if not self._kept(runs, lambda run: run.info.start_time == began):
-                self._write(record, place, attempt, began)
+            runs = [
+                run
+                for run in self._children(CELL_TAG, record.id)
+                if run.data.tags.get(ATTEMPT, "") == attempt or run.info.status == "RUNNING"
+            ]
+            ours = opened is not None and opened.began == began and opened.run in [run.info.run_id for run in runs]
+            others = [run for run in runs if not (ours and opened and run.info.run_id == opened.run)]
+            if not self._kept(others, lambda run: run.info.start_time == began):
+                self._write(record, place, attempt, began, opened if ours else None)
+            elif ours and opened is not None:
+                self.client.delete_run(opened.run)
 
-    def _write(self, record: Outcome, place: Placed, attempt: str, began: int) -> None:
-        from mlflow.entities import Metric, Param  # start-up
+    @_contained
+    def opened(self, id: str, place: Placed, seed: int, started: float) -> None:
+        """Begin the run of a cell that begins; see ``Tracker``."""
+        began = int(1000 * started)
+        with self.lock:
+            self.client.set_tag(self.parent, HELD, "")
+            self.held = ""
+            for run in self._children(CELL_TAG, id):
+                if run.info.status == "RUNNING":  # of a process that has the cell no more
+                    self.client.delete_run(run.info.run_id)
+            run = self._begin(id, seed, place, "", began, {"status": "running"})
+        self.open[id] = _Open(run, began, set())
+
+    @_contained
+    def entry(self, id: str, entry: dict[str, float]) -> None:
+        """See ``Tracker``."""
+        if (opened := self.open.get(id)) is not None:
+            rows = [row for row in curves(HistoryEntry.model_validate(entry), opened.began) if row not in opened.rows]
+            self._log(opened.run, rows)
+            opened.rows.update(rows)
+
+    @_contained
+    def dropped(self, id: str) -> None:
+        """See ``Tracker``."""
+        if (opened := self.open.pop(id, None)) is not None:
+            self.client.delete_run(opened.run)
+
+    def _begin(self, id: str, seed: int, place: Placed, attempt: str, began: int, more: dict[str, str]) -> str:
+        """Open a cell's run; its id."""
+        tags = {"mlflow.parentRunId": self.parent, CELL_TAG: id, ATTEMPT: attempt, OWNER: json.dumps(me())}
+        tags |= {"variant": place.variant, "task": place.task, **more}
+        name = f"{place.variant} {place.task} seed {seed}"
+        return str(self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id)
+
+    def _log(self, run: str, rows: Iterable[Row]) -> None:
+        from mlflow.entities import Metric  # start-up
+
+        for batch in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
+            self.client.log_batch(run, metrics=batch)
+
+    def _write(self, record: Outcome, place: Placed, attempt: str, began: int, opened: _Open | None = None) -> None:
+        """Write a cell's run, or what an open one lacks."""
+        from mlflow.entities import Param  # start-up
 
         tags = {
-            "mlflow.parentRunId": self.parent,
-            CELL_TAG: record.id,
-            ATTEMPT: attempt,
-            OWNER: json.dumps(me()),
-            "variant": place.variant,
-            "task": place.task,
             "status": record.status,
             "git": str(record.environment.git),
             "data_fingerprint": record.cell.fingerprint,
         }
-        name = f"{place.variant} {place.task} seed {record.cell.seed}"
-        run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name).info.run_id
+        if opened is None:
+            run = self._begin(record.id, record.cell.seed, place, attempt, began, tags)
+        else:
+            run = opened.run
+            for key, value in tags.items():
+                self.client.set_tag(run, key, value)
+        self.client.log_inputs(run, datasets=[dataset(record)])
         for params in _batches(
             [Param(key, str(value)) for key, value in dotted(configuration(record))], PARAMS_A_BATCH
         ):
             self.client.log_batch(run, params=params)
         rows = [
-            *_system(self.store.usage(record.id), began),
-            *(_metrics(record, began) if record.status == "done" else ()),
+            *system(self.store.usage(record.id), began),
+            *(metrics(record, began) if record.status == "done" else ()),
         ]
-        for metrics in _batches([Metric(*row) for row in rows], METRICS_A_BATCH):
-            self.client.log_batch(run, metrics=metrics)
+        self._log(run, rows if opened is None else [row for row in rows if row not in opened.rows])
         ended = None
         if record.status == "done":
             ended = began + int(1000 * record.timing.seconds)
-            files = ["result.json", "trace.npz", "trace_valid.npz", "log.txt"]
+            files = ["result.json", "log.txt"]  # traces are for computing, from the store
         else:
             self.client.set_tag(run, "reason", record.reason)
             files = ["failure.json", "log.txt"]
@@ -281,6 +364,17 @@ class MlflowTracker(Tracker):
             self.client.set_terminated(run)
 
     @_contained
+    def tell(self, found: Findings) -> None:
+        """Show a study's verdicts and its table where MLflow's pages of it begin, its means as metrics of its run."""
+        assert self.manifest is not None
+        told, self.found = page(self.manifest, found), found
+        self.client.set_tag(self.parent, NOTE, told)
+        if self.own:
+            self.client.set_experiment_tag(self.experiment, NOTE, told)
+        now = int(1000 * time.time())
+        self._log(self.parent, totals(self.manifest, found, now))
+
+    @_contained
     def finish(self, paths: Sequence[Path]) -> None:
         """Attach the report's files to the study's run and close it."""
         with self.lock:
@@ -288,104 +382,14 @@ class MlflowTracker(Tracker):
                 self.client.log_artifact(self.parent, str(path), "report")
             self.client.set_terminated(self.parent)
         assert self.manifest is not None
-        self.client.set_tag(self.parent, SHOWN, _shown(self.manifest, paths))
-
-
-def _experiment(client: Any) -> str:
-    """The id of the suite's experiment, which is made if need be."""
-    if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT))
-        except Exception:  # another process was faster
-            if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
-                raise
-    return str(found.experiment_id)
+        _, shown = self.ready.get(self.manifest.study, ({}, ""))
+        self.client.set_tag(self.parent, SHOWN, shown or shown_of(self.manifest, paths, self.found))
+        self.found = None
 
 
 def _quoted(value: str) -> str:
     """A value in a filter of MLflow, which knows no way to write a quote within quotes of its kind."""
     return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _digest(keys: Iterable[Key]) -> str:
-    return hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
-
-
-def _shown(manifest: Manifest, paths: Sequence[Path]) -> str:
-    """A digest of what there is to tell of a study, and of files by their names."""
-    files = sorted((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths)
-    return hashlib.sha256(json.dumps([manifest.dump(), files], sort_keys=True).encode()).hexdigest()
-
-
-def log_evaluations(uri: str, rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
-    """Log the downstream scores of checkpoints, each as a run of its own; a failing server is one warning.
-
-    Metrics are named task/metric; their step is the number of cycles.
-    """
-    try:
-        client, _ = connect(uri)
-        id = _experiment(client)
-        for checkpoint in dict.fromkeys(row["checkpoint"] for row in rows):
-            tags = {"role": "evaluation", "checkpoint": checkpoint}
-            run = client.create_run(id, tags=tags, run_name=f"eval {checkpoint}").info.run_id
-            for row in rows:
-                if row["checkpoint"] != checkpoint:
-                    continue
-                name = "".join(letter if letter.isalnum() or letter in "_-./" else "_" for letter in row["metric"])
-                client.log_metric(run, f"{row['task']}/{name}", row["value"], step=row["cycles"])
-                client.log_metric(run, f"{row['task']}/flops_per_token", row["flops_per_token"], step=row["cycles"])
-            for path in paths:
-                client.log_artifact(run, str(path))
-            client.set_terminated(run)
-    except Exception as error:
-        reason = first_line(error)
-        print(f"warning: MLflow at {uri} is not available, results are kept in the files: {reason}", file=sys.stderr)
-
-
-def _metrics(record: Record, began: int) -> Iterator[tuple[str, float, int, int]]:
-    """Rows (name, value, time in ms, step): the history by optimizer step and by training MFLOPs, then the totals.
-
-    MLflow's steps are whole numbers, hence MFLOPs.
-    """
-    for entry in record.history:
-        at = began + int(1000 * entry.seconds)
-        for name, value in entry.dump().items():
-            if name not in ("step", "seconds"):
-                yield name, value, at, entry.step
-                yield f"by_mflops/{name}", value, at, int(entry.flops / 1e6)
-    end = began + int(1000 * record.timing.seconds)
-    yield from _exit_curves(record, end)
-    groups = {"metrics": record.metrics, "costs": record.costs.dump(), "timing": record.timing.dump()}
-    for group, values in groups.items():
-        for name, value in values.items():
-            name = name.replace("@", " at ")  # MLflow's names know no @
-            yield name if group == "metrics" else f"{group}.{name}", float(value), end, 0
-
-
-def _exit_curves(record: Record, at: int) -> Iterator[tuple[str, float, int, int]]:
-    """Scores on test data by executed FLOPs per token, in thousands as steps are whole numbers: of leaving all after
-    the same number of cycles, and of every exit rule at its usual aggregate. MLflow's own chart draws them.
-    """
-    if record.exits is None:
-        return
-    for point in record.exits.points:
-        for name in EXIT_SCORES:
-            if (value := point.dump().get(name)) is not None:
-                yield f"by_executed_kflops/fixed/{name}", value, at, round(point.flops_per_token / 1e3)
-    for key, rule in record.exits.rules.items():
-        flops = rule.curve.get("flops_per_token", []) if "." not in key and key != "fixed" else []
-        shown = sorted({round(place * (len(flops) - 1) / (CURVE - 1)) for place in range(CURVE)}) if flops else []
-        for name in EXIT_SCORES:
-            if name in rule.curve:
-                told = {round(flops[place] / 1e3): rule.curve[name][place] for place in shown}
-                yield from ((f"by_executed_kflops/{key}/{name}", value, at, step) for step, value in told.items())
-
-
-def _system(samples: list[dict[str, float]], began: int) -> Iterator[tuple[str, float, int, int]]:
-    """What the cell took of the machine, under the prefix that MLflow shows as system metrics."""
-    for step, sample in enumerate(samples):
-        at = began + int(1000 * sample["seconds"])
-        yield from ((f"system/{name}", value, at, step) for name, value in sample.items() if name != "seconds")
 
 
 def _batches(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -19,14 +19,17 @@ def about(kind: type[Variant]) -> str:
 def variant_table() -> list[str]:
     """A row for each variant of the suite and each name for one with a shape of its own, in Markdown."""
     rows = []
+    fields = {name: {**named.model, **named.train} for name, named in NAMED.items()}
+    given = {name: ", ".join(f"{field}: {value}" for field, value in of.items()) for name, of in fields.items()}
     for name in variants.names():
         kind = variants.get(name)
         if kind.__module__.startswith("variants."):
             variant = get_variant(name)
             schedule = variant.schedule(relevant(variant, SHAPE))
-            rows.append((name, str(schedule), about(kind), ", ".join(kind.Options.model_fields)))
+            said = about(kind) if name not in given else f"{about(kind)} Trained with {given[name]}."
+            rows.append((name, str(schedule), said, ", ".join(kind.Options.model_fields)))
     for name, named in NAMED.items():
-        given = ", ".join(f"{field}: {value}" for field, value in {**named.model, **named.train}.items())
-        rows.append((name, f"{named.variant} with {given}", named.about, ""))
+        if name != named.variant:
+            rows.append((name, f"{named.variant} with {given[name]}", named.about, ""))
     columns = ("variant", "schedule of blocks (4 blocks, 2 cycles)", "what it is", "options")
     return markdown(columns, sorted(rows))

@@ -36,7 +36,11 @@ NAMED = {
         "bc",
         {"n_cycles": 4, "norm": "sandwich", "halting": "gate"},
         {"halting_loss": "gate_cdf"},
-    )
+    ),
+    # What is published as LoopFormer (arXiv 2602.11451) is trained with a second pass.
+    "loopformer": Named(
+        "LoopFormer, trained with a second pass of fewer cycles.", "loopformer", {}, {"shortcut_loss": 0.1}
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, pars
 from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, unknown
 from bench.form import TEXT, Form
-from bench.model.costs import meta_model, training_flops
+from bench.model.costs import meta_model
 from bench.model.freezing import freeze
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
@@ -20,6 +20,7 @@ from bench.study.hypotheses import BITS, HIGHER_IS_BETTER, resolve
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
+from bench.train.depths import mean_step_flops
 from bench.train.device import device_kind, pick_device
 from bench.train.modes import resolved
 from bench.train.room import check_room
@@ -93,7 +94,7 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
     if entry.budget is None:
         return train, ""
 
-    def step_flops(other: VariantEntry, config: TrainConfig) -> int:
+    def step_flops(other: VariantEntry, config: TrainConfig) -> float:
         init = study.init_of(other)
         found = outline(init) if init is not None and study.init_entry(other) is None else None
         vocab, positions = (found.vocab_size, found.positions) if found else (data.vocab_size, data.max_length)
@@ -101,7 +102,7 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
         lm = meta_model(study.variant(other), shape, vocab, positions)
         freeze(lm, config.trained)
         device = pick_device(config).type
-        return config.batch_size * training_flops(lm, data.length, device, None, config.backward_cycles)
+        return config.batch_size * mean_step_flops(lm, config, data.length, device)
 
     reference = next(other for other in study.variants if other.label == study.reference)
     config = study.cell_train(reference, task)

@@ -130,7 +130,7 @@ def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
 
 def opened(job: BudgetJob) -> optuna.Study:
     """The Optuna study of a job."""
-    return open_trials(open_storage(job.url), job.name, job.higher_is_better)
+    return open_trials(open_storage(job.url), job.name, job.metric, job.higher_is_better)
 
 
 def run_trials(job: BudgetJob, tell: Tell) -> None:
@@ -174,8 +174,8 @@ def _trained(
             raise GivenUpError(pruned[0])
 
     def told(kind: str, arguments: tuple[Any, ...]) -> None:
-        if kind == "update":
-            tell("update", (cell.id, *arguments))
+        if kind in ("update", "phase"):
+            tell(kind, (cell.id, *arguments))
 
     tell("start", (cell.id, f"{label} trial {trial.number}", steps))
     tell("trial", (trial.number, str(trial.params), cell))

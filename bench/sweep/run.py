@@ -187,7 +187,10 @@ def _name(study: Study, *parts: str, what: list[Any]) -> str:
 def _searched(jobs: list[thresholds.ThresholdJob], workers: int, hang: float) -> Iterator[ThresholdRow]:
     """The rows of the searches, as they end. Raises UserError if one cannot be ended."""
     named, deaths = {job.name: job for job in jobs}, Counter[str]()
-    with Progress(len(jobs)) as progress, LocalExecutor(min(workers, len(jobs)), hang=hang) as executor:
+    with (
+        Progress(len(jobs), what="searches") as progress,
+        LocalExecutor(min(workers, len(jobs)), hang=hang) as executor,
+    ):
         waiting = list(named)
         out = 0
         while waiting or out:
@@ -225,7 +228,7 @@ def _trained(jobs: list[budgets.BudgetJob], workers: int, hang: float) -> None:
     searches = [(job, take_in(job)) for job in jobs]
     for _, study in searches:
         running(study)  # gives up the trials of dead processes: they are not done
-    with Progress(sum(job.spec.trials for job in jobs)) as progress:
+    with Progress(sum(job.spec.trials for job in jobs), what="trials") as progress:
         progress.skip(sum(min(done(study), job.spec.trials) for job, study in searches))
         crew = _Crew(progress)
         while True:
@@ -259,7 +262,7 @@ class _Crew:
                 executor.give([key], partial(_work, key, out[key]))
             for event in executor.poll():
                 job = out[event.id]
-                if event.kind in ("start", "update", "finish"):
+                if event.kind in ("start", "update", "phase", "finish"):
                     getattr(self.progress, event.kind)(*event.arguments)
                 elif event.kind == "trial":
                     at[event.id] = event.arguments

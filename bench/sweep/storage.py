@@ -25,6 +25,7 @@ BEAT, GRACE = 10, 60  # seconds between a running trial's signs of life, and wit
 POPULATION = 40  # of the genetic search, which thousands of cheap trials pay for
 BATCH = 100  # trials of the genetic search between two looks into the database
 ANSWER = 10  # seconds in which a server must answer
+FLOPS = "executed FLOPs per token"  # the name of what a search makes small
 AT_ONCE = 5  # times that another process may be faster in making tables on a server
 TRIED = 50  # trials refused before training, for every one that is wanted, before the ranges are given up
 
@@ -130,14 +131,18 @@ def _write_ahead(connection: Any, _: Any) -> None:
 
 
 def open_trials(
-    storage: optuna.storages.BaseStorage, name: str, higher_is_better: bool, with_flops: bool = True
+    storage: optuna.storages.BaseStorage, name: str, metric: str, higher_is_better: bool, with_flops: bool = True
 ) -> optuna.Study:
     """The study of that name: its trials' values are the metric and, unless ``with_flops`` is false, the executed FLOPs
-    per token, to be minimised.
+    per token, to be minimised. Optuna's dashboard calls them so.
     """
     directions = [StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE]
     directions += [StudyDirection.MINIMIZE] if with_flops else []
-    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    names = [metric.replace("_", " "), *([FLOPS] if with_flops else [])]
+    if study.metric_names != names:
+        study.set_metric_names(names)
+    return study
 
 
 def optimize_cheap(

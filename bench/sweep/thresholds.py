@@ -95,7 +95,7 @@ def search(job: ThresholdJob) -> ThresholdRow:
     test = traces(Store(job.root), job.ids, "test")
     levels = [Levels(trace, job.rule, job.spec.per_cycle) for trace in valid]
     points = levels[0].ordered.shape[1]
-    study = open_trials(open_storage(job.url), job.name, job.higher_is_better)
+    study = open_trials(open_storage(job.url), job.name, job.metric, job.higher_is_better)
 
     def thresholds(trial: Trial | FrozenTrial) -> list[Any]:
         shares = np.array([trial.params[name] for name in names])

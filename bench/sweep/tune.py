@@ -50,7 +50,7 @@ class _Search:
         # Another search gets another name, so that trials of different searches are never mixed.
         what = json.dumps([base.cell.id, ranges], sort_keys=True)
         parts = [name, entry.label, base.task, "tune", hashlib.sha256(what.encode()).hexdigest()[:12]]
-        self.study = open_trials(storage, " / ".join(parts), self.up, with_flops=False)
+        self.study = open_trials(storage, " / ".join(parts), self.metric, self.up, with_flops=False)
         self.trials: list[TrialRow] = []
 
     def ask(self) -> VariantEntry:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from bench.config import TrainConfig
 from bench.model.costs import training_flops
+from bench.model.losses import short_way
 from bench.model.network import Network
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
-STREAM, SEQUENCES = 0xC7C1E, 0x5E95  # so that no other draw of a seed is the same
+STREAM, SEQUENCES, SHORTCUTS = 0xC7C1E, 0x5E95, 0x5407  # so that no other draw of a seed is the same
 
 
 def scheduled_cycles(config: TrainConfig, n_cycles: int, step: int) -> int:
@@ -53,10 +54,39 @@ def sequence_cycles(config: TrainConfig, n_cycles: int, seed: int, step: int) ->
     return rng.poisson(scheduled_cycles(config, n_cycles, step), config.batch_size).clip(1)
 
 
-def flops_by_step(lm: Network, config: TrainConfig, length: int, cycles: Sequence[int | None]) -> NDArray[np.float64]:
-    """Training FLOPs done after step 1, 2, ... with the numbers of cycles drawn for them. A sequence that runs fewer
-    than the longest of its batch is computed like it, and masked.
+def draw_shortcuts(
+    config: TrainConfig, lm: Network, cycles: Sequence[int | None], seed: int
+) -> list[tuple[int, ...] | None]:
+    """The steps of the second pass of every optimizer step (``short_way``); None where there is none, as the training
+    asks for none or the first pass is of one cycle.
+    """
+    found = list[tuple[int, ...] | None]()
+    for step, number in enumerate(cycles):
+        count = (number or lm.model_shape.n_cycles) if lm.variant.cycled and config.shortcut_loss else 1
+        rng = np.random.default_rng([seed, count, SHORTCUTS, step])
+        found.append(short_way(count, rng.integers) if count > 1 else None)
+    return found
+
+
+def mean_step_flops(lm: Network, config: TrainConfig, length: int, device: str) -> float:
+    """Training FLOPs of a sequence in a step at full cycles, as they are expected of the second pass."""
+    total = float(training_flops(lm, length, device, None, config.backward_cycles))
+    shorter = range(1, lm.model_shape.n_cycles) if lm.variant.cycled and config.shortcut_loss else ()
+    return total + (float(np.mean([training_flops(lm, length, device, n) for n in shorter])) if shorter else 0.0)
+
+
+def flops_by_step(
+    lm: Network,
+    config: TrainConfig,
+    length: int,
+    cycles: Sequence[int | None],
+    shortcuts: Sequence[tuple[int, ...] | None],
+) -> NDArray[np.float64]:
+    """Training FLOPs done after step 1, 2, ... with the numbers of cycles and the second passes drawn for them. A
+    sequence that runs fewer cycles than the longest of its batch is computed like it, and masked.
     """
     device = lm.device.type
     of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
-    return config.batch_size * np.cumsum([float(of[n]) for n in cycles])
+    again = {n: training_flops(lm, length, device, n) for n in {len(way) for way in shortcuts if way is not None}}
+    both = zip(cycles, shortcuts, strict=True)
+    return config.batch_size * np.cumsum([float(of[n]) + (again[len(way)] if way else 0.0) for n, way in both])

@@ -22,10 +22,10 @@ from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.language_model import CycleModel
-from bench.model.losses import exit_losses
+from bench.model.losses import added_loss, exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
-from bench.train.depths import draw_cycles, flops_by_step, sequence_cycles
+from bench.train.depths import draw_cycles, draw_shortcuts, flops_by_step, sequence_cycles
 from bench.train.device import autocast
 from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
@@ -35,8 +35,10 @@ from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, st
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU
 
-Report = Callable[[int, float, float], None]
-"""Called with the step, the mean loss since the last call and tokens per second."""
+SIGN = 2.0  # seconds of training after which the step is told, be the loss read or not
+
+Report = Callable[[int, float | None, float], None]
+"""Called with the step, the mean loss since it was read last (None: it is not read) and tokens per second."""
 WatchHistory = Callable[[dict[str, float]], None]
 """Called with every entry of the history as it is made; whatever it raises ends the training."""
 
@@ -110,7 +112,8 @@ class Training:
         self.lm, self.data, self.config, self.seed = lm, data, config, seed
         self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
-        self.flops = flops_by_step(lm, config, data.length, self.cycles)
+        self.shortcuts = draw_shortcuts(config, lm, self.cycles, seed)
+        self.flops = flops_by_step(lm, config, data.length, self.cycles, self.shortcuts)
         self.due = _evaluations(config, self.flops)
         self.batches = Batches(data.train, config.batch_size, seed, data.augment)
         lm.gradient_checkpointing = config.activation_checkpointing
@@ -127,7 +130,7 @@ class Training:
             self.at.stacked = config.stacked is True if stacked is None else stacked
         if self.at.stacked:
             keep_freed_memory()
-        self.last = self.at.seconds
+        self.last = self.told = self.at.seconds  # when the loss was read last, and when anything was told
         if watch is not None:
             for entry in self.at.history:
                 watch(entry)
@@ -137,7 +140,7 @@ class Training:
         """Add the gradients of a micro-batch (``loss_of``) to those there are; its share of the batch's loss at full
         depth.
         """
-        losses = loss_of(self.config, self.cycles[self.at.step])
+        losses = loss_of(self.config, self.cycles[self.at.step], self.shortcuts[self.at.step])
         with autocast(self.config, self.lm.device):
             loss, last = self.run(losses, *batch)
         loss.backward()
@@ -164,6 +167,7 @@ class Training:
     def look(self, loss: float | None) -> None:
         """Judge the loss that was read, report it, validate if it is time to. Raises what ``train`` does."""
         at, step = self.at, self.at.step
+        speed = len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9)
         if loss is not None:
             first = step - len(at.pending) + 1
             if not math.isfinite(loss):
@@ -171,9 +175,10 @@ class Training:
             if loss > DIVERGED * math.log(self.lm.vocab_size):
                 raise CellError(f"loss diverged to {loss:.3g} within steps {first}-{step}")
             at.losses.append(loss)
-            if self.report is not None:
-                self.report(step, loss, len(at.pending) * self.tokens_per_step / max(at.seconds - self.last, 1e-9))
             self.last, at.pending = at.seconds, []
+        if self.report is not None and (loss is not None or at.seconds - self.told > SIGN):
+            self.report(step, loss, speed)
+            self.told = at.seconds
         if step in self.due:
             with self.team.unsharded(self.lm):
                 if self.team.rank == 0:
@@ -334,10 +339,12 @@ def _micro_batches(runs: Sequence[Training]) -> Iterator[tuple[torch.Tensor, ...
         yield inputs, goal, scored, *counts
 
 
-def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def loss_of(
+    config: TrainConfig, n_cycles: int | None, shortcut: tuple[int, ...] | None = None
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The loss to be trained and that at full depth, scalars, as a function of a model and a micro-batch: inputs and
     targets [b, T], how many targets of the whole batch are scored, and the cycles of each sequence [b] if they have
-    numbers of their own.
+    numbers of their own. shortcut: the steps of a second pass, None without one.
     """
 
     def losses(
@@ -350,11 +357,13 @@ def loss_of(config: TrainConfig, n_cycles: int | None) -> Callable[..., tuple[to
         asked: dict[str, Any] = {"n_cycles": n_cycles, "backward_cycles": config.backward_cycles}
         if counts is not None:
             asked["sequence_cycles"] = counts
+        if shortcut is not None:
+            asked["shortcut"] = shortcut
         out = model(inputs, output_exits=config.trains_exits, **asked)
         # Divided by the whole batch's targets: the split into micro-batches must not change the gradient.
         last, loss = (part / scored for part in exit_losses(out, targets, config))
-        if out.auxiliary_loss is not None:
-            loss = loss + out.auxiliary_loss / config.accumulation
+        if (added := added_loss(out, config)) is not None:
+            loss = loss + added / config.accumulation
         return loss, last.detach()
 
     return losses

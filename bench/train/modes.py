@@ -37,6 +37,7 @@ APART = {  # fields of the training that a stack cannot have
     "activation_checkpointing": "computes parts again outside the stack",
     "random_cycles": "gives every seed a depth of its own",
     "sequence_cycles": "gives every seed a depth of its own",
+    "shortcut_loss": "gives every seed a second pass of its own",
 }
 
 
@@ -85,7 +86,7 @@ def _apart(config: TrainConfig, pretrained: bool) -> str:
     """Why such cells cannot be stacked, whatever their models; '' if they can."""
     for field, reason in APART.items():
         if getattr(config, field):
-            return f"{field} = True {reason}"
+            return f"{field} = {getattr(config, field)} {reason}"
     if config.processes > 1:
         return f"each of processes = {config.processes} has only a part of the cell's batch"
     return "what starts from a pretrained model is large enough alone" if pretrained else ""

@@ -16,7 +16,8 @@ HANG = 3600.0  # seconds without a sign of life after which what is at work is e
 class Event(NamedTuple):
     """Something that happened to a job.
 
-    kind: ``start`` (label, steps), ``update`` (step, loss, tokens per second), ``found``: the record that is coming is
+    kind: ``start`` (label, steps), ``update`` (step, loss or None, tokens per second), ``phase`` (what it is at after
+    its steps), ``began`` (seconds since 1970), ``entry`` (of its history), ``found``: the record that is coming is
     another process's work, ``output`` (text): something was printed, ``end`` (record, or None if another process holds
     the cell), ``died`` (reason, the end of what was printed or None): its worker is gone, and the job may be given out
     again.

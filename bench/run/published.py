@@ -1,0 +1,112 @@
+"""Cells of a published study run again, by anyone, and held against the numbers that were published."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from bench.config import CELL_SOURCE, Cell
+from bench.errors import UserError, first_line, from_validation, unknown
+from bench.house import HOUSE
+from bench.run.going import run_cell
+from bench.store.manifest import CellRow
+from bench.store.published import STUDY, PublishedStudy
+from bench.store.store import Store
+
+PUBLISHED = HOUSE / "reports" / "published"
+RESULTS = "results.csv"
+SPREADS = 3.0  # standard deviations between seeds that a cell may lie off on another machine
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published number beside that of the cell run again.
+
+    Attributes:
+        cell: where it stands in the study.
+        metric: of its task, on the test split.
+        published, found: in the metric's unit; found is NaN where ``problem`` says why.
+        tolerance: how far they may lie apart, NaN where there is one seed alone.
+        problem: why the cell could not be run again.
+    """
+
+    cell: CellRow
+    metric: str
+    published: float
+    found: float
+    tolerance: float
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are the same, or close enough."""
+        return self.found == self.published or abs(self.found - self.published) <= self.tolerance
+
+
+def published_names() -> list[str]:
+    """The studies that are published beside the suite, in a form that can be run again."""
+    return sorted(path.parent.name for path in PUBLISHED.glob(f"*/{STUDY}"))
+
+
+def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
+    """Run some finished cells of a published study, each in a store of its own, and compare the metric of their task.
+
+    On the machine and with the versions that a cell was run with its numbers are the same to the last digit. On others
+    the last digits of every sum differ, and training carries that on; what it leads to is at most what another seed
+    would have led to. So a cell may lie SPREADS standard deviations between the published seeds of its variant off.
+
+    Args:
+        name: of a study that is published beside the suite, or a folder that ``report --publish`` has written.
+        sample: how many of its cells.
+        seed: picks them.
+
+    Raises:
+        UserError: if there is no such study, or what is published cannot be read.
+    """
+    folder = Path(name) if (Path(name) / STUDY).is_file() else PUBLISHED / name
+    if not (folder / STUDY).is_file():
+        raise unknown("published study", name, published_names())
+    try:
+        study = PublishedStudy.model_validate_json((folder / STUDY).read_bytes())
+        with (folder / RESULTS).open(encoding="utf-8", newline="") as file:
+            told = {row["id"]: row for row in csv.DictReader(file)}
+    except ValidationError as error:
+        raise from_validation(str(folder / STUDY), error) from None
+    except KeyError as error:
+        raise UserError(f"{folder / RESULTS}: column {error} is missing") from None
+    metrics = {task.label: f"test_{task.metric}" for task in study.manifest.tasks}
+    done = [row for row in study.manifest.cells if row.id in study.cells and row.id in told]
+    scores = {row.id: float(told[row.id].get(metrics[row.task]) or math.nan) for row in done}
+    found = []
+    for row in random.Random(seed).sample(done, min(sample, len(done))):
+        alike = [scores[other.id] for other in done if (other.variant, other.task) == (row.variant, row.task)]
+        tolerance = SPREADS * float(np.std(alike, ddof=1)) if len(alike) > 1 else math.nan
+        metric, score, problem = metrics[row.task].removeprefix("test_"), math.nan, ""
+        try:
+            score = _score(row, study, metric)
+        except Exception as error:  # data that cannot be had here, or a cell that this version does not know
+            problem = first_line(error)
+        found.append(Comparison(row, metric, scores[row.id], score, tolerance, problem))
+    return found
+
+
+def _score(row: CellRow, study: PublishedStudy, metric: str) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_cell(_ready(row.id, study, Store(Path(scratch))), Store(Path(scratch))).test(metric)
+
+
+def _ready(id: str, study: PublishedStudy, store: Store) -> Cell:
+    """The cell, when what it starts from is in the store."""
+    cell = study.cells[id].cell()
+    if cell.id != id:
+        raise UserError(f"its configuration has the id {cell.id[:12]} here")
+    if cell.init is not None and cell.init.source.startswith(CELL_SOURCE):
+        run_cell(_ready(cell.init.source.removeprefix(CELL_SOURCE), study, store), store)
+    return cell
