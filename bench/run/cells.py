@@ -202,8 +202,8 @@ def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
                 record = member.finish(one) if ending is None else member.fail(team.cause(ending))
                 usage.take()
                 with suppress(OSError):
-                    if record is not None and record.status == "done":
-                        member.store.write_usage(member.cell.id, usage.samples)
+                    if record is not None and record.status == "done" and member.held is not None:
+                        member.store.write_usage(member.cell.id, usage.samples, member.held.room)
                 yield member.end(record)
     except SystemExit:
         for member, _ in going.values():

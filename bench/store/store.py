@@ -260,9 +260,9 @@ class Store:
         """Store scores of a finished cell beside those of other keys."""
         self._dump(self.folder(id) / "harness.json", HarnessFile({**self.harness(id), **scores}).dump())
 
-    def write_usage(self, id: str, samples: list[dict[str, float]]) -> None:
+    def write_usage(self, id: str, samples: list[dict[str, float]], room: Path) -> None:
         """Store what the cell took of the machine (see ``bench.run.usage``)."""
-        write_sealed(self.folder(id) / "usage.json", {"samples": samples})
+        write_sealed(self.folder(id) / "usage.json", {"samples": samples}, room)
 
     def usage(self, id: str) -> list[dict[str, float]]:
         """What the cell took of the machine; empty if that is not known."""
