@@ -54,13 +54,13 @@ def _summary(found: dict[str, PublishedStudy]) -> list[str]:
     flops = [study.train_flops[1] for study in found.values()]
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
     return [
-        f"{len(rows)} hypotheses of {len(found)} studies, written down before they were run: {told}. Decided are {decided}"
-        f"; {few} rest on fewer than {ENOUGH} pairs of seeds.",
+        f"{len(rows)} hypotheses of {len(found)} studies, written down before they were run: {told}. Decided are "
+        f"{decided}; {few} rest on fewer than {ENOUGH} pairs of seeds.",
         "",
         f"They hold at the scale they were measured at: models of {human(min(size[0] for size in sizes))} to "
-        f"{human(max(size[1] for size in sizes))} parameters, each trained with at most {human(max(flops))} FLOPs. What "
-        "larger models and longer trainings do was not tested. A verdict says what these numbers of seeds show, and no "
-        "more.",
+        f"{human(max(size[1] for size in sizes))} parameters, each trained with at most {human(max(flops))} FLOPs. "
+        "What larger models and longer trainings do was not tested. A verdict says what these numbers of seeds show, "
+        "and no more.",
     ]
 
 

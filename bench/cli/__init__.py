@@ -49,6 +49,7 @@ app = typer.Typer(
 
 
 INTERRUPTED = 130
+PUBLISHED = HOUSE / "reports" / "published"
 GARBAGE = (
     50_000  # new objects between two searches for garbage; at Python's 700 they take a sixth of an import of torch
 )
