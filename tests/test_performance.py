@@ -41,19 +41,20 @@ def test_sides_take_turns_in_alternating_order() -> None:
 def test_training_is_compared_at_equal_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("x_transformers")
     monkeypatch.setattr(training, "no_compiler", lambda: "no compiler")
-    shapes = [training.shape(64, "gpt2", 2), training.shape(64, "llama", 2)]
+    shapes = [training.shape(64, "gpt2", 2), training.shape(64, "gpt2", 2, "gelu"), training.shape(64, "llama", 2)]
     rows = training.rows(CPU, 2, shapes, shapes[:1], (), batch=2, length=16)
     assert [row["model"] for row in rows] == [
-        *("ours", training.GPT2, training.X),
+        *("ours", training.GPT2),
+        *("ours", training.X),
         *("ours", training.LLAMA, training.X),
         "all",
     ]
-    for model, group in zip(shapes, (rows[:3], rows[3:6]), strict=True):
+    for model, group in zip(shapes, (rows[:2], rows[2:4], rows[4:7]), strict=True):
         assert group[0]["params"] == count(build_model(get_variant("vanilla"), model, VOCAB, 16).parameters())
         assert all(abs(row["params"] / group[0]["params"] - 1) < 0.01 for row in group)
         assert "ratio" not in group[0] and all(ordered(row) for row in group[1:])
         assert all(row["tokens_per_second"] > 0 and row["peak_share"] > 0 for row in group)
-    assert rows[6]["note"] == "no compiler" and rows[6]["mode"] == "compiled" and "ratio" not in rows[6]
+    assert rows[7]["note"] == "no compiler" and rows[7]["mode"] == "compiled" and "ratio" not in rows[7]
 
 
 def test_a_compiled_model_says_what_compiling_took(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +75,10 @@ def test_a_compiled_model_says_what_compiling_took(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training, "compile_blocks", lambda lm: None)
     monkeypatch.setattr(training, "no_compiler", lambda: None)
     monkeypatch.setattr(training, "missing", lambda name: "not here" if name == training.X else None)
-    rows = training.rows(CPU, 1, (), [training.shape(32, "gpt2", 1)], (), batch=1, length=8)
-    assert [row["mode"] for row in rows] == ["compiled"] * 4 and rows[2]["note"] == "not here"
-    assert all(row["compile_seconds"] > 0.3 for row in rows[:2]) and rows[3]["model"] == training.BLOCKS
+    shapes = [training.shape(32, "gpt2", 1, kind) for kind in ("gelu_tanh", "gelu")]
+    rows = training.rows(CPU, 1, (), shapes, (), batch=1, length=8)
+    assert [row["mode"] for row in rows] == ["compiled"] * 6 and rows[4]["note"] == "not here"
+    assert all(row["compile_seconds"] > 0.3 for row in rows[:2]) and rows[2]["model"] == training.BLOCKS
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

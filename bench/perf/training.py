@@ -41,10 +41,16 @@ TRAINER, LOOP = "transformers' Trainer", "ours, in cyclebench's loop"
 OURS = ("ours", BLOCKS, GRAPH, LOOP)  # no rivals to be faster than
 
 
-def shape(d_model: int, family: Literal["gpt2", "llama"] = "gpt2", n_blocks: int = 6) -> ModelConfig:
+def shape(
+    d_model: int,
+    family: Literal["gpt2", "llama"] = "gpt2",
+    n_blocks: int = 6,
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh",
+) -> ModelConfig:
     """Of a plain stack with heads of 64, or two where that is more."""
     return ModelConfig(
         family=family,
+        activation=activation,
         d_model=d_model,
         n_heads=max(2, d_model // 64),
         n_blocks=n_blocks,
@@ -52,8 +58,12 @@ def shape(d_model: int, family: Literal["gpt2", "llama"] = "gpt2", n_blocks: int
     )
 
 
-EAGER = (shape(128), shape(256), shape(384), shape(256, "llama"))
-COMPILED = (shape(128),)
+# GPT-2 has GELU in its tanh form, x-transformers by its definition: each is held against ours with the same.
+EAGER = (
+    *(shape(width, activation=kind) for width in (128, 256, 384) for kind in ("gelu_tanh", "gelu")),
+    shape(256, "llama"),
+)
+COMPILED = (shape(128), shape(128, activation="gelu"))
 LOOPS = (shape(128), shape(256))
 
 
@@ -85,7 +95,7 @@ def rows(
         length: their tokens.
         precision: of single steps.
         ours: what of ours is compiled: the whole model, or its blocks; others are held against the first.
-        rivals: in single steps, where they are of the shape's family.
+        rivals: in single steps, where they are of the shape's family and activation.
     """
     found = []
     for model in eager:
@@ -114,8 +124,8 @@ def _steps(
     """
     mode = "compiled" if compiled else "eager"
     base, *more = compiled or (("ours", GRAPH) if device.type == "cuda" else ("ours",))
-    stock_name = GPT2 if model.family == "gpt2" else LLAMA
-    names = (base, *(name for name in (stock_name, X) if name in rivals), *more)
+    alike = (LLAMA, X) if model.family == "llama" else (GPT2,) if model.activation == "gelu_tanh" else (X,)
+    names = (base, *(name for name in alike if name in rivals), *more)
     sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
     steps: dict[str, Run] = {}
@@ -193,7 +203,8 @@ def _rows(
 
 
 def _start(name: str, model: ModelConfig, mode: str) -> Row:
-    return {"model": name, "family": model.family, "d_model": model.d_model, "mode": mode}
+    about = {"family": model.family, "activation": model.activation, "d_model": model.d_model}
+    return {"model": name, **about, "mode": mode}
 
 
 def _ours(model: ModelConfig, length: int, data: TaskData | None = None) -> Any:
