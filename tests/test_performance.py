@@ -19,7 +19,19 @@ from bench.data.task import task_data
 from bench.model.costs import count, training_flops
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
-from bench.perf import exits, packing, rivals, scaling, sections, startup, streams, traces, training, zero_tokens
+from bench.perf import (
+    exits,
+    memory,
+    packing,
+    rivals,
+    scaling,
+    sections,
+    startup,
+    streams,
+    traces,
+    training,
+    zero_tokens,
+)
 from bench.perf.timing import VOCAB, in_turns, quartiles
 from reports.performance import figure, shown, table
 
@@ -136,6 +148,17 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     assert all(1 <= row["mean_cycles"] < exits.CYCLES and ordered(row) for row in left)
     (started,) = startup.rows(CPU, 1, ("python alone",))
     assert started["seconds"] > 0
+
+
+@pytest.mark.long
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    ours, theirs, data = memory.rows(CPU, 1, [training.shape(64, "gpt2", 1)], sequences=3000, batch=2, length=16)
+    weights = count(build_model(get_variant("vanilla"), training.shape(64, "gpt2", 1), VOCAB, 16).parameters())
+    for row in (ours, theirs):
+        assert row["bytes"] > 4 * 4 * weights, "weights, gradients and both states of AdamW"
+    assert "ratio" not in ours and ordered(theirs) and theirs["model"] == training.GPT2
+    assert data["bytes"] > 0 and data["file_bytes"] > 3000 * memory.LENGTH * 2
+    assert memory.rows(torch.device("meta"), 1) == []
 
 
 def test_a_stream_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

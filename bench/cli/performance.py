@@ -25,7 +25,7 @@ def bench_(
         typer.Option(
             "--only",
             metavar="SECTION",
-            help="training, additions, packing, thresholds, exits, harness, scaling or startup. Repeatable.",
+            help="training, additions, packing, thresholds, exits, harness, scaling, startup or memory. Repeatable.",
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the models run.")] = Device.cpu,
@@ -34,7 +34,7 @@ def bench_(
     / "reports"
     / "performance",
 ) -> None:
-    """Measure speed: against other libraries, of the zero token, packing, exits, the harness, scaling, start-up.
+    """Measure speed and memory: against other libraries, of the zero token, packing, exits, the harness, start-up.
 
     For example: cyclebench bench --only training --only packing
     """

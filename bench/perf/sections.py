@@ -13,7 +13,7 @@ import torch
 
 from bench.config import Execution
 from bench.errors import unknown
-from bench.perf import exits, harness, packing, scaling, startup, traces, training, zero_tokens
+from bench.perf import exits, harness, memory, packing, scaling, startup, traces, training, zero_tokens
 from bench.perf.timing import Row
 from bench.train.device import environment_of, pick_device
 
@@ -26,6 +26,7 @@ SECTIONS: dict[str, tuple[str, Callable[[torch.device, int], list[Row]]]] = {
     "harness": (harness.TITLE, harness.rows),
     "scaling": (scaling.TITLE, scaling.rows),
     "startup": (startup.TITLE, startup.rows),
+    "memory": (memory.TITLE, memory.rows),
 }
 
 

@@ -126,7 +126,7 @@ def _steps(
     base, *more = compiled or (("ours", GRAPH) if device.type == "cuda" else ("ours",))
     alike = (LLAMA, X) if model.family == "llama" else (GPT2,) if model.activation == "gelu_tanh" else (X,)
     names = (base, *(name for name in alike if name in rivals), *more)
-    sides = {name: _model(name, model, length).to(device) for name in names if missing(name) is None}
+    sides = {name: model_of(name, model, length).to(device) for name in names if missing(name) is None}
     extra: dict[str, Row] = {name: {} for name in names}
     steps: dict[str, Run] = {}
     with fresh_cache():  # what was compiled before would not be compiled now
@@ -213,7 +213,8 @@ def _ours(model: ModelConfig, length: int, data: TaskData | None = None) -> Any:
     return lm
 
 
-def _model(name: str, model: ModelConfig, length: int) -> nn.Module:
+def model_of(name: str, model: ModelConfig, length: int) -> nn.Module:
+    """Of a side, by its name."""
     if name in OURS:
         return _ours(model, length)
     return XTransformers(model, VOCAB, length) if name == X else stock(model, VOCAB, length)
