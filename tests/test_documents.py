@@ -253,10 +253,9 @@ def test_findings_are_the_verdicts_as_published(made: dict[str, str]) -> None:
     told = [json.loads(path.read_text()) for path in published.glob("*/study.json")]
     for study in told:
         for row in study["verdicts"]:
-            line = next(
-                line for line in made["findings.md"].splitlines() if line.startswith(f"| {row['hypothesis']} |")
-            )
-            assert f"| {row['verdict']} |" in line and f"| {row['gain']} |" in line
+            start, gain = f"| {row['hypothesis']} | {row['verdict']} |", f"| {row['gain']} |"
+            lines = made["findings.md"].splitlines()
+            assert any(line.startswith(start) and gain in line for line in lines), row
     for path in published.glob("*/report.md"):
         assert re.search(rf"^(## |- ){path.parent.name}$", made["findings.md"], re.M), path
 
