@@ -41,7 +41,7 @@ def multiplied(store: Store, study: str, cells: int, root: Path) -> None:
     for seed in seeds:
         for number, template in enumerate(kinds.values()):
             cell = template.but(seed=seed, id=f"{seed:032x}{number:032x}")
-            record = _noisy(results[template.id].dump(), float(rng.normal(0, NOISE)))
+            record = _noisy(results[template.id].dump(), -abs(float(rng.normal(0, NOISE))))  # no accuracy is above 1
             folder = root / cell.id
             folder.mkdir(parents=True)
             (folder / "result.json").write_bytes(sealed({**record, "id": cell.id}))
