@@ -15,6 +15,7 @@ from types import ModuleType
 HOUSE = Path(__file__).parent.parent  # where our folders lie side by side
 NAMES = ("bench", "variants", "reports", "cyclebench")
 STUDIES = HOUSE / "studies"
+PUBLISHED = HOUSE / "reports" / "published"
 
 
 class Finder:

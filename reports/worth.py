@@ -38,8 +38,8 @@ def worth(manifest: Manifest, results: dict[str, Outcome], differences: Rows) ->
         }
         gave = {key: value for key, value in row.items() if key not in ("reference", *LEFT_OUT)}
         gave["reading"] = gave["reading"].split("; ")[0]
-        metric = {key: gave.pop(key) for key in ("task", "variant")}
-        found.append({**metric, **costs, "time/token": _time(ours, theirs), **gave})
+        place = {key: gave.pop(key) for key in ("task", "variant")}
+        found.append({**place, **costs, "time/token": _time(ours, theirs), **gave})
     return Rows(found, differences.ends)
 
 

@@ -36,7 +36,7 @@ from bench.cli.options import (
 from bench.cli.runs import status, sync, tell_run, verify
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError, first_line
-from bench.house import HOUSE
+from bench.house import PUBLISHED
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -49,10 +49,7 @@ app = typer.Typer(
 
 
 INTERRUPTED = 130
-PUBLISHED = HOUSE / "reports" / "published"
-GARBAGE = (
-    50_000  # new objects between two searches for garbage; at Python's 700 they take a sixth of an import of torch
-)
+GARBAGE = 50_000  # new objects between searches for garbage; at Python's 700 those take a sixth of an import of torch
 # Columns of tables that go where a terminal is narrow, the first one first.
 SPARE = ("parameters", "training FLOPs", "tokens/s", "depth", "non-embedding", "FLOPs/token", "metric", "trials")
 
@@ -222,9 +219,7 @@ def sweep(
 
 @app.command()
 def findings(
-    folder: Annotated[Path, typer.Option("--published", help="Folder of the published studies.")] = HOUSE
-    / "reports"
-    / "published",
+    folder: Annotated[Path, typer.Option("--published", help="Folder of the published studies.")] = PUBLISHED,
     out: Annotated[Path | None, typer.Option(help="File of the page; by default it is printed.")] = None,
 ) -> None:
     """One page of what the published studies have found: every hypothesis, its verdict, its interval and its seeds."""

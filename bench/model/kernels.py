@@ -9,6 +9,7 @@ operations (counting FLOPs), on another device or in another precision, PyTorch'
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,8 +20,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 WIDE, MANY = 128, 512  # from so many features in and out, and rows, on oneDNN wins over MKL (x86-64, one thread)
-
-
 KINDS = (Tensor, nn.Parameter, FakeTensor)  # fake ones tell what would be kept in memory
 
 
@@ -81,6 +80,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x * cosine + torch.cat([-second, first], -1) * sine
 
 
+@cache
 def _onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

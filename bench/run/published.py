@@ -13,9 +13,10 @@ import numpy as np
 
 from bench.config import CELL_SOURCE, Cell
 from bench.errors import UserError, first_line, unknown
+from bench.house import PUBLISHED
 from bench.run.going import run_cell
 from bench.store.manifest import CellRow
-from bench.store.published import PUBLISHED, STUDY, PublishedStudy, published_names, read_published
+from bench.store.published import STUDY, PublishedStudy, published_names, read_published
 from bench.store.store import Store
 
 RESULTS = "results.csv"
@@ -89,7 +90,8 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
 
 def _score(row: CellRow, study: PublishedStudy, metric: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
-        return run_cell(_ready(row.id, study, Store(Path(scratch))), Store(Path(scratch))).test(metric)
+        store = Store(Path(scratch))
+        return run_cell(_ready(row.id, study, store), store).test(metric)
 
 
 def _ready(id: str, study: PublishedStudy, store: Store) -> Cell:

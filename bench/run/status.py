@@ -105,7 +105,8 @@ def planned_of(manifest: Manifest) -> dict[Group, float]:
 def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
     """Training FLOPs of a cell at full cycles, by variant and task."""
     from bench.data.task import task_data  # start-up
-    from bench.model.costs import costs  # start-up
+    from bench.model.costs import meta_model, training_flops  # start-up
+    from bench.model.freezing import freeze  # start-up
     from bench.model.variant import get_variant  # start-up
 
     found: dict[Group, float] = {}
@@ -113,8 +114,9 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
         group, cell = (planned.variant, planned.task), planned.cell
         if group not in found:
             data, variant = task_data(cell.task, cell.task_options), get_variant(cell.variant, cell.options)
-            cost = costs(variant, cell.model, data.vocab_size, data.length, trained=cell.train.trained)
-            found[group] = _tokens(cell.train, data.length) * cost.train_flops_per_token
+            lm = meta_model(variant, cell.model, data.vocab_size, data.length)
+            freeze(lm, cell.train.trained)
+            found[group] = _tokens(cell.train, data.length) * (training_flops(lm, data.length, "cpu") / data.length)
     return found
 
 

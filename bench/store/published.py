@@ -8,11 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from bench.errors import from_validation
-from bench.house import HOUSE
+from bench.house import PUBLISHED
 from bench.store.manifest import Manifest
 from bench.store.records import Configuration, Outcome
 
-PUBLISHED = HOUSE / "reports" / "published"
 STUDY = "study.json"
 
 
