@@ -58,8 +58,8 @@ def test_gradients_reach_every_parameter(name: str, options: dict[str, Any], fam
 def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, Any], family: str) -> None:
     """What training executes: the model is in training mode (without dropout)."""
     lm, batch = make(name, options, family).train(), 3
-    assert batch * pass_flops(lm, LENGTH, "cpu").forward == measured_flops(lm, batch, LENGTH)
-    assert batch * training_flops(lm, LENGTH, "cpu") == measured_flops(lm, batch, LENGTH, training=True)
+    assert batch * pass_flops(lm, LENGTH).forward == measured_flops(lm, batch, LENGTH)
+    assert batch * training_flops(lm, LENGTH) == measured_flops(lm, batch, LENGTH, training=True)
 
 
 @defaults
@@ -67,8 +67,8 @@ def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, A
 def test_costs_are_those_of_the_model(name: str, options: dict[str, Any], family: str) -> None:
     variant, lm = get_variant(name, options), make(name, options, family)
     found = costs(variant, shape(variant, family), VOCAB, LENGTH)
-    assert found.forward_flops_per_token * LENGTH == pass_flops(lm, LENGTH, "cpu").forward
-    assert found.train_flops_per_token * LENGTH == training_flops(lm, LENGTH, "cpu")
+    assert found.forward_flops_per_token * LENGTH == pass_flops(lm, LENGTH).forward
+    assert found.train_flops_per_token * LENGTH == training_flops(lm, LENGTH)
     assert found.params_non_embedding == non_embedding(lm)
     assert found.kv_bytes_per_token == -(-cache_bytes(lm, LENGTH) // LENGTH)
     exits = found.exit_flops_per_token
@@ -79,8 +79,8 @@ def test_costs_are_those_of_the_model(name: str, options: dict[str, Any], family
 @defaults
 def test_flops_of_the_long_form_equal_the_counter(name: str, options: dict[str, Any]) -> None:
     lm, length = make(name, options, "llama").train(), 520
-    assert pass_flops(lm, length, "cpu").forward == measured_flops(lm, 1, length)
-    assert training_flops(lm, length, "cpu") == measured_flops(lm, 1, length, training=True)
+    assert pass_flops(lm, length).forward == measured_flops(lm, 1, length)
+    assert training_flops(lm, length) == measured_flops(lm, 1, length, training=True)
 
 
 @defaults
@@ -242,6 +242,6 @@ def test_more_cycles_than_it_was_built_with(name: str, options: dict[str, Any], 
         assert lm(x, n_cycles=n_cycles).logits.isfinite().all()
         lm.train()
         assert lm.schedule_at(n_cycles).n_blocks == lm.schedule.n_blocks
-        forward, training = pass_flops(lm, LENGTH, "cpu", n_cycles).forward, training_flops(lm, LENGTH, "cpu", n_cycles)
+        forward, training = pass_flops(lm, LENGTH, n_cycles).forward, training_flops(lm, LENGTH, n_cycles)
         assert 3 * forward == measured_flops(lm, 3, LENGTH, n_cycles=n_cycles)
         assert 3 * training == measured_flops(lm, 3, LENGTH, training=True, n_cycles=n_cycles)

@@ -251,15 +251,15 @@ for first, arguments in (("from cyclebench import CycleForCausalLM", {{}}), ("",
 def test_flops_of_frozen_training_are_those_counted(name: str, options: Any, trained: Any, family: str) -> None:
     lm = build_model(get_variant(name, options), ModelConfig(family=family, d_model=16, n_heads=2), 31, 12)
     lm.reset_parameters(0)
-    full = training_flops(lm, 12, "cpu")
+    full = training_flops(lm, 12)
     freeze(lm, trained)
-    assert 3 * training_flops(lm, 12, "cpu") == measured_flops(lm, 3, 12, training=True)
-    assert pass_flops(lm, 12, "cpu").forward < training_flops(lm, 12, "cpu") < full
+    assert 3 * training_flops(lm, 12) == measured_flops(lm, 3, 12, training=True)
+    assert pass_flops(lm, 12).forward < training_flops(lm, 12) < full
     if trained == "additions+norms" and name == "htc":
         # Every product passes a gradient on and none makes one for its weights, but the very first: norm1 comes before.
-        half, whole = pass_flops(lm, 12, "cpu"), 0
+        half, whole = pass_flops(lm, 12), 0
         whole = half.matmul * 2 + half.attention * 7 // 2
-        assert training_flops(lm, 12, "cpu") == whole
+        assert training_flops(lm, 12) == whole
 
 
 RAW: dict[str, Any] = {

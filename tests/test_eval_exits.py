@@ -138,7 +138,7 @@ def test_the_command_generates_with_exits_in_a_task_of_ones_own(
     assert "count_on" in found.stdout and "1.00 of 3" in found.stdout
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
     lm = CycleForCausalLM.from_pretrained(text_model)
-    one = pass_flops(lm, 8, "cpu", 1).forward / 8
+    one = pass_flops(lm, 8, 1).forward / 8
     assert row["metric"] == "exact_match" and row["mean_cycles"] == 1 and 0.5 * one < row["flops_per_token"] < 1.5 * one
 
 

@@ -89,12 +89,12 @@ def test_executed_flops_are_the_counted_ones(name: str, options: dict[str, Any],
     lm, (ids, targets) = make(name, options), data()
     if key == "zero_attention" and lm.prefix is None:
         pytest.skip("no zero tokens")
-    if pass_flops(lm, LENGTH, "cpu").forward != measured_flops(lm, 1, LENGTH):
+    if pass_flops(lm, LENGTH).forward != measured_flops(lm, 1, LENGTH):
         pytest.skip("counted as in training, where less is executed")
     lm.requires_grad_(False)
     rule, last = get_rule(key), lm.schedule.n_cycles
-    plain = exit_flops(lm, LENGTH, "cpu", reading=rule.reads_zero_attention)
-    read = read_out_flops(lm, lm.schedule, LENGTH, "cpu").forward
+    plain = exit_flops(lm, LENGTH, reading=rule.reads_zero_attention)
+    read = read_out_flops(lm, lm.schedule, LENGTH).forward
     for number in range(1, last + 1):
         # A threshold for every exit point: never before, always there.
         thresholds = [np.inf if at < number else -np.inf for at in range(1, last)]

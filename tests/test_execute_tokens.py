@@ -125,7 +125,7 @@ def test_executed_flops_are_the_counted_ones(name: str, options: dict[str, Any],
     lm, (ids, targets) = make(name, options, family), data()
     if name == CHOOSES or lm.schedule.n_cycles == 1:
         pytest.skip("no tokens that leave")
-    assert pass_flops(lm, LENGTH, "cpu").forward == measured_flops(lm, 1, LENGTH)
+    assert pass_flops(lm, LENGTH).forward == measured_flops(lm, 1, LENGTH)
     lm.requires_grad_(False)
     depths: set[int] = set()
     for key in (own_rule(lm), "confidence"):

@@ -105,17 +105,17 @@ def test_training_flops_equal_the_counter_to_the_last_one(name: str, family: str
         def run(lm: Any = lm, config: Any = config) -> None:
             exit_losses(lm(ids, output_exits=True), ids, config)[1].backward()
 
-        assert counted(run) == batch * training_flops(lm, LENGTH, "cpu", every_exit=True)
-        assert measured_flops(lm, batch, LENGTH) == batch * pass_flops(lm, LENGTH, "cpu").forward
+        assert counted(run) == batch * training_flops(lm, LENGTH, every_exit=True)
+        assert measured_flops(lm, batch, LENGTH) == batch * pass_flops(lm, LENGTH).forward
 
 
 def test_the_gate_costs_one_column_after_every_cycle_but_the_last() -> None:
     plain, gated = make("htc", {}), make("htc", {}, halting="gate")
     for cycle, more in ((0, 2 * LENGTH * 16), (1, 2 * LENGTH * 16), (2, 0)):
-        costs = [cycle_flops(lm, lm.schedule, cycle, LENGTH, "cpu").forward for lm in (plain, gated)]
+        costs = [cycle_flops(lm, lm.schedule, cycle, LENGTH).forward for lm in (plain, gated)]
         assert costs[1] - costs[0] == more
-    every = training_flops(plain, LENGTH, "cpu", every_exit=True) - training_flops(plain, LENGTH, "cpu")
-    coda = step_flops(plain, plain.schedule.coda, LENGTH, "cpu") + head_flops(plain, LENGTH)
+    every = training_flops(plain, LENGTH, every_exit=True) - training_flops(plain, LENGTH)
+    coda = step_flops(plain, plain.schedule.coda, LENGTH) + head_flops(plain, LENGTH)
     assert every == 2 * coda.training
 
 
@@ -166,7 +166,7 @@ def test_a_price_on_depth_makes_the_gate_halt_sooner(data: TaskData) -> None:
 
 def test_training_cost_counts_every_exit(data: TaskData) -> None:
     lm, history, _ = trained(data, {}, steps=3, exit_loss=1.0)
-    assert history[-1]["flops"] == 3 * 8 * training_flops(lm, data.length, "cpu", every_exit=True)
+    assert history[-1]["flops"] == 3 * 8 * training_flops(lm, data.length, every_exit=True)
 
 
 def test_what_does_not_go_together_is_refused(data: TaskData) -> None:

@@ -19,7 +19,7 @@ from bench.evaluate.rules import all_rules, get_rule
 from bench.exits.execute import execute
 from bench.exits.whole import WholeExit
 from bench.form import TEXT, Form
-from bench.model.attention import attend, attention_flops
+from bench.model.attention import attend
 from bench.model.costs import costs, measured_flops, pass_flops, training_flops
 from bench.model.forms import blank, judged
 from bench.model.language_model import CycleForClassification, CycleModel, load_model
@@ -66,8 +66,8 @@ def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, A
     """What training executes, on one form for each variant, in turns."""
     turn = DEFAULT_ID.index(name) % len(FORMS)
     lm = model(name, options, list(FORMS.values())[turn], "llama", n_cycles=2).train()
-    assert 2 * pass_flops(lm, LENGTH, "cpu").forward == measured_flops(lm, 2, LENGTH)
-    assert 2 * training_flops(lm, LENGTH, "cpu") == measured_flops(lm, 2, LENGTH, training=True)
+    assert 2 * pass_flops(lm, LENGTH).forward == measured_flops(lm, 2, LENGTH)
+    assert 2 * training_flops(lm, LENGTH) == measured_flops(lm, 2, LENGTH, training=True)
 
 
 @forms
@@ -81,7 +81,7 @@ def test_every_form_is_counted_to_the_last_flop(name: str, form: Form) -> None:
         assert found.forward_flops_per_token * LENGTH == measured_flops(lm, 1, LENGTH), trained
         assert found.train_flops_per_token * LENGTH == measured_flops(lm, 1, LENGTH, training=True)
     one = model(name, {}, form).train()  # a picture of one patch
-    assert pass_flops(one, 1, "cpu").forward == measured_flops(one, 1, 1)
+    assert pass_flops(one, 1).forward == measured_flops(one, 1, 1)
 
 
 @defaults
@@ -164,14 +164,6 @@ def test_full_attention_beside_zero_tokens_is_the_formula(n_tokens: int, learned
         found.append([out, mass, *grads])
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("mass", [False, True])
-def test_flops_of_a_device_without_the_cpus_form(mass: bool) -> None:
-    """Elsewhere the prefix is among the keys and has no queries: two products of T x (M + T)."""
-    form = Form(features=1, attention="full")
-    assert attention_flops(4, 7, 8, 2, mass, True, "cuda", form=form).forward == 4 * 4 * 7 * 9 * (16 if mass else 8)
-    assert attention_flops(4, 7, 8, 2, mass, True, "cuda").forward == 4 * 4 * 9 * 9 * (16 if mass else 8)
 
 
 def test_what_is_judged() -> None:

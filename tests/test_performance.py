@@ -118,7 +118,7 @@ def test_the_trainer_trains_in_turns_with_others() -> None:
 def test_the_zero_token_is_held_against_its_schedule() -> None:
     rows = zero_tokens.rows(CPU, 2, (16,), batch=2, length=8)
     model = ModelConfig(d_model=16, n_heads=2, n_blocks=4, n_cycles=2)
-    ztt, htc = (training_flops(build_model(get_variant(n), model, VOCAB, 8), 8, "cpu") for n in ("ztt", "htc"))
+    ztt, htc = (training_flops(build_model(get_variant(n), model, VOCAB, 8), 8) for n in ("ztt", "htc"))
     assert [row["gating"] for row in rows] == ["attention", "none"]
     assert rows[0]["flops_ratio"] == ztt / htc > 1 and all(ordered(row) for row in rows)
 
@@ -131,7 +131,7 @@ def test_scaling_is_relative_to_the_first_value() -> None:
         assert first["ratio"] == first["ratio_high"] == 1 and ordered(second)
         assert second["flops"] > first["flops"] or first["parameter"] == "routed pool"
     model = ModelConfig(d_model=16, n_heads=2, n_blocks=4, n_cycles=3)
-    assert rows[3]["flops"] == 2 * training_flops(build_model(get_variant("ztt"), model, VOCAB, 8), 8, "cpu")
+    assert rows[3]["flops"] == 2 * training_flops(build_model(get_variant("ztt"), model, VOCAB, 8), 8)
 
 
 def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:

@@ -178,7 +178,7 @@ def test_every_number_of_cycles_is_the_model_run_so(name: str) -> None:
         number = entry["cycles"]
         alone = evaluate(lm, ids, targets, n_cycles=number).leaving(1)
         assert {key: entry[key] for key in alone} == pytest.approx(alone, rel=1e-5)
-        assert entry["flops_per_token"] * 12 == pass_flops(lm, 12, "cpu", number).forward
+        assert entry["flops_per_token"] * 12 == pass_flops(lm, 12, number).forward
 
 
 def test_zero_attention_is_known_where_there_are_zero_tokens() -> None:
@@ -206,7 +206,7 @@ def test_plain_exits_cost_what_the_schedule_says() -> None:
     lm = make("ztt", {})
     trace = evaluate(lm, tokens(3).numpy(), tokens(3).numpy(), rules=all_rules())
     for name in ("fixed", "random", "latent_diff"):
-        assert tuple(trace.flops[name]) == exit_flops(lm, 12, "cpu")
+        assert tuple(trace.flops[name]) == exit_flops(lm, 12)
     assert trace.flops["kl"][0] == trace.flops["fixed"][0] and (trace.flops["kl"] > trace.flops["fixed"])[1:].all()
 
 

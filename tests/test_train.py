@@ -109,7 +109,7 @@ def test_random_cycles_are_paired_counted_and_follow_their_law(data: TaskData) -
     # A Poisson count of a rate with mean 8 and variance 8^2 (e^(1/4) - 1), plus one.
     assert many.mean() == pytest.approx(9, rel=0.02) and many.var() == pytest.approx(8 + 64 * math.expm1(0.25), rel=0.1)
     lm, history = run(data, config)
-    per_step = [8 * training_flops(lm, data.length, "cpu", count) for count in drawn]
+    per_step = [8 * training_flops(lm, data.length, count) for count in drawn]
     assert history[-1]["flops"] == sum(per_step) and len(set(per_step)) > 1
 
 
@@ -122,7 +122,7 @@ def test_cycles_of_sequences_are_drawn_paired_and_counted_as_the_longest(data: T
     drawn = draw_cycles(config, 3, 0)
     assert drawn == counts.max(1).tolist() and draw_cycles(config, 3, 1) != drawn
     lm, history = run(data, config)
-    assert history[-1]["flops"] == sum(8 * training_flops(lm, data.length, "cpu", count) for count in drawn)
+    assert history[-1]["flops"] == sum(8 * training_flops(lm, data.length, count) for count in drawn)
     whole = run(data, config.model_copy(update={"accumulation": 1}))[1]
     assert history[-1]["valid_loss"] == pytest.approx(whole[-1]["valid_loss"], rel=1e-4)
 
@@ -137,7 +137,7 @@ def test_a_curriculum_goes_from_its_start_to_its_end(data: TaskData) -> None:
     drawn = np.array(draw_cycles(random, 3, 0), float)
     assert drawn[:500].mean() == pytest.approx(3, rel=0.1) and drawn[4000:].mean() == pytest.approx(9, rel=0.05)
     lm, history = run(data, CONFIG.model_copy(update={"cycles_schedule": CyclesSchedule(share=1.0)}))
-    steps = [8 * training_flops(lm, data.length, "cpu", 1 + step // 4) for step in range(12)]
+    steps = [8 * training_flops(lm, data.length, 1 + step // 4) for step in range(12)]
     assert history[-1]["flops"] == sum(steps)
 
 

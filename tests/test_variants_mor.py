@@ -145,9 +145,9 @@ def test_nominal_tokens_of_each_cycle(length: int) -> None:
 
 def test_expert_choice_saves_what_the_tokens_left_out_would_cost() -> None:
     lm, full = make("mor", {}), make("htc", {})
-    assert pass_flops(lm, 60, "cpu").forward < 0.75 * pass_flops(full, 60, "cpu").forward
-    dense = pass_flops(make("mor", {"routing": "token"}), 60, "cpu").forward
-    assert dense == pass_flops(full, 60, "cpu").forward + 2 * 60 * 16 * CYCLES
+    assert pass_flops(lm, 60).forward < 0.75 * pass_flops(full, 60).forward
+    dense = pass_flops(make("mor", {"routing": "token"}), 60).forward
+    assert dense == pass_flops(full, 60).forward + 2 * 60 * 16 * CYCLES
 
 
 N, LONG = 5, 30
@@ -227,9 +227,7 @@ def test_the_top_ones_cost_in_a_test_what_they_cost_in_training() -> None:
     lm, x = routed("expert", tested="top"), tokens(N, LONG)
     trace = evaluate(lm, x.numpy(), x.numpy(), rules=[get_rule("fixed")])
     assert trace.ran is None and lm.variant.looks_ahead
-    assert (
-        N * LONG * trace.flops["fixed"][-1] == counted_flops(lambda: lm(x)) == N * pass_flops(lm, LONG, "cpu").forward
-    )
+    assert N * LONG * trace.flops["fixed"][-1] == counted_flops(lambda: lm(x)) == N * pass_flops(lm, LONG).forward
     with pytest.raises(UserError, match="tested = 'top' needs routing = 'expert'"):
         get_variant("mor", {"tested": "top", "routing": "token"})
 

@@ -67,7 +67,7 @@ class Meter:
             self._counter = flop_counter().__enter__()
         else:
             if length not in self._of:
-                self._of[length] = pass_flops(self.lm, length, self.lm.device.type, self.n_cycles).forward
+                self._of[length] = pass_flops(self.lm, length, self.n_cycles).forward
             cache = kwargs.get("cache", kwargs.get("past_key_values"))
             past = cache.get_seq_length() if cache is not None else 0
             shape, depth = self.lm.model_shape, self.lm.schedule_at(self.n_cycles).depth

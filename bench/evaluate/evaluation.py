@@ -67,8 +67,8 @@ def rule_flops(
 
     ran: tokens [N, C] that each cycle ran on of each sequence, where these decide that; the FLOPs are then [N, C].
     """
-    device, reads = lm.device.type, (rule.reads_zero_attention, rule.reads_logits)
-    plain = np.array(exit_flops(lm, length, device, *reads, n_cycles))
+    reads = rule.reads_zero_attention, rule.reads_logits
+    plain = np.array(exit_flops(lm, length, *reads, n_cycles))
     if ran is None:
         return plain
     schedule, before = lm.schedule_at(n_cycles), np.full(len(ran), length)
@@ -76,8 +76,8 @@ def rule_flops(
     for cycle, now in enumerate(ran.T):
         mass = rule.reads_zero_attention and cycle + 1 < schedule.n_cycles
         pairs, which = np.unique(np.stack([before, now], 1), axis=0, return_inverse=True)
-        usual = cycle_flops(lm, schedule, cycle, length, device, mass).forward
-        each = [cycle_flops(lm, schedule, cycle, length, device, mass, ran=(a, b)).forward for a, b in pairs.tolist()]
+        usual = cycle_flops(lm, schedule, cycle, length, mass).forward
+        each = [cycle_flops(lm, schedule, cycle, length, mass, ran=(a, b)).forward for a, b in pairs.tolist()]
         more[:, cycle] = (np.array(each) - usual)[which]
         before = now
     found: NDArray[np.float64] = (np.rint(plain * length) + more.cumsum(1)) / length
@@ -87,7 +87,7 @@ def rule_flops(
 def depth_flops(lm: Network, length: int, n_cycles: int | None, ran: NDArray[np.int64] | None) -> float:
     """Executed forward FLOPs per token at full depth: mean over sequences whose cycles ran on ``ran`` tokens [N, C]."""
     if ran is None:
-        return pass_flops(lm, length, lm.device.type, n_cycles).forward / length
+        return pass_flops(lm, length, n_cycles).forward / length
     return float(rule_flops(lm, get_rule("fixed"), length, n_cycles, ran)[:, -1].mean())
 
 

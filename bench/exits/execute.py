@@ -141,7 +141,7 @@ def executed_flops(
         found = rule_flops(lm, rule, length, n_cycles, ran)
         return np.broadcast_to(found, (len(cycle), found.shape[-1]))[np.arange(len(cycle)), cycle - 1] * length
     reads = rule.reads_zero_attention, rule.reads_logits
-    return np.array([token_exit_flops(lm, row, lm.device.type, *reads, n_cycles) for row in cycle.tolist()], float)
+    return np.array([token_exit_flops(lm, row, *reads, n_cycles) for row in cycle.tolist()], float)
 
 
 class Gone(NamedTuple):

@@ -1,14 +1,11 @@
 """Attention, causal or full, with an optional prefix of tokens (zero tokens), on PyTorch's fused kernels.
 
 For queries q, prefix keys k0 (M of them) and keys K: ``p = softmax([q.k0/sqrt(d), q.K/sqrt(d)])``, the output is
-``sum_j p_j v_j`` and the zero attention ``p0`` the mass on the prefix (arXiv 2502.12214). With value zero
-this is the ordinary output scaled by ``1 - p0``, and ``p0 = sigmoid(lse(q.k0) - lse(q.K))`` with the log-sum-exp of
-the scores. PyTorch's kernels return that log-sum-exp, but their backward ignores the gradient through it, so that
-scaling by it gives the right output and the wrong gradient. Two exact forms are used:
+``sum_j p_j v_j`` and the zero attention ``p0`` the mass on the prefix (arXiv 2502.12214). Two exact forms are used:
 
-* ``with_lse`` (CPU): the plain causal kernel and its log-sum-exp, with a backward pass that is told of both;
-* ``joined`` (elsewhere, and with a mask or dropout): the prefix is part of the keys the kernel sees, and an extra
-  value column carries ``p0``.
+* ``bench.model.zero_value`` (whole sequences): the plain kernel and its log-sum-exp;
+* ``joined`` (with a mask or dropout, and where no kernel tells its log-sum-exp): the prefix is part of the keys the
+  kernel sees, and an extra value column carries ``p0``.
 """
 
 from __future__ import annotations
@@ -19,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bench.form import TEXT, Form
 from bench.model.flops import Flops
 from bench.model.stacks import folded, of_all
+from bench.model.zero_value import kernel_for, with_lse
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -64,8 +60,9 @@ def attend(
     if prefix is None:
         causal = causal and mask is None and query.shape[2] > 1
         return _kernel(query, key, value, mask, causal, dropout, query.shape[-1] ** -0.5), None
-    if mask is None and query.shape[2] > 1 and not dropout and query.device.type == "cpu":
-        out, mass = with_lse(query, key, value, prefix, causal=causal)
+    kernel = kernel_for(query) if mask is None and query.shape[2] > 1 and not dropout else None
+    if kernel is not None:
+        out, mass = with_lse(query, key, value, prefix, kernel, causal)
         return out, mass if with_mass else None
     return joined(query, key, value, prefix, mask, with_mass, dropout, causal)
 
@@ -77,24 +74,19 @@ def attention_flops(
     n_prefix: int,
     with_mass: bool,
     trained_key: bool,
-    device: str,
     queries: int | None = None,
     form: Form = TEXT,
 ) -> Flops:
-    """FLOPs of ``attend`` on a whole sequence as executed on the kind of device (``"cpu"`` or another); queries: by so
-    many of its tokens alone, under a mask; form: of the sequence.
+    """FLOPs of ``attend`` on a whole sequence as executed; queries: by so many of its tokens alone, under a mask; form:
+    of the sequence.
     """
     asking = length if queries is None else queries
-    square = length > 1 and (form.attention == "causal" or device == "cpu")
-    if asking < length or form.padded or (n_prefix and not square):  # the prefix has no queries of its own
+    if asking < length or form.padded or (n_prefix and length == 1):  # the prefix is among the keys
         wide = head_dim + (MASS_COLUMNS if with_mass and n_prefix else 0)
         return Flops(attention=4 * n_heads * asking * (length + n_prefix) * wide)
-    if not n_prefix or device == "cpu":
-        scores = 2 * n_heads * length * head_dim * n_prefix
-        kernel = 4 * n_heads * length * length * head_dim
-        return Flops(attention=kernel, matmul=scores) if trained_key else Flops(attention=kernel, half=scores)
-    total, wide = length + n_prefix, head_dim + (MASS_COLUMNS if with_mass else 0)
-    return Flops(attention=4 * n_heads * total * total * wide)
+    scores = 2 * n_heads * length * head_dim * n_prefix
+    kernel = 4 * n_heads * length * length * head_dim
+    return Flops(attention=kernel, matmul=scores) if trained_key else Flops(attention=kernel, half=scores)
 
 
 def attend_formula(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix | None = None) -> tuple[Tensor, Tensor]:
@@ -124,100 +116,6 @@ def within(window: int, mask: Tensor, keys: int) -> Tensor:
     at = torch.arange(keys, device=mask.device)
     away = (at[keys - mask.shape[-2] :, None] - at).abs() >= window
     return mask[..., -keys:].masked_fill(away, torch.finfo(mask.dtype).min)
-
-
-def beside_score(out: Tensor, lse: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Z, p0 and L (see ``ZeroValueAttention``) of a kernel's O [B, H, T, d] and l [B, H, T], and of s [B, H, T]."""
-    mass = torch.sigmoid(score - lse)
-    return out * (1 - mass).unsqueeze(-1).to(out.dtype), mass, torch.logaddexp(lse, score.to(lse.dtype))
-
-
-def handed_back(
-    grad: Tensor | None, grad_mass: Tensor | None, out: Tensor, mass: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What a kernel's backward is handed for the gradient of its output and for the output, Z', and the gradient of s
-    (see ``ZeroValueAttention``); of dZ, dp0, Z and p0.
-    """
-    if grad is None:
-        grad = torch.zeros_like(out)
-    centre = (grad * out).sum(-1).to(mass.dtype)
-    grad_score = -mass * centre
-    if grad_mass is None:
-        return grad, out, grad_score
-    extra = mass * grad_mass
-    grad_score = grad_score + extra - mass * extra
-    norm = grad.square().sum(-1)
-    tiny = torch.finfo(grad.dtype).tiny ** 0.4
-    short = norm < tiny**2
-    # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. A GPU, which would
-    # have to be waited for, tensors without storage, on which FLOPs are counted, and those of a program in the making
-    # are not asked whether there is.
-    unasked = short.device.type != "cpu" or isinstance(short, FakeTensor) or torch.compiler.is_compiling()
-    if unasked or short.any():
-        need = short & (extra != 0)
-        grad = torch.where(need.unsqueeze(-1), tiny, grad)
-        norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
-    return grad, torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype)), grad_score
-
-
-class ZeroValueAttention(torch.autograd.Function):
-    """Attention, causal or full, on the CPU's fused kernel beside a prefix of zero value, known by its scores'
-    log-sum-exp s.
-
-    With the kernel's output O and log-sum-exp l, the zero attention is ``p0 = sigmoid(s - l)`` and the output
-    ``Z = (1 - p0) O``. With the gradients dZ and dp0 and the probabilities P of the whole softmax, whose log-sum-exp is
-    ``L = log(e^l + e^s)``, the exact gradients of the scores are ``dS = P (dZ.V - c)`` and ``ds = p0 (dp0 - c)`` with
-    ``c = dZ.Z + p0 dp0``. The kernel's backward, handed L, computes ``dS = P (dZ.V - dZ.Z')`` from the Z' it is handed,
-    so it is handed ``Z' = Z + dZ p0 dp0 / |dZ|^2``, for which ``dZ.Z' = c``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor, causal: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal)
-        ctx.causal = causal
-        out, mass, lse = beside_score(out, lse, score)
-        ctx.save_for_backward(query, key, value, out, mass, lse)
-        ctx.set_materialize_grads(False)
-        return out, mass
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key, value and score."""
-        query, key, value, out, mass, lse = ctx.saved_tensors
-        grad, out, grad_score = handed_back(grad, grad_mass, out, mass)
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, out, lse, 0.0, ctx.causal
-        )
-        return (*gradients, grad_score, None)
-
-
-def with_lse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix: Prefix,
-    function: type[torch.autograd.Function] = ZeroValueAttention,
-    causal: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Output and zero attention of a whole sequence by the log-sum-exp. function: on the device's kernel."""
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    k0 = prefix[0].to(query.dtype).repeat_interleave(repeat, -3)
-    pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
-    scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
-    score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
-    apply = function.apply if causal else lambda *tensors: function.apply(*tensors, False)
-    out, mass = folded(apply, query, key, value, score)
-    if prefix[1] is not None:
-        weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
-        v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
-        out = out + (weights.unsqueeze(-1) * v0.expand(len(out), *v0.shape[-3:]).unsqueeze(2)).sum(3)
-    return out, mass.to(out.dtype)
 
 
 def joined(

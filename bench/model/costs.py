@@ -68,21 +68,19 @@ def costs(
     model: ModelConfig,
     vocab_size: int,
     length: int,
-    device: str = "cpu",
     positions: int | None = None,
     trained: Trained = "all",
 ) -> Costs:
     """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
 
     Args:
-        device: ``"cpu"`` or another; the zero token's attention is executed differently there.
         positions: the longest sequence the model is made for, ``length`` by default.
         trained: what is not frozen in training.
     """
     lm = meta_model(variant, model, vocab_size, positions or length)
     freeze(lm, trained)
     schedule = lm.schedule
-    total = pass_flops(lm, length, device)
+    total = pass_flops(lm, length)
     return Costs(
         length=length,
         depth=schedule.depth,
@@ -90,11 +88,11 @@ def costs(
         params=count(lm.parameters()),
         params_non_embedding=non_embedding(lm),
         forward_flops_per_token=total.forward / length,
-        train_flops_per_token=training_flops(lm, length, device) / length,
-        exit_flops_per_token=exit_flops(lm, length, device),
+        train_flops_per_token=training_flops(lm, length) / length,
+        exit_flops_per_token=exit_flops(lm, length),
         kv_bytes_per_token=-(-cache_bytes(lm, length) // length),
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
-        additions=additions(lm, length, device),
+        additions=additions(lm, length),
     )
 
 
@@ -102,7 +100,6 @@ def step_flops(
     lm: Network,
     steps: Iterable[Step],
     length: int,
-    device: str,
     with_mass: bool = False,
     inside: int | None = None,
 ) -> Flops:
@@ -117,9 +114,9 @@ def step_flops(
         trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
-        total += attention_flops(*shape, n_prefix, mass, trained, device, inside, model.form)
+        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form)
         if lm.adapter is not None and lm.adapter.looks_back(step):
-            total += attention_flops(*shape, 0, False, True, device, inside, model.form)
+            total += attention_flops(*shape, 0, False, True, inside, model.form)
         for part in _parts(lm):
             total += part.flops(step, run_on)
     return total
@@ -142,9 +139,9 @@ def head_flops(lm: Network, length: int) -> Flops:
     return Flops(2 * lm.model_shape.form.places(length) * lm.model_shape.d_model * lm.vocab_size)
 
 
-def start_flops(lm: Network, schedule: Schedule, length: int, device: str) -> Flops:
+def start_flops(lm: Network, schedule: Schedule, length: int) -> Flops:
     """FLOPs of what comes before the cycles for one sequence."""
-    return first_flops(lm.model_shape, length) + step_flops(lm, schedule.prelude, length, device)
+    return first_flops(lm.model_shape, length) + step_flops(lm, schedule.prelude, length)
 
 
 def cycle_flops(
@@ -152,7 +149,6 @@ def cycle_flops(
     schedule: Schedule,
     cycle: int,
     length: int,
-    device: str,
     with_mass: bool = False,
     inside: int | None = None,
     frozen: int = 0,
@@ -163,11 +159,11 @@ def cycle_flops(
     where the sequence decides (``Recurrence.ran``).
     """
     if lm.recurrence is not None and ran is not None:
-        total = step_flops(lm, schedule.cycles[cycle], ran[1], device, with_mass)
+        total = step_flops(lm, schedule.cycles[cycle], ran[1], with_mass)
         total += lm.recurrence.chosen_flops(cycle, length, ran[0])
     else:
         run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
-        total = step_flops(lm, schedule.cycles[cycle], run_on, device, with_mass, inside)
+        total = step_flops(lm, schedule.cycles[cycle], run_on, with_mass, inside)
         total += frozen_flops(lm, schedule.cycles[cycle], frozen)
         if lm.recurrence is not None:
             total += lm.recurrence.cycle_flops(cycle, length)
@@ -176,23 +172,22 @@ def cycle_flops(
     return total
 
 
-def read_out_flops(lm: Network, schedule: Schedule, length: int, device: str) -> Flops:
+def read_out_flops(lm: Network, schedule: Schedule, length: int) -> Flops:
     """FLOPs of what follows the cycles for one sequence: the recurrence's output, the coda and the LM head."""
-    total = step_flops(lm, schedule.coda, length, device) + head_flops(lm, length)
+    total = step_flops(lm, schedule.coda, length) + head_flops(lm, length)
     return total if lm.recurrence is None else total + lm.recurrence.output_flops(length)
 
 
-def pass_flops(lm: Network, length: int, device: str, n_cycles: int | None = None) -> Flops:
+def pass_flops(lm: Network, length: int, n_cycles: int | None = None) -> Flops:
     """FLOPs of one sequence at full depth, the LM head included."""
     schedule = lm.schedule_at(n_cycles)
-    total = start_flops(lm, schedule, length, device) + read_out_flops(lm, schedule, length, device)
-    return sum((cycle_flops(lm, schedule, cycle, length, device) for cycle in range(schedule.n_cycles)), total)
+    total = start_flops(lm, schedule, length) + read_out_flops(lm, schedule, length)
+    return sum((cycle_flops(lm, schedule, cycle, length) for cycle in range(schedule.n_cycles)), total)
 
 
 def training_flops(
     lm: Network,
     length: int,
-    device: str,
     n_cycles: int | None = None,
     backward_cycles: int | None = None,
     every_exit: bool = False,
@@ -203,25 +198,23 @@ def training_flops(
     if not all(parameter.requires_grad for parameter in lm.parameters()):
         if every_exit:
             raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
-        return _frozen_training_flops(lm, length, device, n_cycles, backward_cycles)
+        return _frozen_training_flops(lm, length, n_cycles, backward_cycles)
     schedule = lm.schedule_at(n_cycles)
-    total = pass_flops(lm, length, device, n_cycles).training
+    total = pass_flops(lm, length, n_cycles).training
     if every_exit:
-        total += (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length, device).training
+        total += (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length).training
     outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
-    cut = (cycle_flops(lm, schedule, cycle, length, device) for cycle in range(outside))
+    cut = (cycle_flops(lm, schedule, cycle, length) for cycle in range(outside))
     return total - sum(flops.training - flops.forward for flops in cut)
 
 
-def _frozen_training_flops(
-    lm: Network, length: int, device: str, n_cycles: int | None, backward_cycles: int | None
-) -> int:
+def _frozen_training_flops(lm: Network, length: int, n_cycles: int | None, backward_cycles: int | None) -> int:
     """FLOPs of forward and backward for one sequence where parameters are frozen.
 
     What a frozen weight saves depends on whether a gradient has to pass it on the way to a trained one. Autograd knows,
     so the pass is run on tensors without storage and its products are counted.
     """
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device("cpu"):
         model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions, lm.built_cycles)
         for mine, theirs in zip(model.parameters(), lm.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
@@ -231,7 +224,6 @@ def _frozen_training_flops(
 def exit_flops(
     lm: Network,
     length: int,
-    device: str,
     reading: bool = False,
     predicting: bool = False,
     n_cycles: int | None = None,
@@ -242,11 +234,11 @@ def exit_flops(
     coda and LM head run at every exit point, those it leaves by included, to decide.
     """
     schedule = lm.schedule_at(n_cycles)
-    output = read_out_flops(lm, schedule, length, device)
-    done = start_flops(lm, schedule, length, device) + output
+    output = read_out_flops(lm, schedule, length)
+    done = start_flops(lm, schedule, length) + output
     totals = []
     for cycle in range(schedule.n_cycles):
-        done += cycle_flops(lm, schedule, cycle, length, device, reading and cycle + 1 < schedule.n_cycles)
+        done += cycle_flops(lm, schedule, cycle, length, reading and cycle + 1 < schedule.n_cycles)
         if predicting and cycle:
             done += output
         totals.append(done.forward / length)
@@ -256,7 +248,6 @@ def exit_flops(
 def token_exit_flops(
     lm: Network,
     left: Sequence[int],
-    device: str,
     reading: bool = False,
     predicting: bool = False,
     n_cycles: int | None = None,
@@ -269,18 +260,18 @@ def token_exit_flops(
     that have not left at every exit point, to decide, and once more at the end, when all states are known.
     """
     schedule, length = lm.schedule_at(n_cycles), len(left)
-    output = read_out_flops(lm, schedule, length, device)
-    total = start_flops(lm, schedule, length, device) + output
+    output = read_out_flops(lm, schedule, length)
+    total = start_flops(lm, schedule, length) + output
     for cycle in range(max(left)):
         inside = [place for place, number in enumerate(left) if number > cycle]
         early, frozen = cycle + 1 < schedule.n_cycles, inside[-1] + 1 - len(inside)
-        total += cycle_flops(lm, schedule, cycle, length, device, reading and early, len(inside), frozen)
+        total += cycle_flops(lm, schedule, cycle, length, reading and early, len(inside), frozen)
         if predicting and early:
             total += output - head_flops(lm, length - len(inside))
     return total.forward
 
 
-def additions(lm: Network, length: int, device: str) -> dict[str, Addition]:
+def additions(lm: Network, length: int) -> dict[str, Addition]:
     """What each added part costs, found by taking them off one after the other, the gate first: it may need the zero
     tokens, never the other way round. The entries add up to the whole difference from the plain schedule.
     """
@@ -290,9 +281,9 @@ def additions(lm: Network, length: int, device: str) -> dict[str, Addition]:
         part = getattr(stripped, name)
         if part is None:
             continue
-        before = pass_flops(stripped, length, device)
+        before = pass_flops(stripped, length)
         stripped._modules = {**stripped._modules, name: None}
-        saved = before - pass_flops(stripped, length, device)
+        saved = before - pass_flops(stripped, length)
         found[part.label] = Addition(count(part.parameters()), saved.forward / length)
     return found
 

@@ -24,6 +24,15 @@ gates: Registry[type[Gate]] = Registry("gate", "cyclebench.gates", "bench.model.
 register = gates.register
 
 
+def gated(hidden: Tensor, update: Tensor, factor: Tensor) -> Tensor:
+    """The stream [B, T, D] with its update times the factor. In mixed precision, where the stream has more bits than
+    the update, the product is taken with those of the update: half of the memory moves.
+    """
+    if hidden.dtype == update.dtype:
+        return torch.addcmul(hidden, update, factor)
+    return hidden + update * factor.to(update.dtype)
+
+
 def gate_names() -> list[str]:
     """What an option that chooses a gate may be: no gate, then all that are registered."""
     return [NONE, *gates.names()]
@@ -54,7 +63,7 @@ class AttentionGate(Gate):
     ) -> Tensor:
         if branch == "attention" or zero_attention is None:
             return hidden + update
-        return torch.addcmul(hidden, update, 1 - zero_attention.mean(1).unsqueeze(-1))
+        return gated(hidden, update, 1 - zero_attention.mean(1).unsqueeze(-1))
 
 
 class _LearnedGate(Gate):
@@ -83,7 +92,7 @@ class ScalarGate(_LearnedGate):
     ) -> Tensor:
         if step not in self.rows:
             return hidden + update
-        return torch.addcmul(hidden, update, self.logit[self.rows[step]].sigmoid())
+        return gated(hidden, update, self.logit[self.rows[step]].sigmoid())
 
 
 @register("channel")
@@ -108,7 +117,7 @@ class TanhGate(_LearnedGate):
     ) -> Tensor:
         if step not in self.rows:
             return hidden + update
-        return torch.addcmul(hidden, update, self.logit[self.rows[step]].tanh())
+        return gated(hidden, update, self.logit[self.rows[step]].tanh())
 
 
 @register("head")
@@ -150,7 +159,7 @@ class TokenGate(Gate):
         if step not in self.rows:
             return hidden + update
         logit = self.out(nn.functional.gelu(self.hidden(hidden))) + self.logit[self.rows[step]]
-        return torch.addcmul(hidden, update, logit.sigmoid())
+        return gated(hidden, update, logit.sigmoid())
 
 
 def make_gate(gating: str, model: ModelConfig, steps: Sequence[Step]) -> Gate | None:

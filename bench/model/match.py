@@ -27,7 +27,7 @@ def measure(kind: Match, variant: Variant, model: ModelConfig, vocab_size: int, 
     lm = meta_model(variant, model, vocab_size, length)
     if kind == "params":
         return non_embedding(lm)
-    return pass_flops(lm, length, "cpu").forward / length
+    return pass_flops(lm, length).forward / length
 
 
 def solve(

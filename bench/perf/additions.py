@@ -39,7 +39,7 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
     def counted(entry: VariantEntry) -> tuple[Row, Any]:
         variant = study.variant(entry)
         model, _ = shape_of(study, entry, task, data.vocab_size, data.length)
-        found = costs(variant, model, data.vocab_size, data.length, device.type)
+        found = costs(variant, model, data.vocab_size, data.length)
         lm = build_model(variant, model, data.vocab_size, data.length)
         lm.reset_parameters(0)
         row = {

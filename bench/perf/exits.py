@@ -62,7 +62,7 @@ def realised(
     projected = 0.0
     if kv == "propagate":  # every block once for all of the skipped cycles
         keys = 4 * d_model * model.kv_heads * model.head_dim * len(lm.schedule.cycles[0])
-        projected = keys / step_flops(lm, lm.schedule.cycles[0], 1, device.type).forward
+        projected = keys / step_flops(lm, lm.schedule.cycles[0], 1).forward
     predicted = cycle * np.where(left < CYCLES, CYCLES - left - projected, 0.0).mean(1)
     saved, possible = (
         np.add.reduceat(part, np.arange(0, tokens, GROUP)) for part in (seconds[:, 1] - seconds[:, 0], predicted)

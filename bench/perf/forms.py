@@ -12,19 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from bench.errors import typed_line
-from bench.model.attention import (
-    ZeroValueAttention,
-    attend,
-    attend_formula,
-    beside_score,
-    handed_back,
-    joined,
-    with_lse,
-)
+from bench.model.attention import attend, attend_formula, joined
 from bench.perf.timing import Precision, Row, in_turns, quartiles, wait
 
 TITLE = "attention, forward and backward: with a zero token / without; error of the gradients against the formula's"
@@ -32,31 +23,6 @@ HEAD_DIM = 64
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Output [B, H, T, d] and zero attention [B, H, T], if it is wanted, of query, key, value [B, H, T, d] and the zero
 token's key [H, 1, d]."""
-
-
-class FlashZeroValue(torch.autograd.Function):
-    """``ZeroValueAttention`` on the GPU's flash kernel (bfloat16 or float16)."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Z and p0; the arguments are those of ``ZeroValueAttention``."""
-        found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True, False)
-        out, mass, lse = beside_score(found[0], found[1], score)
-        ctx.lengths, state = found[2:6], found[6:8]  # of packed sequences, and of the random numbers for dropout
-        ctx.save_for_backward(query, key, value, out, mass, lse, *state)
-        ctx.set_materialize_grads(False)
-        return out, mass
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of query, key, value and score."""
-        query, key, value, out, mass, lse, *state = ctx.saved_tensors
-        grad, out, grad_score = handed_back(grad, grad_mass, out, mass)
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            grad, query, key, value, out, lse, *ctx.lengths, 0.0, True, *state
-        )
-        return (*gradients, grad_score)
 
 
 def without(query: Tensor, key: Tensor, value: Tensor, k0: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -70,8 +36,8 @@ def padded(query: Tensor, key: Tensor, value: Tensor, k0: Tensor, with_mass: boo
 
 
 def told(query: Tensor, key: Tensor, value: Tensor, k0: Tensor) -> tuple[Tensor, Tensor | None]:
-    """By the log-sum-exp, with a backward pass that is told of it."""
-    return with_lse(query, key, value, (k0, None), ZeroValueAttention if query.device.type == "cpu" else FlashZeroValue)
+    """By the log-sum-exp, with a backward pass that is told of it: as models are trained."""
+    return attend(query, key, value, (k0, None), with_mass=True)
 
 
 def flex(

@@ -174,21 +174,26 @@ def host_waits(setting: Setting, emit: Emit) -> None:
     _each([({"variant": name}, partial(waits.rows, setting.place, name)) for name in names], emit)
 
 
-def training_(setting: Setting, emit: Emit) -> None:
-    """Single steps beside other libraries' models: eager and as CUDA graphs for all shapes, then compiled. To compile
-    a model of others takes most of a minute: there it is transformers' alone.
-    """
+def _training(setting: Setting, emit: Emit, mode: str, shapes: Iterable[tuple[int, Any]], rivals: Any) -> None:
     size, parts = setting.sizes, list[Part]()
     how: dict[str, Any] = {"batch": size.batch, "length": size.length, "precision": PRECISION}
-    how |= {"ours": (training.BLOCKS,), "loops": ()}
-    eager = [(width, family) for family in size.families for width in size.widths]
-    for mode, shapes in (("eager", eager), ("compiled", size.compiled)):
-        for width, family in shapes:
-            given: dict[str, Any] = {"eager": (), "compiled": ()} | {mode: [training.shape(width, family, size.blocks)]}
-            given |= {"rivals": STOCK} if mode == "compiled" else {}
-            about = {"model": "all", "family": family, "d_model": width, "mode": mode}
-            parts.append((about, partial(training.rows, setting.place, size.rounds, **given, **how)))
+    how |= {"ours": (training.BLOCKS,), "loops": (), **rivals}
+    for width, family in shapes:
+        given: dict[str, Any] = {"eager": (), "compiled": ()} | {mode: [training.shape(width, family, size.blocks)]}
+        about = {"model": "all", "family": family, "d_model": width, "mode": mode}
+        parts.append((about, partial(training.rows, setting.place, size.rounds, **given, **how)))
     _each(parts, emit)
+
+
+def eager(setting: Setting, emit: Emit) -> None:
+    """Single steps beside other libraries' models, and ours as CUDA graphs."""
+    shapes = [(width, family) for family in setting.sizes.families for width in setting.sizes.widths]
+    _training(setting, emit, "eager", shapes, {})
+
+
+def compiled(setting: Setting, emit: Emit) -> None:
+    """The same, compiled. A model of others takes most of a minute to compile: they are transformers' alone."""
+    _training(setting, emit, "compiled", setting.sizes.compiled, {"rivals": STOCK})
 
 
 def stacks(setting: Setting, emit: Emit) -> None:
@@ -280,7 +285,8 @@ def sections(size: Size) -> list[Section]:
     return [
         one("tests", "the tests that need a GPU", tests, 14),
         one("waits", waits.TITLE, host_waits, 10),
-        one("training", training.TITLE.replace("float32", PRECISION), training_, 40),
+        one("training", training.TITLE.replace("float32", PRECISION), eager, 20),
+        one("compiled", training.TITLE.replace("float32", PRECISION), compiled, 24),
         one("packing", packing.TITLE, stacks, 12),
         one("forms", forms.TITLE, zero_token_forms, 6),
         one("gates", zero_tokens.TITLE, gates, 8),

@@ -40,7 +40,7 @@ def rows(
     for parameter, chosen in values.items():
         sides = [(value, *side) for value in chosen for side in _models(parameter, value, d_model, length)]
         steps = [training_step(lm.to(device), VOCAB, batch, tokens) for _, lm, tokens in sides]  # type: ignore[arg-type]
-        flops = np.array([batch * training_flops(lm, tokens, device.type) for _, lm, tokens in sides])
+        flops = np.array([batch * training_flops(lm, tokens) for _, lm, tokens in sides])
         seconds = in_turns(steps, rounds)
         relative = seconds / flops
         relative /= relative[:, :1]

@@ -191,7 +191,7 @@ def _rows(
 ) -> dict[str, Row]:
     """By side. seconds: [rounds, sides and the matmul], ours first."""
     ours = next(iter(sides.values()))
-    share = batch * training_flops(ours, length, ours.device.type) / product_flops * seconds[:, -1:] / seconds
+    share = batch * training_flops(ours, length) / product_flops * seconds[:, -1:] / seconds
     found = {}
     for place, (name, lm) in enumerate(sides.items()):
         row = _start(name, model, mode) | {"params": count(lm.parameters())}

@@ -40,7 +40,7 @@ def rows(
             lm.to(device)  # type: ignore[arg-type]
         steps = [training_step(lm, VOCAB, batch, length, graph=graph, precision=precision) for lm in sides]
         seconds = in_turns(steps, rounds)
-        flops = [training_flops(lm, length, device.type) for lm in sides]
+        flops = [training_flops(lm, length) for lm in sides]
         for place, gating in enumerate(gatings):
             row: Row = {"gating": gating, "d_model": d_model, "batch": batch, "length": length}
             row |= {"mode": "graph" if graph else "eager"}

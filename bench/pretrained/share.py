@@ -88,7 +88,7 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
         "schedule (block of each step)": str(schedule),
         "parameters": f"{count(lm.parameters()):,}",
         "parameters without embeddings": f"{non_embedding(lm):,}",
-        f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length, 'cpu').forward / length:,.0f}",
+        f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length).forward / length:,.0f}",
         "KV cache, bytes/token (float32)": f"{-(-cache_bytes(lm, length) // length):,}",
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {title}", ""]

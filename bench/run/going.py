@@ -99,7 +99,7 @@ class Going:
         torch.manual_seed(cell.seed)
         lm = initial_model(cell, data, store)
         vocab, positions, trained = lm.config.vocab_size, lm.config.max_position_embeddings, cell.train.trained
-        self.cost = costs(variant, cell.model, vocab, data.length, device.type, positions, trained)
+        self.cost = costs(variant, cell.model, vocab, data.length, positions, trained)
         freeze(lm, trained)
         lm.to(device)  # type: ignore[arg-type]
         # Dropout: the same stream whatever the variant's initialisation has drawn, and another one for every rank.

@@ -116,7 +116,7 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
             data, variant = task_data(cell.task, cell.task_options), get_variant(cell.variant, cell.options)
             lm = meta_model(variant, cell.model, data.vocab_size, data.length)
             freeze(lm, cell.train.trained)
-            found[group] = _tokens(cell.train, data.length) * (training_flops(lm, data.length, "cpu") / data.length)
+            found[group] = _tokens(cell.train, data.length) * (training_flops(lm, data.length) / data.length)
     return found
 
 

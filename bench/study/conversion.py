@@ -90,6 +90,6 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
         "sharing": asked.sharing or "all blocks kept",
         "schedule (block of each step)": str(lm.schedule),
         "parameters, of which added": f"{count(lm.parameters()):,}, {added:,}",
-        f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length, 'cpu').forward / length:,.0f}",
+        f"forward FLOPs/token at {length} tokens": f"{pass_flops(lm, length).forward / length:,.0f}",
         "largest logit difference at one cycle": f"{off:.3g}",
     }

@@ -21,7 +21,7 @@ from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
 from bench.train.depths import mean_step_flops
-from bench.train.device import device_kind, pick_device
+from bench.train.device import device_kind
 from bench.train.modes import resolved
 from bench.train.room import check_room
 
@@ -101,8 +101,7 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
         shape = shape_of(study, other, task, vocab, data.length, data.form)[0]
         lm = meta_model(study.variant(other), shape, vocab, positions)
         freeze(lm, config.trained)
-        device = pick_device(config).type
-        return config.batch_size * mean_step_flops(lm, config, data.length, device)
+        return config.batch_size * mean_step_flops(lm, config, data.length)
 
     reference = next(other for other in study.variants if other.label == study.reference)
     config = study.cell_train(reference, task)

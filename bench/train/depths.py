@@ -68,11 +68,11 @@ def draw_shortcuts(
     return found
 
 
-def mean_step_flops(lm: Network, config: TrainConfig, length: int, device: str) -> float:
+def mean_step_flops(lm: Network, config: TrainConfig, length: int) -> float:
     """Training FLOPs of a sequence in a step at full cycles, as they are expected of the second pass."""
-    total = float(training_flops(lm, length, device, None, config.backward_cycles))
+    total = float(training_flops(lm, length, None, config.backward_cycles))
     shorter = range(1, lm.model_shape.n_cycles) if lm.variant.cycled and config.shortcut_loss else ()
-    return total + (float(np.mean([training_flops(lm, length, device, n) for n in shorter])) if shorter else 0.0)
+    return total + (float(np.mean([training_flops(lm, length, n) for n in shorter])) if shorter else 0.0)
 
 
 def flops_by_step(
@@ -85,8 +85,7 @@ def flops_by_step(
     """Training FLOPs done after step 1, 2, ... with the numbers of cycles and the second passes drawn for them. A
     sequence that runs fewer cycles than the longest of its batch is computed like it, and masked.
     """
-    device = lm.device.type
-    of = {n: training_flops(lm, length, device, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
-    again = {n: training_flops(lm, length, device, n) for n in {len(way) for way in shortcuts if way is not None}}
+    of = {n: training_flops(lm, length, n, config.backward_cycles, config.trains_exits) for n in set(cycles)}
+    again = {n: training_flops(lm, length, n) for n in {len(way) for way in shortcuts if way is not None}}
     both = zip(cycles, shortcuts, strict=True)
     return config.batch_size * np.cumsum([float(of[n]) + (again[len(way)] if way else 0.0) for n, way in both])

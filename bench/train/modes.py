@@ -96,7 +96,7 @@ def _pays(variant: Variant, model: ModelConfig, vocab_size: int, length: int, co
     """Whether a step is so small that its calls take the time, and not its arithmetic."""
     lm = meta_model(variant, model, vocab_size, length)
     freeze(lm, config.trained)
-    flops = config.batch_size * training_flops(lm, length, config.device, None, config.backward_cycles)
+    flops = config.batch_size * training_flops(lm, length, None, config.backward_cycles)
     if config.device == "cuda":
         return flops * LEAST <= CUDA_FLOPS
     return flops < CPU_FLOPS * stacks(LEAST, config.threads)  # the smallest pack has so many threads

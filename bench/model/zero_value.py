@@ -1,0 +1,214 @@
+"""Attention beside a prefix of zero value (zero tokens), causal or full, by the log-sum-exp of a fused kernel.
+
+The output is the kernel's ordinary output scaled by ``1 - p0``, and ``p0 = sigmoid(lse(q.k0) - lse(q.K))`` with the
+log-sum-exp of the scores. PyTorch's kernels return that log-sum-exp, but their backward ignores the gradient through
+it, so that scaling by it gives the right output and the wrong gradient: here the backward pass is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from bench.model.stacks import folded
+
+Saved = tuple[Tensor | None, ...]  # what a kernel's backward wants besides
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fused attention kernel that returns its log-sum-exp.
+
+    Attributes:
+        forward: output O [B, H, T, d], log-sum-exp l [B, H, T] and what is saved, of query, key, value and whether
+            it is causal.
+        backward: gradients of query, key and value, of the gradient of O, query, key, value, O, l, what was saved
+            and whether it is causal. Of O and l it makes ``P = exp(scores - l)`` and ``dS = P (dO.V - dO.O)``.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Saved]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def _cpu(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor, Saved]:
+    return *aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal), ()
+
+
+def _cpu_backward(grad: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse, _, causal = saved
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, query, key, value, out, lse, 0.0, causal)
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor, Saved]:
+    found = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, causal, False)
+    return found[0], found[1].squeeze(-1), (found[6], found[7])  # the state of random numbers, of which none are drawn
+
+
+def _cudnn_backward(grad: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse, state, causal = saved
+    lengths = (None, None, query.shape[2], key.shape[2])
+    return aten._scaled_dot_product_cudnn_attention_backward(
+        grad, query, key, value, out, lse.unsqueeze(-1), *state, None, *lengths, 0.0, causal
+    )
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor, Saved]:
+    found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False)
+    return found[0], found[1], (found[6], found[7])
+
+
+def _flash_backward(grad: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse, state, causal = saved
+    lengths = (None, None, query.shape[2], key.shape[2])
+    return aten._scaled_dot_product_flash_attention_backward(
+        grad, query, key, value, out, lse, *lengths, 0.0, causal, *state
+    )
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor, Saved]:
+    out, lse, *state = aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal)
+    return out, lse[..., : query.shape[2]], tuple(state)  # the kernel fills a multiple of 32 queries
+
+
+def _efficient_backward(grad: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse, state, causal = saved
+    lse = pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
+    wanted = [True, True, True, False]
+    return aten._scaled_dot_product_efficient_attention_backward(
+        grad, query, key, value, None, out, lse, *state, 0.0, wanted, causal
+    )[:3]
+
+
+CPU = Kernel(_cpu, _cpu_backward)
+CUDNN = Kernel(_cudnn, _cudnn_backward)
+FLASH = Kernel(_flash, _flash_backward)
+EFFICIENT = Kernel(_efficient, _efficient_backward)
+
+
+def kernel_for(query: Tensor) -> Kernel | None:
+    """The fastest kernel that takes queries [B, H, T, d] of this kind, None where there is none. In float16 the
+    gradient of p0 could not be handed back: what is too short to be seen there is zero.
+    """
+    if query.dtype == torch.half:
+        return None
+    if query.device.type == "cpu":
+        return CPU
+    if query.device.type != "cuda" or query.dtype == torch.double or query.shape[-1] % 8:
+        return None
+    newest, _ = torch.cuda.get_device_capability(query.device)
+    if query.dtype == torch.float or newest < 8:
+        return EFFICIENT
+    return CUDNN if newest >= 9 and query.shape[-1] <= 128 else FLASH
+
+
+def beside_score(out: Tensor, lse: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Z, p0 and L (see ``ZeroValueAttention``) of a kernel's O [B, H, T, d] and l [B, H, T], and of s [B, H, T]."""
+    mass = torch.sigmoid(score - lse)
+    return out * (1 - mass).unsqueeze(-1).to(out.dtype), mass, torch.logaddexp(lse, score.to(lse.dtype))
+
+
+def handed_back(
+    grad: Tensor | None, grad_mass: Tensor | None, out: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a kernel's backward is handed for the gradient of its output and for the output, Z', and the gradient of s
+    (see ``ZeroValueAttention``); of dZ, dp0, Z and p0.
+    """
+    if grad is None:
+        grad = torch.zeros_like(out)
+    centre = (grad * out).sum(-1).to(mass.dtype)
+    grad_score = -mass * centre
+    if grad_mass is None:
+        return grad, out, grad_score
+    extra = mass * grad_mass
+    grad_score = grad_score + extra - mass * extra
+    norm = grad.square().sum(-1)
+    tiny = torch.finfo(grad.dtype).tiny ** 0.4
+    short = norm < tiny**2
+    # No direction to carry p0 dp0, if there is any: take one too short to be seen in the result. A GPU, which would
+    # have to be waited for, tensors without storage, on which FLOPs are counted, and those of a program in the making
+    # are not asked whether there is.
+    unasked = short.device.type != "cpu" or isinstance(short, FakeTensor) or torch.compiler.is_compiling()
+    if unasked or short.any():
+        need = short & (extra != 0)
+        grad = torch.where(need.unsqueeze(-1), tiny, grad)
+        norm = torch.where(need, tiny**2 * grad.shape[-1], norm.masked_fill(short, 1.0))
+    return grad, torch.addcmul(out, grad, (extra / norm).unsqueeze(-1).to(grad.dtype)), grad_score
+
+
+class ZeroValueAttention(torch.autograd.Function):
+    """Attention, causal or full, on a fused kernel beside a prefix of zero value, known by its scores' log-sum-exp s.
+
+    With the kernel's output O and log-sum-exp l, the zero attention is ``p0 = sigmoid(s - l)`` and the output
+    ``Z = (1 - p0) O``. With the gradients dZ and dp0 and the probabilities P of the whole softmax, whose log-sum-exp is
+    ``L = log(e^l + e^s)``, the exact gradients of the scores are ``dS = P (dZ.V - c)`` and ``ds = p0 (dp0 - c)`` with
+    ``c = dZ.Z + p0 dp0``. The kernel's backward, handed L, computes ``dS = P (dZ.V - dZ.Z')`` from the Z' it is handed,
+    so it is handed ``Z' = Z + dZ p0 dp0 / |dZ|^2``, for which ``dZ.Z' = c``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, score: Tensor, kernel: Kernel = CPU, causal: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Z [B, H, T, d] and p0 [B, H, T] of query, key, value [B, H, T, d] and s [B, H, T]."""
+        out, lse, rest = kernel.forward(query, key, value, causal)
+        ctx.kernel, ctx.causal = kernel, causal
+        out, mass, lse = beside_score(out, lse, score)
+        ctx.save_for_backward(query, key, value, out, mass, lse, *rest)
+        ctx.set_materialize_grads(False)
+        return out, mass
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grad_mass: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value and score."""
+        query, key, value, out, mass, lse, *rest = ctx.saved_tensors
+        grad, out, grad_score = handed_back(grad, grad_mass, out, mass)
+        gradients = ctx.kernel.backward(grad, query, key, value, out, lse, rest, ctx.causal)
+        return (*gradients, grad_score, None, None)
+
+
+def _fused(device: torch.device) -> type[torch.autograd.Function] | None:
+    """What does the arithmetic beside the kernel in fewer steps, where that is needed and can be had."""
+    if device.type != "cuda" or torch.compiler.is_compiling() or find_spec("triton") is None:
+        return None
+    from bench.model.zero_value_triton import FusedZeroValue  # optional: of a GPU
+
+    return FusedZeroValue
+
+
+def with_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: tuple[Tensor, Tensor | None],
+    kernel: Kernel,
+    causal: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Output and zero attention of a whole sequence by the log-sum-exp; see ``bench.model.attention.attend``."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    k0 = prefix[0].to(query.dtype).repeat_interleave(repeat, -3)
+    fused = None if prefix[1] is not None else _fused(query.device)
+    if fused is not None:
+        k0 = k0.expand(len(query), *k0.shape[-3:])
+        out, mass = folded(lambda *tensors: fused.apply(*tensors, kernel, causal), query, key, value, k0)
+        return out, mass.to(out.dtype)
+    pattern = "bhtd,hmd->bhtm" if k0.dim() == 3 else "bhtd,bhmd->bhtm"
+    scores = torch.einsum(pattern, query, k0 * query.shape[-1] ** -0.5)
+    score = scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)
+    out, mass = folded(lambda *tensors: ZeroValueAttention.apply(*tensors, kernel, causal), query, key, value, score)
+    if prefix[1] is not None:
+        weights = (scores.softmax(-1) * mass.unsqueeze(-1)).to(out.dtype)
+        v0 = prefix[1].to(out.dtype).repeat_interleave(repeat, -3)
+        out = out + (weights.unsqueeze(-1) * v0.expand(len(out), *v0.shape[-3:]).unsqueeze(2)).sum(3)
+    return out, mass.to(out.dtype)
