@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bench.errors import UserError
 from bench.evaluate.examples import examples
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
+from bench.pretrained.share import save_checkpoint
 from bench.train.loop import train
 from reports.pictures import picture
 
@@ -122,7 +124,7 @@ def test_another_reading_is_another_fingerprint(digits: TaskData) -> None:
 
 @pytest.mark.parametrize("readout", ["mean", "class_token"])
 def test_vowels(readout: str) -> None:
-    pytest.importorskip("importlib.util").find_spec("aeon") or pytest.skip("needs the files of aeon")
+    find_spec("aeon") or pytest.skip("needs the files of aeon")
     data = task_data("vowels", {"readout": readout})
     assert [len(split) for split in data.splits.values()] == [216, 54, 370]
     assert np.bincount(arrays(data.train)[1][:, 0]).tolist() == [24] * 9
@@ -309,3 +311,17 @@ def test_a_few_steps_learn_something(name: str) -> None:
     torch.manual_seed(0)
     history = train(lm, data, TrainConfig(steps=30, batch_size=32, lr=1e-2, eval_every=30), 0)
     assert history[-1]["valid_accuracy"] > data.metric.levels["majority class"] + 0.1
+
+
+def test_a_saved_classifier_names_its_classes(digits: TaskData, pictures: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    data = task_data("image", {"dataset": str(pictures), "size": 8, "patch": 4})
+    lm = build_model(get_variant("ztt"), ModelConfig(d_model=16, n_heads=2, n_blocks=3, form=data.form), 2, 4)
+    lm.reset_parameters(0)
+    save_checkpoint(lm, tmp_path, data.tokenizer(), {}, 4, names=data.class_names)
+    told = pipeline("image-classification", model=str(tmp_path))(str(pictures / "test" / "red" / "0.png"))
+    assert {one["label"] for one in told} == {"blue", "red"}
+    assert sum(one["score"] for one in told) == pytest.approx(1)
+    assert [digits.class_names[digit] for digit in range(10)] == list("0123456789")
+    assert task_data("p_hop", {"n_train": 20, "n_test": 20}).class_names == {}

@@ -119,6 +119,13 @@ class TaskData:
         """Tokens in a sequence of the longest split: positions that a model needs."""
         return max([self.length, *(split.data.column(0).type.list_size for split in self.tests.values())])
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """What the classes are called that a test split of one class a sequence has; of tokens none."""
+        if self.form.judged == "tokens" or "class" not in self.test.column_names:
+            return {}
+        return dict(zip(np.ravel(self.test["targets"]).tolist(), self.test["class"], strict=True))
+
     def bytes_of(self, split: str) -> float | None:
         """UTF-8 bytes of a target token of the split, None for generated tasks."""
         return self.bytes_per_token[split] if self.bytes_per_token else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def save_checkpoint(
     lineage: dict[str, Any],
     length: int,
     scores: list[dict[str, Any]] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> None:
     """Write everything a checkpoint needs into the folder, weights as safetensors.
 
@@ -36,7 +38,11 @@ def save_checkpoint(
         lineage: where it comes from, for the card.
         length: tokens that FLOPs are told for.
         scores: rows with at least ``task``, ``metric`` and ``value``.
+        names: of classes, as far as they are known.
     """
+    if names:
+        label = {number: names.get(number, f"LABEL_{number}") for number in range(lm.vocab_size)}
+        lm.config.id2label, lm.config.label2id = label, {name: number for number, name in label.items()}
     with no_bars():
         lm.save_pretrained(folder)
     if tokenizer is not None:
