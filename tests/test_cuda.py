@@ -18,7 +18,7 @@ from bench.config import TrainConfig
 from bench.data.task import TaskData, get_task
 from bench.exits.execute import execute
 from bench.exits.generation import EarlyExit
-from bench.model import zero_value
+from bench.model import attention_kernels, zero_value
 from bench.model.variant import variants
 from bench.perf import forms, waits
 from bench.processes import worker_context
@@ -66,8 +66,8 @@ def test_what_a_gpu_alone_can_run_is_right_as_far_as_a_cpu_can_tell(monkeypatch:
     assert row["gradient_error"] < 1e-5
 
 
-@pytest.mark.parametrize("kernel", [zero_value.CUDNN, zero_value.FLASH, zero_value.EFFICIENT])
-def test_kernels_of_a_gpu_fit_together(kernel: zero_value.Kernel) -> None:
+@pytest.mark.parametrize("kernel", [attention_kernels.CUDNN, attention_kernels.FLASH, attention_kernels.EFFICIENT])
+def test_kernels_of_a_gpu_fit_together(kernel: attention_kernels.Kernel) -> None:
     """On tensors without numbers."""
     query, key, value = (torch.empty(2, 3, 40, 64, device="meta", dtype=torch.bfloat16) for _ in range(3))
     inputs = [tensor.requires_grad_() for tensor in (query, key, value, torch.empty(2, 3, 40, device="meta"))]

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from bench.form import TEXT, Form
+from bench.model.attention_kernels import kernel_for
 from bench.model.flops import Flops
 from bench.model.stacks import folded, of_all
-from bench.model.zero_value import kernel_for, with_lse
+from bench.model.zero_value import with_lse
 
 Prefix = tuple[Tensor, Tensor | None]  # keys and values [(B,) H_kv, M, d]; values None: zero
 Attend = Callable[..., tuple[Tensor, Tensor | None]]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.model.zero_value import Kernel
+from bench.model.attention_kernels import Kernel
 
 ROWS = 64  # queries of one head that a program does at a time
 

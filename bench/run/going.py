@@ -164,8 +164,8 @@ class Going:
         with suppress(FileNotFoundError):  # of a try that died before its result
             os.rename(folder / MODEL, room / "before")
         with whole_folder(folder / MODEL, room) as target:
-            lineage, scores, names = _lineage(cell, record), _scores(cell, record), data.class_names
-            save_checkpoint(lm, target, data.tokenizer(), lineage, data.length, scores, names)
+            rows, names = _scores(cell, record), data.class_names
+            save_checkpoint(lm, target, data.tokenizer(), _lineage(cell, record), data.length, rows, names)
         for name, found_trace in zip(TRACES, (trace, valid), strict=True):
             atomic_write(folder / name, found_trace.to_bytes(), room)
         store.write_cell(cell.id, cell, room)
