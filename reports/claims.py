@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.evaluate.targets import AREA, target_of
+from bench.evaluate.targets import AREA, EXITS, rule_of, target_of
 from bench.stats import Contrast
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome
@@ -100,7 +100,8 @@ def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow
     units, pairs = sorted({_unit(measure) for measure in entry.measures}), pairs_of(manifest, results, entry, pilots)
     unit = units[0] if len(units) == 1 else f"{' and '.join(units)}{SCALED}"
     first = entry.measures[0]
-    bounds = gap_bounds(first.of if first.metric == AREA and first.of else first.metric) if len(units) == 1 else None
+    own = first.of if first.of and first.metric.partition("@")[0] in (AREA, EXITS) else first.metric
+    bounds = gap_bounds(own) if len(units) == 1 else None
     told = ""
     if pairs.runs and any(target_of(measure.metric) for measure in entry.measures):
         a, b = pairs.missed
@@ -112,5 +113,8 @@ def _unit(measure: Measure) -> str:
     """What a difference is of, in words."""
     if target_of(measure.metric):
         return f"log ratio of {metric_name(measure.metric)}"
+    if rule := rule_of(measure.metric):
+        other = rule_of(measure.than_metric or "")
+        return f"{metric_name(measure.of or '')} gained by exits ({rule}{f' against {other}' if other else ''})"
     of = f" ({metric_name(measure.of)})" if measure.metric == AREA and measure.of else ""
     return f"{metric_name(measure.metric)}{of}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bench.evaluate.targets import AREA, target_of
+from bench.evaluate.targets import AREA, EXITS, target_of
 
 SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -31,6 +31,7 @@ SHARES = ("accuracy", "acc", "acc_norm", "exact_match")  # metrics that are shar
 METRICS = {
     "accuracy": ("accuracy", "share of scored tokens right"),
     "bits_per_byte": ("bits per byte", "bits per byte of text"),
+    EXITS: ("gain by exits", "gain over leaving at random at the same FLOPs"),
     AREA: ("area under the learning curve", "mean validation score over training tokens"),
 }
 

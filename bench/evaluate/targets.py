@@ -1,7 +1,10 @@
-"""What a cell's history tells beside its score at the end: the cost of reaching a score, and the area under its curve.
+"""What a cell tells beside its score at the end: the cost of reaching a score, the area under its curve, and what an
+exit rule is worth.
 
 ``flops_to@X``, ``tokens_to@X``  training FLOPs, or tokens, until the task's metric first reaches X on validation data
 ``area``                         mean of the task's validation metric over the training's tokens, in the metric's unit
+``exits@RULE``                   how much better the metric is than that of leaving at random, at the same FLOPs, where
+                                 the exit rule decides; mean over the FLOPs, on test data (``bench.evaluate.record``)
 
 Costs are those of the first validation at or beyond X: an upper bound, at most one interval between validations
 (``train.eval_every``) above what was needed. Nothing is interpolated: in a phase transition, which is what targets are
@@ -22,6 +25,7 @@ if TYPE_CHECKING:  # a study is checked and planned without them
 Cost = Literal["flops", "tokens"]
 COSTS: dict[str, Cost] = {"flops_to": "flops", "tokens_to": "tokens"}
 AREA = "area"
+EXITS = "exits"
 
 
 class Reading(NamedTuple):
@@ -62,13 +66,23 @@ def target_of(metric: str) -> Target | None:
     return Target(COSTS[name], value)
 
 
+def rule_of(metric: str) -> str | None:
+    """The exit rule that a metric's name tells, None if it is no such metric."""
+    name, at, rule = metric.partition("@")
+    return rule if name == EXITS and at else None
+
+
 def read_metric(record: Record, measure: Measure) -> Reading:
-    """What a hypothesis is judged by, of a finished cell: from its history, or a score on the test data.
+    """What a hypothesis is judged by, of a finished cell: from its history, its exits, or a score on the test data.
 
     Raises KeyError if the record does not have the metric.
     """
     from bench.stats import area_under_curve, cost_to  # start-up
 
+    if rule := rule_of(measure.metric):
+        if record.exits is None:
+            raise KeyError(rule)
+        return Reading(record.exits.rules[rule].area)
     target = target_of(measure.metric)
     if target is None and measure.of is None:
         return Reading(record.test(measure.metric))

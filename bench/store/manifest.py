@@ -82,12 +82,13 @@ class CellRow(Stored):
 class Measure(Stored):
     """What a hypothesis is judged by on one task (its label).
 
-    metric: on the test split, or one of the history (``bench.evaluate.targets``), of the validation metric ``of``;
-    higher_is_better: of ``metric``; of_higher_is_better: of ``of``.
+    metric: on the test split, or one of ``bench.evaluate.targets``, of the metric ``of``; than_metric: that of the
+    second variant, where it is another one; higher_is_better: of ``metric``; of_higher_is_better: of ``of``.
     """
 
     task: str
     metric: str
+    than_metric: str | None = None
     higher_is_better: bool
     of: str | None = None
     of_higher_is_better: bool | None = None

@@ -93,8 +93,9 @@ def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, boo
     Of costs the natural logarithm of b's over a's, within the budget that both have (``bench.stats.restricted``).
     """
     try:
-        one, other = read_metric(a, measure), read_metric(b, measure)
-    except KeyError:  # a task of the harness that they have not been scored on yet
+        one = read_metric(a, measure)
+        other = read_metric(b, measure.but(metric=measure.than_metric or measure.metric))
+    except KeyError:  # a task of the harness or an exit rule that they have not been scored on
         return math.nan, (False, False)
     if one.budget is None or other.budget is None:
         gap = one.value - other.value

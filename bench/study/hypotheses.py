@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
-from bench.evaluate.targets import AREA, COSTS, target_of
+from bench.evaluate.targets import AREA, COSTS, EXITS, rule_of, target_of
 from bench.store.manifest import HarnessRow, HypothesisRow, Measure
 from bench.study.harness import is_better
 
@@ -35,7 +35,9 @@ class Hypothesis(Strict):
         metric: on the test split, by default the task's own, or ``accuracy@NAME`` on a further one; or from the
             history, on validation data and of the task's own metric: ``flops_to@X`` and ``tokens_to@X``, the training
             cost of first reaching X (less is better; differences are of its natural logarithm), and ``area``, the mean
-            over the training's tokens.
+            over the training's tokens; or ``exits@RULE``, what leaving early by an exit rule is worth over leaving at
+            random (``bench.evaluate.targets``), ``exits@random`` being 0.
+        than_metric: of ``than``, where it is judged by another exit rule; the two labels may then be the same.
         margin: in the metric's unit, at least 0.
         within: a mean difference up to this counts as none, in the metric's unit; by default that of the study for the
             metric, if it declares one. A claim of the same needs it; with it, one that a variant is better may end as
@@ -48,6 +50,7 @@ class Hypothesis(Strict):
     same: tuple[str, str] | None = None
     task: str = ALL
     metric: str | None = None
+    than_metric: str | None = None
     margin: float = Field(0.0, ge=0.0, le=LARGE)
     within: float | None = Field(None, gt=0.0, le=LARGE)
 
@@ -57,6 +60,8 @@ class Hypothesis(Strict):
         if self.same is not None and (given or self.margin):
             other = given[0] if given else "margin"
             raise ValueError(f"same and {other} do not go together: a claim is better/than or same")
+        if self.than_metric is not None and not (rule_of(self.metric or "") and rule_of(self.than_metric)):
+            raise ValueError(f"than_metric = {self.than_metric!r} and metric must both be {EXITS}@RULE")
         if self.same is None and len(given) < 2:
             missing = "than" if given == ["better"] else "better"
             raise ValueError(f"{missing} is required (a claim is better: A, than: B; or same: [A, B])")
@@ -84,7 +89,7 @@ def check_labels(hypotheses: Sequence[Hypothesis], variants: Sequence[str], task
         for field, label, allowed in named:
             if label not in allowed:
                 raise UserError(f"{where}: {unknown(f'label in {field}:', label, allowed)}")
-        if first == second:
+        if first == second and hypothesis.than_metric in (None, hypothesis.metric):
             both = " and ".join(dict.fromkeys(fields))
             raise UserError(f"{where}: {both} are both {first!r}; they must be different variants")
 
@@ -119,8 +124,9 @@ def resolve(
             measures = [_measure(hypothesis.metric, task, data[task]) for task in tasks]
     except (UserError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
-    units = sorted({measure.of if measure.of and measure.metric == AREA else measure.metric for measure in measures})
-    scores = sorted({measure.of for measure in measures if measure.of and measure.metric != AREA})
+    in_own = (AREA, EXITS)  # are in the unit of the metric that they are of
+    units = sorted({m.of if m.of and m.metric.partition("@")[0] in in_own else m.metric for m in measures})
+    scores = sorted({m.of for m in measures if m.of and m.metric.partition("@")[0] not in in_own})
     for name in ("margin", "within"):
         if (value := getattr(hypothesis, name)) and len(units) > 1:
             raise UserError(f"{where}: {name} = {value:g} needs one metric, not {' and '.join(units)}")
@@ -134,6 +140,8 @@ def resolve(
     if hypothesis.same is not None and bound is None:
         raise UserError(f"{where}: same needs within, the difference in {' and '.join(units)} that counts as none")
     better, than = hypothesis.pair
+    if hypothesis.than_metric:
+        measures = [measure.but(than_metric=_known(hypothesis.than_metric)) for measure in measures]
     return HypothesisRow(
         claim=hypothesis.claim,
         better=better,
@@ -154,6 +162,15 @@ def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
     return Measure(task=row.task, metric=f"{chosen}@{row.key}", higher_is_better=up)
 
 
+def _known(metric: str) -> str:
+    """A metric of exits with its rule's usual name. Raises UserError for a rule that is not known."""
+    from bench.evaluate.rules import get_rule  # start-up
+    from bench.evaluate.trace import ORACLES  # start-up
+
+    rule = rule_of(metric) or ""
+    return metric if rule in ORACLES else f"{EXITS}@{get_rule(rule).key}"
+
+
 def _measure(metric: str | None, task: str, data: TaskData) -> Measure:
     """What a hypothesis is judged by on a task. Raises UserError or ValueError for a metric that the task lacks."""
     own, text = data.metric, data.bytes_of("test") is not None
@@ -163,12 +180,14 @@ def _measure(metric: str | None, task: str, data: TaskData) -> Measure:
     target = target_of(chosen)
     if target is not None and own.name == "accuracy" and not 0 < target.score <= 1:
         raise ValueError(f"metric {chosen!r}: an accuracy to reach must be above 0 and at most 1, not {target.score:g}")
+    up = own.higher_is_better
     if target is not None or chosen == AREA:
-        up = own.higher_is_better
         return Measure(
             task=task, metric=chosen, higher_is_better=up and target is None, of=own.name, of_higher_is_better=up
         )
+    if rule_of(chosen):
+        return Measure(task=task, metric=_known(chosen), higher_is_better=True, of=own.name, of_higher_is_better=up)
     if chosen not in known:
-        allowed = [*known, *(f"{name}@X" for name in COSTS), AREA]
+        allowed = [*known, *(f"{name}@X" for name in COSTS), AREA, f"{EXITS}@RULE"]
         raise unknown(f"metric of {task}:", chosen, allowed)
     return Measure(task=task, metric=chosen, higher_is_better=known[chosen])
