@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.store.published import STUDY, PublishedStudy, read_published
 from bench.tables import markdown, markdown_image, markdown_text
+from reports.references import beside_others
 from reports.units import human
 
 ENOUGH = 8  # pairs of seeds that a verdict should rest on
@@ -33,6 +34,7 @@ def page(folder: Path, pictures: str = "") -> str:
         lines += _study(name, study)
         for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
             lines += [markdown_image(f"{name}: {plot.stem}", f"{pictures}/{name}/{plot.name}"), ""]
+    lines += beside_others(folder)
     if older:
         lines += [
             "## Published by an earlier version",
