@@ -23,7 +23,7 @@ UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
 }
 SOURCE = {"png": "Description", "svg": "Description", "pdf": "Subject"}  # the field that a viewer shows
 KINDS = tuple(UNDATED)
-DPI = 250
+DPI = 200
 LONGEST = 120  # bytes of a file's stem, without its digest
 
 

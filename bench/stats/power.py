@@ -21,6 +21,7 @@ from bench.stats.distributions import chi_square_above, normal_below, student_qu
 MOST_SEEDS = 10_000
 ALL_SUBSETS = 12  # up to so many pairs every subset is looked at; beyond, the tail is found by a saddlepoint
 LIKE_T = 100  # from here on the critical value is the t test's, to 0.01
+COARSE = 18  # from here on the levels that a test can give are within 2 % of any alpha in use
 NODES = 32  # of the distribution of s
 
 
@@ -84,14 +85,15 @@ def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> fl
 
 def seeds_needed(effect: float, sd: float, alpha: float = 0.05, power: float = 0.8) -> int | None:
     """The fewest pairs that show ``effect`` with the given power; None if more than MOST_SEEDS, or sd is NaN."""
-    return _fewest(lambda n: power_of(effect, sd, n, alpha), power)
+    return _fewest(lambda n: power_of(effect, sd, n, alpha), power, _guess(effect, sd, alpha / 2, power))
 
 
 def seeds_for_equivalence(
     effect: float, sd: float, within: float, alpha: float = 0.05, power: float = 0.8
 ) -> int | None:
     """The fewest pairs that show a true mean ``effect`` to be within bounds (``equivalence_power``); None as above."""
-    return _fewest(lambda n: equivalence_power(effect, sd, n, within, alpha), power)
+    near = _guess(within - abs(effect), sd, alpha, power)
+    return _fewest(lambda n: equivalence_power(effect, sd, n, within, alpha), power, near)
 
 
 def critical_shift(noise: Array, level: float) -> Array:
@@ -176,12 +178,24 @@ def _scales(n: int) -> Array:
     return np.sqrt(chi_square_above(n - 1, 1 - (np.arange(NODES) + 0.5) / NODES) / (n - 1))
 
 
-def _fewest(power_at: Callable[[int], float], power: float) -> int | None:
+def _guess(effect: float, sd: float, level: float, power: float) -> int:
+    """About how many pairs a one-sided test at the level needs, by the normal distribution."""
+    if not (effect > 0 and sd > 0):
+        return 2
+    quantiles = student_quantile(MOST_SEEDS, 1 - level) + student_quantile(MOST_SEEDS, power)
+    return round(min(MOST_SEEDS - 1.0, max(2.0, (quantiles * sd / effect) ** 2 + 2)))
+
+
+def _fewest(power_at: Callable[[int], float], power: float, near: int) -> int | None:
+    """The fewest pairs with the power. near: where they are looked for first, as every number of pairs takes time."""
     if not power_at(MOST_SEEDS) >= power:
         return None
     low, high = 1, MOST_SEEDS  # power rises with n but for the steps of the attainable level
+    middle, step = near, 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_at(middle) >= power else (middle, high)
-    first = max(2, high - 12) if high <= 40 else high
-    return next(n for n in range(first, high + 1) if power_at(n) >= power)
+        enough = power_at(middle) >= power
+        low, high = (low, middle) if enough else (middle, high)
+        ahead = middle - step if enough else middle + step
+        middle, step = (ahead, 2 * step) if low < ahead < high else ((low + high) // 2, step)
+    fewer = range(max(2, high - 12), min(high, COARSE))
+    return next((n for n in fewer if power_at(n) >= power), high)
