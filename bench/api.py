@@ -173,7 +173,7 @@ class Results:
 
     def findings(self) -> Findings:
         """Verdicts, table and means, as trackers show them."""
-        from reports.findings import findings  # start-up
+        from reports.first_page import findings  # start-up
 
         return findings(self.manifest, self.records)
 

@@ -280,7 +280,7 @@ def python() -> str:
 
 def findings() -> str:
     """What published studies have found, as ``cyclebench findings`` tells it, with their plots."""
-    from reports.decided import page
+    from reports.findings import page
 
     return f"{GENERATED}{page(PUBLISHED, 'published')}"
 

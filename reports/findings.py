@@ -1,29 +1,85 @@
-"""What a study has found, in short, for the first page of a tracker."""
+"""One page of what published studies have found: every claim with its verdict, its interval and its seeds."""
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from pathlib import Path
 
-from bench.store.manifest import Manifest
-from bench.store.records import Outcome
-from bench.store.tracker import Findings
-from bench.tables import markdown, markdown_text
-from reports.table import summary, summary_rows
-from reports.verdicts import sentences
+from bench.store.published import STUDY, PublishedStudy, read_published
+from bench.tables import markdown, markdown_image, markdown_text
+from reports.references import beside_others
+from reports.units import human
+
+ENOUGH = 8  # pairs of seeds that a verdict should rest on
+DECIDED = ("supported", "refuted", "equivalent")
+SHOWN = (
+    "hypothesis",
+    "verdict",
+    "task",
+    "metric",
+    "gain",
+    "pairs",
+)  # columns, and that of the interval before the last
 
 
-def findings(manifest: Manifest, results: dict[str, Outcome]) -> Findings:
-    """A study's verdicts, its table, the means of its variants with their costs, and how many cells there are."""
-    rows, found = summary_rows(manifest, results), summary(manifest, results)
-    metrics = {
-        f"cells/{name}": float(sum(getattr(row, name) for row in found)) for name in ("done", "failed", "missing")
-    }
-    for row in found:
-        where = f"{row.task}/{row.variant}"
-        if not math.isnan(row.score.mean):
-            metrics[f"{row.metric}/{where}"] = row.score.mean
-        if row.costs is not None:
-            metrics[f"FLOPs per token/{where}"] = row.costs.forward_flops_per_token
-            metrics[f"parameters/{where}"] = float(row.costs.params)
-    table = markdown(rows[0], (row.values() for row in rows)) if rows else []
-    return Findings(tuple(map(markdown_text, sentences(manifest, results))), tuple(table), metrics)
+def page(folder: Path, pictures: str = "") -> str:
+    """The page, in Markdown, from the published studies in a folder. Raises UserError for one that cannot be read.
+
+    pictures: where the folder is for who reads the page, to show the plots of accuracy against FLOPs; empty: no plots.
+    """
+    found = {path.parent.name: read_published(path.parent) for path in sorted(folder.glob(f"*/{STUDY}"))}
+    older = sorted(path.parent.name for path in folder.glob("*/report.md") if path.parent.name not in found)
+    lines = ["# Findings", "", *_summary(found), ""]
+    for name, study in found.items():
+        lines += _study(name, study)
+        for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
+            lines += [markdown_image(f"{name}: {plot.stem}", f"{pictures}/{name}/{plot.name}"), ""]
+    lines += beside_others(folder)
+    if older:
+        lines += [
+            "## Published by an earlier version",
+            "",
+            "To be run again; what they have found is in their reports:",
+        ]
+        lines += ["", *(f"- {markdown_text(name)}" for name in older), ""]
+    return "\n".join(lines)
+
+
+def _summary(found: dict[str, PublishedStudy]) -> list[str]:
+    rows = [row for study in found.values() for row in study.verdicts]
+    if not rows:
+        return ["No study has been published with this version yet."]
+    counts = Counter(row["verdict"] for row in rows)
+    decided = sum(counts[verdict] for verdict in DECIDED)
+    few = sum(int(row["pairs"].split("/")[0]) < ENOUGH for row in rows)
+    sizes = [study.params for study in found.values() if study.params[1]]
+    flops = [study.train_flops[1] for study in found.values()]
+    told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+    return [
+        f"{len(rows)} hypotheses of {len(found)} studies, written down before they were run: {told}. Decided are "
+        f"{decided}; {few} rest on fewer than {ENOUGH} pairs of seeds.",
+        "",
+        f"They hold at the scale they were measured at: models of {human(min(size[0] for size in sizes))} to "
+        f"{human(max(size[1] for size in sizes))} parameters, each trained with at most {human(max(flops))} FLOPs. "
+        "What larger models and longer trainings do was not tested. A verdict says what these numbers of seeds show, "
+        "and no more.",
+    ]
+
+
+def _study(name: str, study: PublishedStudy) -> list[str]:
+    manifest = study.manifest
+    lines = [f"## {markdown_text(name)}", "", markdown_text(manifest.question), ""]
+    if study.verdicts:
+        ends = next((key for key in study.verdicts[0] if "interval" in key or "range" in key), None)
+        columns = [*SHOWN[:-1], *([ends] if ends else []), SHOWN[-1]]
+        lines += [*markdown(columns, ([row.get(key, "-") for key in columns] for row in study.verdicts)), ""]
+    else:
+        lines += ["It declares no hypothesis.", ""]
+    sizes = " to ".join(dict.fromkeys(map(human, study.params)))
+    lines += [
+        f"Models of {sizes} parameters, {len(manifest.seeds)} seeds, {len(study.cells)} cells; `{manifest.command}`, "
+        f"revision {(manifest.git or 'not known')[:12]}. Anyone can run cells again: "
+        f"`cyclebench verify --published {name} --sample 2`.",
+        "",
+    ]
+    return lines

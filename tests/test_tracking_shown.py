@@ -16,13 +16,13 @@ from records import MANIFEST, RESULTS
 
 from bench.store import tracking
 from bench.store.manifest import CellRow, Manifest
-from bench.store.mlflow_rows import LONGEST, REST, page
 from bench.store.mlflow_server import EXPERIMENT
 from bench.store.records import Record
 from bench.store.store import Store
+from bench.store.tracked import LONGEST, REST, page
 from bench.store.tracker import Findings
 from bench.store.tracking import CELL_TAG, EXPERIMENT_OF, NOTE, STUDY, MlflowTracker
-from reports.findings import findings
+from reports.first_page import findings
 from reports.table import summary
 from reports.verdicts import sentences
 

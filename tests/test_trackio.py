@@ -12,7 +12,7 @@ from bench.errors import UserError
 from bench.store.store import Store
 from bench.store.tracker import trackers
 from bench.store.trackio_tracker import TrackioTracker
-from reports.findings import findings
+from reports.first_page import findings
 
 CELLS = MANIFEST.cells[:4]
 

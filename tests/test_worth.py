@@ -9,7 +9,7 @@ from records import of_seeds
 
 from bench.store.manifest import HypothesisRow, Measure
 from bench.store.published import published_text
-from reports.decided import page
+from reports.findings import page
 from reports.verdicts import differences, verdicts
 from reports.worth import worth
 

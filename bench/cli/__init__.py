@@ -224,7 +224,7 @@ def findings(
 ) -> None:
     """One page of what the published studies have found: every hypothesis, its verdict, its interval and its seeds."""
     from bench.store.files import atomic_write  # start-up
-    from reports.decided import page  # start-up
+    from reports.findings import page  # start-up
 
     text = page(folder)
     if out is None:

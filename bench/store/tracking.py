@@ -23,10 +23,10 @@ from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
 from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_rows import Row, about, curves, dataset, digest_of_keys, metrics, page, shown_of, system, totals
 from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in
 from bench.store.records import HistoryEntry, Outcome, configuration, dotted
 from bench.store.store import Store
+from bench.store.tracked import Row, about, curves, dataset, digest_of_keys, metrics, page, shown_of, system, totals
 from bench.store.tracker import Findings, Key, Placed, Tracker, digest_of, register
 
 NOTE = "mlflow.note.content"  # what MLflow shows of a run or an experiment before all else

@@ -17,9 +17,9 @@ from typing import Any
 
 from bench.errors import UserError, first_line
 from bench.store.manifest import Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_rows import Row, digest_of_keys, metrics
 from bench.store.records import Outcome, configuration, dotted
 from bench.store.store import Store
+from bench.store.tracked import Row, digest_of_keys, metrics
 from bench.store.tracker import Findings, Placed, Tracker, digest_of, register
 
 

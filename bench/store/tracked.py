@@ -1,4 +1,4 @@
-"""What MLflow is told of a cell and of a study, as it takes it: rows of metrics, names, text."""
+"""What a tracker is told of a cell and of a study: rows of metrics, names, text."""
 
 from __future__ import annotations
 
