@@ -20,8 +20,8 @@ from reports.units import bounds, human, metric_name, plain
 
 def measures(manifest: Manifest, task: TaskRow) -> list[Measure]:
     """The metrics of the history that hypotheses name on a task, each once."""
-    named = [one for entry in manifest.hypotheses for one in entry.measures if one.task == task.label and one.of]
-    return list({one.metric: one for one in named}.values())
+    named = [one for entry in manifest.hypotheses for one in entry.measures if one.task == task.label]
+    return list({one.metric: one for one in named if one.metric == AREA or target_of(one.metric)}.values())
 
 
 def readings(manifest: Manifest, results: dict[str, Outcome], measure: Measure) -> dict[str, list[Reading]]:

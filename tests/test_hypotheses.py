@@ -25,6 +25,7 @@ from bench.study.plan import make_plan
 from bench.study.schema import Study
 from reports.page import write_report
 from reports.power import power_rows
+from reports.targets import measures
 from reports.verdicts import differences, sentences, verdicts
 
 CLAIM = {"claim": "gated better", "better": "gated", "than": "htc"}
@@ -385,6 +386,7 @@ def test_exit_rules_are_held_against_each_other() -> None:
     assert float(rows[1]["gain"]) == pytest.approx(0.04, abs=0.004)
     assert rows[1]["metric"] == "accuracy gained by exits (zero_attention against confidence)"
     assert sentences(manifest, results)[0].startswith("better than chance: supported: +0.06")
+    assert measures(manifest, manifest.tasks[0]) == []  # the table of learning costs has nothing to say of exits
     with pytest.raises(UserError, match=r"both 'ztt'; they must be different"):
         declare(manifest, **one)
     with pytest.raises(UserError, match=r"than_metric = 'exits@random' and metric must both be exits@RULE"):
