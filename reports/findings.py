@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from bench.store.published import STUDY, PublishedStudy, read_published
@@ -29,7 +30,7 @@ def page(folder: Path, pictures: str = "") -> str:
     """
     found = {path.parent.name: read_published(path.parent) for path in sorted(folder.glob(f"*/{STUDY}"))}
     older = sorted(path.parent.name for path in folder.glob("*/report.md") if path.parent.name not in found)
-    lines = ["# Findings", "", *_summary(found), ""]
+    lines = ["# Findings", "", *summary(found.values()), ""]
     for name, study in found.items():
         lines += _study(name, study)
         for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
@@ -45,15 +46,16 @@ def page(folder: Path, pictures: str = "") -> str:
     return "\n".join(lines)
 
 
-def _summary(found: dict[str, PublishedStudy]) -> list[str]:
-    rows = [row for study in found.values() for row in study.verdicts]
+def summary(found: Collection[PublishedStudy]) -> list[str]:
+    """The first lines of the page, which the README has too."""
+    rows = [row for study in found for row in study.verdicts]
     if not rows:
         return ["No study has been published with this version yet."]
     counts = Counter(row["verdict"] for row in rows)
     decided = sum(counts[verdict] for verdict in DECIDED)
     few = sum(int(row["pairs"].split("/")[0]) < ENOUGH for row in rows)
-    sizes = [study.params for study in found.values() if study.params[1]]
-    flops = [study.train_flops[1] for study in found.values()]
+    sizes = [study.params for study in found if study.params[1]]
+    flops = [study.train_flops[1] for study in found]
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
     return [
         f"{len(rows)} hypotheses of {len(found)} studies, written down before they were run: {told}. Decided are "
@@ -61,8 +63,7 @@ def _summary(found: dict[str, PublishedStudy]) -> list[str]:
         "",
         f"They hold at the scale they were measured at: models of {human(min(size[0] for size in sizes))} to "
         f"{human(max(size[1] for size in sizes))} parameters, each trained with at most {human(max(flops))} FLOPs. "
-        "What larger models and longer trainings do was not tested. A verdict says what these numbers of seeds show, "
-        "and no more.",
+        "What larger models and longer trainings do was not tested.",
     ]
 
 

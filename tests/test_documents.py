@@ -260,6 +260,12 @@ def test_findings_are_the_verdicts_as_published(made: dict[str, str]) -> None:
         assert re.search(rf"^(## |- ){path.parent.name}$", made["findings.md"], re.M), path
 
 
+def test_the_readme_begins_as_the_findings_do(made: dict[str, str]) -> None:
+    words = " ".join(PAGES["README.md"].split())
+    first, second = made["findings.md"].split("\n\n")[1:3]
+    assert " ".join(first.split()) in words and " ".join(second.split()) in words
+
+
 def test_all_pages_and_none_other_are_in_the_contents(made: dict[str, str]) -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
     listed = set(re.findall(r": ([\w/]+\.md)$", settings, re.M))
