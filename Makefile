@@ -11,9 +11,10 @@ quick: .venv/installed
 test: style
 	$(MAKE) --no-print-directory --jobs=2 types suite
 
-# SELECT='not slow': those too that take many seconds, as .ci/run has them.
+# SELECT=: those too that take many seconds, as .ci/run has them.
+SELECT ?= not slow and not long
 suite: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal $(if $(SELECT),-m '$(SELECT)')
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal -m '$(SELECT)'
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations.
 torture: .venv/installed

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from settings import DEFAULTS, FAMILIES, LENGTH, VOCAB, halts, make, tokens
 from torch import Tensor
 from torch.nn.functional import pad
@@ -320,14 +321,19 @@ def test_half_precision_weights(name: str, options: dict[str, Any], family: str,
 @every
 @pytest.mark.long
 def test_one_graph(name: str, options: dict[str, Any]) -> None:
-    """``torch.compile`` of the whole model without a break, at other cycles than it was built with (at those:
-    ``test_contract``) and, with one program, at lengths that it has not seen.
+    """``torch.compile`` of the whole model without a break, at other cycles than it was built with (at those, and for
+    one length alone: ``test_contract``), with one program at lengths that it has not seen.
     """
     lm = make(name, options, "llama", n_blocks=3, n_cycles=1)
     compiled = torch.compile(lm, fullgraph=True, backend="eager")
-    ways = [(tokens(), how) for how in (BARE if name != "ztt" else WITH_MASKS)]
-    for ids, how in [*ways, (tokens(3, 5), BARE[0]), (tokens(3, 7), BARE[0])]:
-        torch.testing.assert_close(compiled(ids, **how).logits, lm(ids, **how).logits, rtol=1e-4, atol=1e-5)
+    first = tokens()
+    torch._dynamo.mark_dynamic(first, (0, 1))  # else the program for all lengths would be the second one
+    calls = [(tokens(), how) for how in (WITH_MASKS if name == "ztt" else [])]
+    calls += [(ids, BARE[0]) for ids in (first, tokens(3, 5), tokens(3, 7))]
+    for number, (ids, how) in enumerate(calls, 3 - len(calls)):
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            found = compiled(ids, **how).logits
+        torch.testing.assert_close(found, lm(ids, **how).logits, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()
 
 

@@ -43,16 +43,16 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
-def left_by_a_killed(folder: Path, arguments: list[str], ready: Callable[[list[psutil.Process]], bool]) -> bool:
-    """Kill a command when it is ready, by the processes below it; whether any of those is still there in the end."""
+def left_by_a_killed(folder: Path, arguments: list[str], ready: Callable[[psutil.Process], bool]) -> bool:
+    """Kill a command when it is ready; whether any of the processes below it is still there in the end."""
     process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=-3, stderr=-3)
     left: list[psutil.Process] = []
 
     def begun() -> bool:
-        left[:] = psutil.Process(process.pid).children(recursive=True)
         with suppress(psutil.Error):
-            return ready(left)
-        return False
+            if ready(psutil.Process(process.pid)):
+                left[:] = below(psutil.Process(process.pid))
+        return bool(left)
 
     try:
         assert until(begun)
@@ -62,9 +62,13 @@ def left_by_a_killed(folder: Path, arguments: list[str], ready: Callable[[list[p
     return not until(lambda: not running(left), 10)
 
 
-def serving(processes: list[psutil.Process]) -> bool:
-    """Whether a fork server is among them."""
-    return any("forkserver" in " ".join(each.cmdline()) for each in processes)
+def below(process: psutil.Process) -> list[psutil.Process]:
+    return process.children(recursive=True)
+
+
+def serving(process: psutil.Process) -> bool:
+    """Whether a fork server is below it."""
+    return any("forkserver" in " ".join(each.cmdline()) for each in below(process))
 
 
 WORKERS = """
@@ -90,7 +94,7 @@ def test_whatever_works_for_a_process_ends_soon_after_that_was_killed(tmp_path: 
     (tmp_path / "workers.py").write_text(WORKERS)
     code = "import workers; workers.start({}, [*workers.processes.PRELOADED{}])"
     assert not left_by_a_killed(tmp_path, ["-c", code.format(1, "")], serving)
-    sleeping = lambda found: sum("sleep" in each.cmdline() for each in found) == 2  # noqa: E731
+    sleeping = lambda process: sum("sleep" in each.cmdline() for each in below(process)) == 2  # noqa: E731
     assert not left_by_a_killed(tmp_path, ["-c", code.format(2, "[:2]")], sleeping)
 
 
