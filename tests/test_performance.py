@@ -195,7 +195,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest
     for section in result["sections"].values():
         columns, rows = table(section)
         assert all(f"| {' | '.join(line)} |" in text for line in (columns, *rows))
-    assert imread(tmp_path / "performance.png").shape[1] == 1700  # pixels
+    assert imread(tmp_path / "performance.png").shape[1] == 1360  # pixels
     assert all(
         str(tmp_path / f"performance.{kind}") in found.output.replace("\n", "") for kind in ("json", "md", "png")
     )
