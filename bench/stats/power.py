@@ -164,7 +164,10 @@ def _saddlepoint(differences: Array) -> Array:
     for _ in range(12):  # Newton's steps to K'(tilt) = seen, from below since K' is concave
         slope = np.tanh(tilt[:, None] * differences)
         bend = (differences**2 * (1 - slope**2)).sum(axis=1)
+        before = tilt
         tilt = np.minimum(tilt + (seen - (differences * slope).sum(axis=1)) / np.maximum(bend, 1e-300), 1e3)
+        if (tilt - before <= 1e-9 * tilt).all():  # each step doubles the digits that are right
+            break
     scaled = np.abs(tilt[:, None] * differences)
     cumulant = (scaled + np.log1p(np.exp(-2 * scaled)) - math.log(2)).sum(axis=1)
     bend = (differences**2 / np.cosh(np.minimum(scaled, 300)) ** 2).sum(axis=1)
