@@ -20,6 +20,21 @@ ROWS = 64  # queries of one head that a program does at a time
 
 
 @triton.jit
+def _tile(length, SIZE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """A program's head (of all sequences), its rows [ROWS] and columns [WIDE], and which of them there are."""
+    at, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row, column = at * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
+    there, inside = row < length, column < SIZE
+    return head, row, column, there, inside, there[:, None] & inside[None, :]
+
+
+@triton.jit
+def _places(head, heads, row, column, of_b, of_h, of_t):  # type: ignore[no-untyped-def]
+    """Where the elements [ROWS, WIDE] of a tensor [B, H, T, d] with such strides lie."""
+    return (head // heads) * of_b + (head % heads) * of_h + row[:, None] * of_t + column[None, :]
+
+
+@triton.jit
 def _score(q, k0, m, column, inside, SIZE: tl.constexpr, scale):  # type: ignore[no-untyped-def]  # noqa: N803
     """The key of zero token m [D] and the scores [ROWS] of queries [ROWS, D] with it."""
     key = tl.load(k0 + m * SIZE + column, mask=inside, other=0.0).to(tl.float32) * scale
@@ -32,12 +47,8 @@ def _beside(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Z in the place of O, p0 and L, of O and l."""
-    at, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    row, column = at * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
-    batch, place = head // heads, head % heads
-    there, inside = row < length, column < SIZE
-    tile = there[:, None] & inside[None, :]
-    queries = q + batch * q_b + place * q_h + row[:, None] * q_t + column[None, :]
+    head, row, column, there, inside, tile = _tile(length, SIZE, WIDE, ROWS)
+    queries = q + _places(head, heads, row, column, q_b, q_h, q_t)
     query = tl.load(queries, mask=tile, other=0.0).to(tl.float32)
     score = tl.full([ROWS], -float("inf"), tl.float32)
     for m in tl.static_range(TOKENS):
@@ -50,7 +61,7 @@ def _beside(  # type: ignore[no-untyped-def]
     both = top + tl.log(tl.exp(known - top) + tl.exp(score - top))
     tl.store(mass + head * length + row, share, mask=there)
     tl.store(total + head * length + row, both, mask=there)
-    outputs = out + batch * o_b + place * o_h + row[:, None] * o_t + column[None, :]
+    outputs = out + _places(head, heads, row, column, o_b, o_h, o_t)
     value = tl.load(outputs, mask=tile, other=0.0).to(tl.float32) * (1 - share)[:, None]
     tl.store(outputs, value.to(out.dtype.element_ty), mask=tile)
 
@@ -61,13 +72,9 @@ def _handed_back(  # type: ignore[no-untyped-def]
     READ: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """What the kernel's backward is handed for dZ and for Z, and ``dp0 - c``."""
-    at, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    row, column = at * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
-    batch, place = head // heads, head % heads
-    there, inside = row < length, column < SIZE
-    tile = there[:, None] & inside[None, :]
-    gradients = grad + batch * g_b + place * g_h + row[:, None] * g_t + column[None, :]
-    outputs = batch * o_b + place * o_h + row[:, None] * o_t + column[None, :]
+    head, row, column, there, inside, tile = _tile(length, SIZE, WIDE, ROWS)
+    gradients = grad + _places(head, heads, row, column, g_b, g_h, g_t)
+    outputs = _places(head, heads, row, column, o_b, o_h, o_t)
     dz = tl.load(gradients, mask=tile, other=0.0).to(tl.float32)
     z = tl.load(out + outputs, mask=tile, other=0.0).to(tl.float32)
     centre = tl.sum(dz * z, 1)
@@ -95,18 +102,14 @@ def _of_the_scores(  # type: ignore[no-untyped-def]
     TOKENS: tl.constexpr, SIZE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """What the scores with the zero tokens add to the queries' gradient, and that of their keys, a program's share."""
-    at, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    row, column = at * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
-    batch, place = head // heads, head % heads
-    there, inside = row < length, column < SIZE
-    tile = there[:, None] & inside[None, :]
-    query = tl.load(q + batch * q_b + place * q_h + row[:, None] * q_t + column[None, :], mask=tile, other=0.0)
+    head, row, column, there, inside, tile = _tile(length, SIZE, WIDE, ROWS)
+    query = tl.load(q + _places(head, heads, row, column, q_b, q_h, q_t), mask=tile, other=0.0)
     query = query.to(tl.float32)
-    gradients = grad + batch * g_b + place * g_h + row[:, None] * g_t + column[None, :]
+    gradients = grad + _places(head, heads, row, column, g_b, g_h, g_t)
     dq = tl.load(gradients, mask=tile, other=0.0).to(tl.float32)
     whole = tl.load(total + head * length + row, mask=there, other=float("inf"))
     rise = tl.load(slope + head * length + row, mask=there, other=0.0)
-    mine = grad_key + (head * tl.num_programs(0) + at) * TOKENS * SIZE
+    mine = grad_key + (head * tl.num_programs(0) + tl.program_id(0)) * TOKENS * SIZE
     for m in tl.static_range(TOKENS):
         key, score = _score(query, k0 + head * TOKENS * SIZE, m, column, inside, SIZE, scale)
         ds = tl.exp(score - whole) * rise
