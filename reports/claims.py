@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.evaluate.targets import AREA, EXITS, rule_of, target_of
+from bench.evaluate.targets import AREA, rule_of, target_of, unit_of
 from bench.stats import Contrast
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome
@@ -99,9 +99,7 @@ def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow
     """Differences of a manifest's hypothesis, in the order of the seeds: NaN where a cell that it needs is not done."""
     units, pairs = sorted({_unit(measure) for measure in entry.measures}), pairs_of(manifest, results, entry, pilots)
     unit = units[0] if len(units) == 1 else f"{' and '.join(units)}{SCALED}"
-    first = entry.measures[0]
-    own = first.of if first.of and first.metric.partition("@")[0] in (AREA, EXITS) else first.metric
-    bounds = gap_bounds(own) if len(units) == 1 else None
+    bounds = gap_bounds(unit_of(entry.measures[0])) if len(units) == 1 else None
     told = ""
     if pairs.runs and any(target_of(measure.metric) for measure in entry.measures):
         a, b = pairs.missed

@@ -72,6 +72,11 @@ def rule_of(metric: str) -> str | None:
     return rule if name == EXITS and at else None
 
 
+def unit_of(measure: Measure) -> str:
+    """The metric in whose unit a measure is: of an area and of exits the one that they are of."""
+    return measure.of if measure.of and measure.metric.partition("@")[0] in (AREA, EXITS) else measure.metric
+
+
 def read_metric(record: Record, measure: Measure) -> Reading:
     """What a hypothesis is judged by, of a finished cell: from its history, its exits, or a score on the test data.
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
-from bench.evaluate.targets import AREA, COSTS, EXITS, rule_of, target_of
+from bench.evaluate.targets import AREA, COSTS, EXITS, rule_of, target_of, unit_of
 from bench.store.manifest import HarnessRow, HypothesisRow, Measure
 from bench.study.harness import is_better
 
@@ -124,9 +124,8 @@ def resolve(
             measures = [_measure(hypothesis.metric, task, data[task]) for task in tasks]
     except (UserError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
-    in_own = (AREA, EXITS)  # are in the unit of the metric that they are of
-    units = sorted({m.of if m.of and m.metric.partition("@")[0] in in_own else m.metric for m in measures})
-    scores = sorted({m.of for m in measures if m.of and m.metric.partition("@")[0] not in in_own})
+    units = sorted({unit_of(measure) for measure in measures})
+    scores = sorted({measure.of for measure in measures if measure.of and target_of(measure.metric)})
     for name in ("margin", "within"):
         if (value := getattr(hypothesis, name)) and len(units) > 1:
             raise UserError(f"{where}: {name} = {value:g} needs one metric, not {' and '.join(units)}")
