@@ -7,6 +7,7 @@ it, so that scaling by it gives the right output and the wrong gradient: here th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -87,7 +88,12 @@ class ZeroValueAttention(torch.autograd.Function):
 
 def _fused(device: torch.device) -> type[torch.autograd.Function] | None:
     """What does the arithmetic beside the kernel in fewer steps, where that is needed and can be had."""
-    if device.type != "cuda" or torch.compiler.is_compiling() or find_spec("triton") is None:
+    return None if device.type != "cuda" or torch.compiler.is_compiling() else _with_triton()
+
+
+@lru_cache(maxsize=1)
+def _with_triton() -> type[torch.autograd.Function] | None:
+    if find_spec("triton") is None:
         return None
     from bench.model.zero_value_triton import FusedZeroValue  # start-up
 
