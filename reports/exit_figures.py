@@ -268,9 +268,9 @@ def _across(
     sure = [over.kind == "interval" for over, _ in mine]
     wide = [[over.mean - over.low if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
     wide += [[over.high - over.mean if ok else 0.0 for (over, _), ok in zip(mine, sure, strict=True)]]
-    for height, (over, seeds) in zip(at, mine, strict=True):
-        if not can_rank(over.n):
-            axes.scatter(seeds, [height] * len(seeds), s=5, color=shade, alpha=0.6, lw=0)
+    few = [(x, height) for height, (over, seeds) in zip(at, mine, strict=True) for x in seeds if not can_rank(over.n)]
+    if few:
+        axes.scatter([x for x, _ in few], [height for _, height in few], s=5, color=shade, alpha=0.6, lw=0)
     look: dict[str, Any] = {"fmt": marker(manifest, index), "ms": 3, "elinewidth": 0.8, "capsize": 1.0, "color": shade}
     label = manifest.variants[index].label
     axes.errorbar([over.mean for over, _ in mine], at, xerr=wide if any(sure) else None, label=label, **look)

@@ -177,6 +177,7 @@ def test_a_full_disk_is_a_failure_of_the_environment(tmp_path: Path) -> None:
     assert again["status"] == "done"
 
 
+@pytest.mark.long
 def test_a_study_that_is_interrupted_gives_its_cells_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps({**RAW, "train": {**RAW["train"], "steps": 100000}}))
     command = Command(tmp_path, "run", "tiny.yaml", "--jobs", "1", "--pack", "1", "--checkpoint-every", "5")

@@ -22,7 +22,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from mlflow import MlflowClient
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, make_url
 
 from bench.store import databases
 from bench.store.databases import ForeignError, Tables, make_whole, sqlite_file, sqlite_url
@@ -278,6 +278,7 @@ def killed(make: Callable[[], object], moment: int) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.long
 def test_killed_while_it_makes_tables_it_makes_them_the_next_time(tmp_path: Path) -> None:
     """Optuna's: MLflow's are in test_tracking_complete.py."""
     chance = random.Random(int.from_bytes(os.urandom(4), "big"))
@@ -325,5 +326,7 @@ def test_other_addresses_are_no_sqlite_file(url: str) -> None:
 def test_the_file_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.db").symlink_to(tmp_path / "target.db")
-    assert sqlite_file("sqlite:///a b.db") == tmp_path / "a b.db"
+    for url in ("sqlite:///a b.db", "sqlite:///a%20b.db", "sqlite:///a@b:c.db", "sqlite:///a?", "sqlite:///a?mode=ro"):
+        read = make_url(url)
+        assert sqlite_file(url) == (None if read.query else tmp_path / str(read.database)), url
     assert sqlite_file(f"sqlite:///{tmp_path}/link.db") == tmp_path / "target.db", "a link stays one"

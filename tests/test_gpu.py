@@ -105,6 +105,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     gpu.main()
 
 
+@pytest.mark.long
 def test_two_sections_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time())
     chosen = ["--only", "waits", "--only", "exits", "--out", str(tmp_path), "--revision", "abc"]

@@ -188,11 +188,10 @@ def test_a_damaged_version_is_found_out_again(there: tuple[Plan, Store]) -> None
     made, store = there
     path = store.root / ABOUT
     data = path.read_bytes()
-    for bit in range(8 * len(data)):
+    for bit in range(0, 8 * len(data), 40):
         path.write_bytes(data)
         flipped(path, bit)
-        if bit % 40 == 0:
-            assert open_store(store.root).manifest("tiny") is not None and path.read_bytes() == data
+        assert open_store(store.root).manifest("tiny") is not None and path.read_bytes() == data
     assert all(store.sound(cell.id, weights=True) for cell in made.manifest.cells)
 
 

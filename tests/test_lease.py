@@ -222,6 +222,7 @@ def _told(record: Any) -> tuple[Any, ...]:
     return record.metrics, record.valid_metrics, history, record.files
 
 
+@pytest.mark.long
 def test_processes_share_a_study_while_workers_and_studies_are_killed_and_stopped(tmp_path: Path) -> None:
     """Two studies at once on one store; workers and whole studies are killed at random, and workers are stopped until
     others have taken their cells over. The default is small; the full test is

@@ -50,6 +50,7 @@ def test_sides_take_turns_in_alternating_order() -> None:
     assert quartiles(np.array([1.0, 2, 3, 4, 5]), "x") == {"x": 3, "x_low": 2, "x_high": 4}
 
 
+@pytest.mark.long
 def test_training_is_compared_at_equal_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("x_transformers")
     monkeypatch.setattr(training, "no_compiler", lambda: "no compiler")
@@ -69,6 +70,7 @@ def test_training_is_compared_at_equal_shape(monkeypatch: pytest.MonkeyPatch) ->
     assert rows[7]["note"] == "no compiler" and rows[7]["mode"] == "compiled" and "ratio" not in rows[7]
 
 
+@pytest.mark.long
 def test_a_compiled_model_says_what_compiling_took(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile itself takes too long here: its place is taken by something slow at first, quick thereafter."""
     import time
@@ -134,6 +136,7 @@ def test_scaling_is_relative_to_the_first_value() -> None:
     assert rows[3]["flops"] == 2 * training_flops(build_model(get_variant("ztt"), model, VOCAB, 8), 8)
 
 
+@pytest.mark.long
 def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     packed, threads = packing.rows(CPU, 2, {"tiny": (1, 2)}), sorted({1, torch.get_num_threads()})
     assert [(row["threads"], row["seeds"]) for row in packed] == [(t, n) for t in threads for n in (1, 2)]

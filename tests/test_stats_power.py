@@ -18,7 +18,7 @@ from bench.stats import (
     seeds_needed,
 )
 from bench.stats.contrasts import sign_flip_tails
-from bench.stats.power import attainable_level
+from bench.stats.power import attainable_level, critical_shift, critical_values
 
 LEVELS = [0.05, 0.05 / 3, 0.05 / 6, *Looks().levels(1)[:2], *Looks().levels(6)[1:4], Looks().levels(15)[2]]
 
@@ -98,3 +98,13 @@ def test_seeds_needed_is_the_least_number_that_suffices(effect: float, alpha: fl
 def test_six_seeds_are_the_least_for_any_effect_and_tiny_effects_have_no_number() -> None:
     assert seeds_needed(1e6, 1.0) == 6 and seeds_needed(1.0, 0.0) == 6
     assert seeds_needed(1e-4, 1.0) is None and seeds_needed(0.0, 1.0) is None
+
+
+@pytest.mark.parametrize("level", [0.025, 0.05 / 12, 0.001])
+@pytest.mark.parametrize("n", [5, 7, 10, 12, 14])
+def test_both_sides_of_the_critical_values_are_those_of_the_noise_and_of_its_negative(n: int, level: float) -> None:
+    values = critical_values(n, level) / math.sqrt(n)
+    noise = np.random.default_rng(n).normal(size=(len(values), n))
+    noise = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, ddof=1, keepdims=True)
+    for side, sign in enumerate((1, -1)):
+        assert values[:, side] == pytest.approx(critical_shift(sign * noise, level), rel=1e-12)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from bench.errors import first_line
 
@@ -63,6 +63,9 @@ class _DamagedError(Exception):
 
 def sqlite_file(url: str) -> Path | None:
     """The file of a SQLite database at an address of SQLAlchemy; None if it is anything else."""
+    if url.startswith("sqlite:///"):  # SQLAlchemy, which reads the others, takes a while to import
+        database, _, query = url.removeprefix("sqlite:///").partition("?")
+        return None if query or database in ("", ":memory:") else Path(unquote(database)).resolve()
     from sqlalchemy import make_url  # start-up
     from sqlalchemy.exc import ArgumentError  # start-up
 
