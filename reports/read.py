@@ -49,13 +49,16 @@ def _shown(value: dict[str, Any], declared: str | None = None) -> dict[str, Any]
             # other aggregates than a rule's usual one have no curve in any figure
             shown = [name for name in curve if name in SCORES] if "." not in key or key in (*BOUNDS, declared) else []
             shown += ["threshold"] if shown and "threshold" in curve else []
-            rule["curve"] = {name: array("d", map(_number, curve[name])) for name in shown}
+            rule["curve"] = {name: _column(curve[name]) for name in shown}
     return value
 
 
-def _number(value: float | None) -> float:
-    """A number of a curve; NaN for the threshold that lets none leave early."""
-    return math.nan if value is None else value
+def _column(values: list[float | None]) -> array[float]:
+    """A column of a curve; NaN for the threshold that lets none leave early."""
+    try:
+        return array("d", values)  # type: ignore[arg-type]
+    except TypeError:
+        return array("d", [math.nan if value is None else value for value in values])
 
 
 def _validated(store: Store, record: Outcome | None) -> Outcome | None:
@@ -63,7 +66,7 @@ def _validated(store: Store, record: Outcome | None) -> Outcome | None:
     if record is None or record.status != "done" or record.valid_metrics:
         return record
     try:
-        scores = _valid_scores(store.trace(record.id, "valid"))
+        scores = _valid_scores(store.trace(record.id, "valid", record))
     except (OSError, KeyError, ValueError, BadZipFile, UserError):
         return record  # fronts leave out, and count as left out, what has no validation scores
     record.valid_metrics = {f"valid_{name}": value for name, value in scores[-1].items()}

@@ -164,10 +164,12 @@ class Store:
             record.harness = scores
         return record
 
-    def trace(self, id: str, split: Split = "test") -> bytes:
-        """The trace of a finished cell. Raises UserError if it is not as it was written."""
+    def trace(self, id: str, split: Split = "test", record: Outcome | None = None) -> bytes:
+        """The trace of a finished cell. record: its own, if it is read already. Raises UserError if the trace is not as
+        it was written.
+        """
         name = TRACES[split == "valid"]
-        record, path = self.record(id, _files_alone), self.folder(id) / name
+        record, path = record or self.record(id, _files_alone), self.folder(id) / name
         if record is None or record.status != "done":
             raise UserError(f"{path.parent / 'result.json'} is not there any more; the `run` command makes it again")
         try:
