@@ -25,6 +25,8 @@ RESULTS_SCHEMA = 3  # part of every cell's id: raise it when a change makes olde
 NUMBERLESS = {"activation_checkpointing"}  # fields of a training that change no number
 RESOLVED = ("device", "precision", "stacked")  # fields of a training that are never left out of an id
 
+Count = Literal["full", "executed"]  # of the FLOPs of causal attention
+
 DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None, "shortcut_loss": 0.0}  # and off
 
 
@@ -71,6 +73,11 @@ class ModelConfig(Strict):
         le=1000.0,
         description="lambda: every update of the residual stream is multiplied by lambda / (N sqrt(L)), with L blocks "
         "and N uses of the block (arXiv 2606.18524; bench.model.schedule.residual_scales); None: by 1",
+    )
+    flops: Count = Field(
+        "full",
+        description="how causal attention is counted: as if every token saw its whole sequence, or by what each token "
+        "sees, which is half of that and what kernels come near that leave out the rest of a long sequence",
     )
 
     form: Form = Field(Form(), description="of the task's sequences, which the task tells")

@@ -13,7 +13,15 @@ from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VO
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
-from bench.model.costs import cache_bytes, costs, measured_flops, non_embedding, pass_flops, training_flops
+from bench.model.costs import (
+    cache_bytes,
+    costs,
+    flop_counter,
+    measured_flops,
+    non_embedding,
+    pass_flops,
+    training_flops,
+)
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.train.optimizer import make_optimizer
@@ -56,10 +64,20 @@ def test_gradients_reach_every_parameter(name: str, options: dict[str, Any], fam
 
 @every
 def test_flops_equal_the_counter_to_the_last_one(name: str, options: dict[str, Any], family: str) -> None:
-    """What training executes: the model is in training mode (without dropout)."""
+    """What training executes: the model is in training mode (without dropout). Causal attention in full, and as each
+    token sees the others.
+    """
     lm, batch = make(name, options, family).train(), 3
-    assert batch * pass_flops(lm, LENGTH).forward == measured_flops(lm, batch, LENGTH)
-    assert batch * training_flops(lm, LENGTH) == measured_flops(lm, batch, LENGTH, training=True)
+    x = tokens(batch)
+    with flop_counter("full") as full, flop_counter("executed") as executed:
+        loss = cross_entropy(lm(x).logits.flatten(0, 1), x.flatten())
+        forward = {"full": full.get_total_flops(), "executed": executed.get_total_flops()}
+        loss.backward()
+    for count, counter in (("full", full), ("executed", executed)):
+        lm.model_shape = lm.model_shape.model_copy(update={"flops": count})
+        assert batch * pass_flops(lm, LENGTH).forward == forward[count]
+        assert batch * training_flops(lm, LENGTH) == counter.get_total_flops()
+    assert forward["executed"] < forward["full"]
 
 
 @defaults

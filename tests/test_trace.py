@@ -136,11 +136,12 @@ def test_random_is_what_many_draws_give_on_average() -> None:
         assert chance["loss"][number] == pytest.approx(trace.leaving(cycle)["loss"])
 
 
+@pytest.mark.parametrize("count", ["full", "executed"])
 @pytest.mark.parametrize(("name", "options"), [("ztt", {"gating": "none"}), ("bc", {})])
 @pytest.mark.long
-def test_a_rules_flops_are_those_of_really_leaving(name: str, options: dict[str, Any]) -> None:
+def test_a_rules_flops_are_those_of_really_leaving(name: str, options: dict[str, Any], count: Any) -> None:
     """What PyTorch's counter sees when a sequence is run, looked at after every cycle, and left."""
-    lm, ids = make(name, options, halting="gate"), tokens(1)
+    lm, ids = make(name, options, halting="gate", flops=count), tokens(1)
     for rule in all_rules():
         if rule.reads_zero_attention and lm.prefix is None:
             continue
@@ -157,7 +158,7 @@ def test_a_rules_flops_are_those_of_really_leaving(name: str, options: dict[str,
                 if logits is None or leave == lm.schedule.n_cycles:
                     lm.lm_head(lm.read_out(state))
 
-            assert counted_flops(run) == expected * ids.shape[1], (rule.key, leave)
+            assert counted_flops(run, count) == expected * ids.shape[1], (rule.key, leave)
 
 
 def test_full_depth_only_agrees_with_the_last_exit() -> None:

@@ -142,6 +142,8 @@ class TokenChoice(Router):
     cycles by p; the authors' code does not.)
     """
 
+    masks = True
+
     def __init__(self, model: ModelConfig, n_cycles: int, alpha: float, weight: float, z: float, ahead: bool) -> None:
         super().__init__(model, n_cycles, alpha, weight, z, ahead)
         self.router = nn.Linear(model.d_model, n_cycles, bias=False)

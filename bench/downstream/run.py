@@ -64,7 +64,7 @@ class Meter:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         batch, length = ids.shape
         if depends(self.lm):
-            self._counter = flop_counter().__enter__()
+            self._counter = flop_counter(self.lm.model_shape.flops).__enter__()
         else:
             if length not in self._of:
                 self._of[length] = pass_flops(self.lm, length, self.n_cycles).forward

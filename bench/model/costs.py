@@ -1,7 +1,8 @@
 """What a model costs: parameters, FLOPs and memory, from its schedule; and the measured check of the FLOPs.
 
-FLOPs count 2 for a multiply-add: matrix products and attention as executed (causal attention is charged in full), with
-everything a variant adds; norms, activations and other element-wise work are left out, as is usual.
+FLOPs count 2 for a multiply-add: matrix products and attention as executed (causal attention is charged in full, unless
+``model.flops`` says otherwise), with everything a variant adds; norms, activations and other element-wise work are left
+out, as is usual.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.config import ModelConfig, Trained
+from bench.config import Count, ModelConfig, Trained
 from bench.errors import UserError
-from bench.model.attention import attention_flops
+from bench.model.attention import attention_flops, pairs
 from bench.model.blocks import Block
 from bench.model.flops import Flops
 from bench.model.forms import blank, first_flops
@@ -30,6 +31,8 @@ from bench.model.network import Network
 from bench.model.parts import PARTS, Part
 from bench.model.schedule import Schedule, Step
 from bench.model.variant import Variant
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,11 @@ def step_flops(
     length: int,
     with_mass: bool = False,
     inside: int | None = None,
+    count: Count | None = None,
 ) -> Flops:
     """FLOPs of the given steps for one sequence. with_mass: zero attention is read at every step; inside: the steps run
-    for so many of the tokens alone, the keys and values of the others being there.
+    for so many of the tokens alone, the keys and values of the others being there; count: of causal attention, by
+    default the model's.
     """
     total, run_on = Flops(), length if inside is None else inside
     gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
@@ -114,9 +119,9 @@ def step_flops(
         trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
-        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form)
+        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form, count or model.flops)
         if lm.adapter is not None and lm.adapter.looks_back(step):
-            total += attention_flops(*shape, 0, False, True, inside, model.form)
+            total += attention_flops(*shape, 0, False, True, inside, model.form, count or model.flops)
         for part in _parts(lm):
             total += part.flops(step, run_on)
     return total
@@ -163,7 +168,8 @@ def cycle_flops(
         total += lm.recurrence.chosen_flops(cycle, length, ran[0])
     else:
         run_on = length if lm.recurrence is None else lm.recurrence.tokens(cycle, length)
-        total = step_flops(lm, schedule.cycles[cycle], run_on, with_mass, inside)
+        masked = lm.recurrence is not None and lm.recurrence.masks and cycle > 0
+        total = step_flops(lm, schedule.cycles[cycle], run_on, with_mass, inside, "full" if masked else None)
         total += frozen_flops(lm, schedule.cycles[cycle], frozen)
         if lm.recurrence is not None:
             total += lm.recurrence.cycle_flops(cycle, length)
@@ -343,28 +349,38 @@ def measured_flops(lm: Network, batch: int, length: int, training: bool = False,
         if training:
             cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
 
-    return counted_flops(run)
+    return counted_flops(run, lm.model_shape.flops)
 
 
-def counted_flops(run: Callable[[], Any]) -> int:
-    """FLOPs that PyTorch's own counter sees while ``run`` is called."""
-    with flop_counter() as counter:
+def counted_flops(run: Callable[[], Any], count: Count = "full") -> int:
+    """FLOPs that PyTorch's own counter sees while ``run`` is called; count: of causal attention."""
+    with flop_counter(count) as counter:
         run()
     return counter.get_total_flops()
 
 
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's own counter, a context manager, which knows the CPU's fused attention too."""
-    return FlopCounterMode(display=False, custom_mapping=_cpu_attention())
+def flop_counter(count: Count = "full") -> FlopCounterMode:
+    """PyTorch's own counter, a context manager, which knows the CPU's fused attention too. count: of causal attention
+    (``bench.model.attention.pairs``); PyTorch itself counts it in full.
+    """
+    return FlopCounterMode(display=False, custom_mapping=_cpu_attention(count))
 
 
-def _cpu_attention() -> dict[Any, Callable[..., int]]:
+def _cpu_attention(count: Count) -> dict[Any, Callable[..., int]]:
     aten = torch.ops.aten
+
+    def forward(q: Shape, k: Shape, v: Shape, dropout: float = 0.0, causal: bool = False, **_: Any) -> int:
+        return _seen(sdpa_flop_count(q, k, v), q, causal)
+
+    def backward(grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> int:
+        return _seen(sdpa_backward_flop_count(grad, q, k, v), q, rest[3])  # after output, log-sum-exp and dropout
+
+    def _seen(flops: int, q: Shape, causal: bool) -> int:
+        return flops // q[-2] ** 2 * pairs(q[-2], True, count) if causal else flops
+
     return {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-        ),
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
 
 

@@ -158,12 +158,14 @@ class Recurrence(Part):
     reinjects: whether every cycle reads the prelude's output, so that it gets a gradient from the last cycle alone.
     routes: whether cycles run on some of the tokens, each on others.
     chooses: whether each sequence decides, when the model is not training, how many of its tokens a cycle runs on.
+    masks: whether later cycles run for all tokens in training, with a mask over those that are done.
     """
 
     label = "recurrence"
     reinjects: bool = False
     chooses: bool = False
     routes: bool = False
+    masks: bool = False
 
     def begin(self, state: Walk) -> None:
         """Called once after the prelude, before the first cycle."""

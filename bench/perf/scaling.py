@@ -39,8 +39,10 @@ def rows(
     found = []
     for parameter, chosen in values.items():
         sides = [(value, *side) for value in chosen for side in _models(parameter, value, d_model, length)]
-        steps = [training_step(lm.to(device), VOCAB, batch, tokens) for _, lm, tokens in sides]  # type: ignore[arg-type]
-        flops = np.array([batch * training_flops(lm, tokens) for _, lm, tokens in sides])
+        batches = [max(1, batch * max(chosen) // tokens) if parameter == "length" else batch for *_, tokens in sides]
+        shapes = [(lm.to(device), VOCAB, many, tokens) for many, (_, lm, tokens) in zip(batches, sides, strict=True)]  # type: ignore[arg-type]
+        steps = [training_step(*shape) for shape in shapes]
+        flops = np.array([many * training_flops(lm, tokens) for lm, _, many, tokens in shapes])
         seconds = in_turns(steps, rounds)
         relative = seconds / flops
         relative /= relative[:, :1]
