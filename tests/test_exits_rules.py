@@ -18,6 +18,7 @@ from bench.config import IGNORED
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import Prediction, Rule, SignalWatch, View, all_rules, get_rule, register, rules
+from bench.evaluate.usable import usable_rules
 
 N, CYCLES = 6, 3
 KEYS = [rule.key for rule in all_rules()]
@@ -122,6 +123,7 @@ def test_the_trace_records_what_the_definitions_give(name: str, family: str) -> 
     trace = evaluate(lm, ids, targets, rules=all_rules())
     usable = {key for key in KEYS if not key.startswith("zero_attention") or lm.prefix is not None}
     assert set(trace.signals) == usable and set(trace.rules) == usable | {"oracle", "oracle.loss"}
+    assert usable_rules(lm.variant, lm.model_shape) == trace.rules
     for row in range(N):
         for cycle, (signals, loss, correct) in enumerate(walked(lm, ids, targets, row)):
             assert trace.loss[row, cycle] == pytest.approx(loss, rel=1e-5)

@@ -9,9 +9,12 @@ from typing import Any
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
 from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, unknown
+from bench.evaluate.targets import rule_of
+from bench.evaluate.usable import usable_rules
 from bench.form import TEXT, Form
 from bench.model.costs import meta_model
 from bench.model.freezing import freeze
+from bench.model.variant import get_variant
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
 from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, VariantRow
@@ -176,6 +179,8 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 made[entry.label, task.label, seed] = cell
                 cells.append(Planned(entry.label, task.label, cell))
     _check_alike(cells)
+    hypotheses = _hypotheses(study, built, harness)
+    _check_rules(hypotheses, cells)
     manifest = Manifest(
         study=study.name,
         changed=study.changed,
@@ -194,7 +199,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
             for e in study.variants
         ],
         tasks=tasks,
-        hypotheses=_hypotheses(study, built, harness),
+        hypotheses=hypotheses,
         cells=[CellRow(variant=p.variant, task=p.task, seed=p.cell.seed, id=p.cell.id) for p in cells],
         command=command,
         git=revision,
@@ -229,6 +234,23 @@ def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[Ha
         if metric not in known:
             raise unknown("metric in decide.within:", metric, known)
     return rows
+
+
+def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
+    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by."""
+    first = {(planned.variant, planned.task): planned.cell for planned in reversed(list(cells))}
+    for row in hypotheses:
+        for measure in row.measures:
+            for label, metric in ((row.better, measure.metric), (row.than, measure.than_metric or measure.metric)):
+                if (rule := rule_of(metric)) is None:
+                    continue
+                cell = first[label, measure.task]
+                allowed = usable_rules(get_variant(cell.variant, cell.options), cell.model)
+                if rule not in allowed:
+                    none = "" if allowed else ", which has a single exit point"
+                    raise UserError(
+                        f"hypothesis {row.claim!r}: {unknown(f'exit rule of {label}{none}:', rule, allowed)}"
+                    )
 
 
 def _starts(study: Study) -> dict[str, str]:
