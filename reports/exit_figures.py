@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -90,13 +91,13 @@ def exit_area(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) ->
     """What each rule is worth: the area between its curve and that of leaving at random, over the FLOPs."""
     unit = metric_name(task.metric)
     better = "" if task.higher_is_better else " saved"
-    label = f"{unit}{better} against random at equal FLOPs\n(mean over FLOPs"
+    label = f"{unit}{better} against random at equal FLOPs (mean over FLOPs"
     return _dots(manifest, results, task, lambda rule: rule.area, label, gap_bounds(task.metric))
 
 
 def exit_signal(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> Figure | None:
     """Whether a signal knows that more cycles will help: its rank correlation with what they bring."""
-    label = "rank correlation of the signal to stay\nwith the loss saved (mean"
+    label = "rank correlation of the signal to stay with the loss saved (mean"
     return _dots(manifest, results, task, mean_rank, label, (-1.0, 1.0))
 
 
@@ -253,9 +254,10 @@ def _dots(
     marks += [end for over in shown if over.kind == "interval" for end in (over.low, over.high)]
     low, high = min(0.0, *marks), max(0.0, *marks)
     span = high - low or 1.0
+    told = f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)"
     for panel in panels:
         panel.axes[0].set_xlim(low - 0.05 * span, high + 0.05 * span)
-        panel.axes[0].set_xlabel(f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)")
+        panel.axes[0].set_xlabel(textwrap.fill(told, 36))  # as wide as the axes beside the names of rules
     figure.suptitle(title(manifest, results, task))
     return figure
 

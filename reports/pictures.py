@@ -47,8 +47,7 @@ def exit_examples(manifest: Manifest, results: dict[str, Outcome], task: TaskRow
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    axes.set_ylabel("variant (rule), leaves after cycle")
-    axes.set_title(f"{task.label}: first seed")
+    axes.figure.suptitle(f"{task.label}: first seed\nrows: variant (rule), leaves after cycle")
     return figure
 
 

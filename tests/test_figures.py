@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from records import MANIFEST, RESULTS, of_seeds
 
 from bench.store.manifest import CellRow, Manifest, VariantRow
@@ -102,6 +103,23 @@ def test_titles_do_not_run_into_each_other() -> None:
         for number, box in enumerate(boxes):
             assert box.x0 > -1 and box.x1 < figure.bbox.x1 + 1, name
             assert not any(box.overlaps(other) for other in boxes[:number]), name
+
+
+@pytest.mark.parametrize("seeds", [2, 8])
+def test_no_text_runs_over_the_edge(seeds: int) -> None:
+    manifest, results = of_seeds(seeds)
+    drawn = [(name, figures.get(name)(manifest, results, task)) for name in figures.names() for task in manifest.tasks]
+    for name, figure in drawn:
+        if figure is None:
+            continue
+        with mpl.rc_context(STYLE):
+            figure.draw_without_rendering()
+        axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+        ticks = {id(label) for axis in axes for minor in (False, True) for label in axis.get_ticklabels(minor=minor)}
+        for text in figure.findobj(Text):
+            if id(text) not in ticks and text.get_visible() and text.get_text().strip():
+                box, page = text.get_window_extent(), figure.bbox
+                assert box.x0 > -1 and box.x1 < page.x1 + 1 and box.y0 > -1 and box.y1 < page.y1 + 1, (name, text)
 
 
 def test_a_study_in_which_few_are_done_is_drawn() -> None:
