@@ -61,10 +61,15 @@ def test_what_cannot_be_stacked_is_not(changes: dict[str, Any]) -> None:
         plan(**{**changes, "train": asked})
 
 
-@pytest.mark.parametrize(("field", "values"), [("precision", ("float32", "bfloat16"))])
-def test_a_study_is_of_one_kind(field: str, values: tuple[str, str]) -> None:
-    first, second = ({"name": "htc", "label": value, "train": {field: value}} for value in values)
-    said = f"train.{field}: '{values[0]}' for {values[0]} on p_hop, '{values[1]}' for {values[1]} on p_hop in one study"
+@pytest.mark.parametrize(
+    ("part", "field", "values"),
+    [("train", "precision", ("float32", "bfloat16")), ("model", "flops", ("full", "executed"))],
+)
+def test_a_study_is_of_one_kind(part: str, field: str, values: tuple[str, str]) -> None:
+    first, second = ({"name": "htc", "label": value, part: {field: value}} for value in values)
+    said = (
+        f"{part}.{field}: '{values[0]}' for {values[0]} on p_hop, '{values[1]}' for {values[1]} on p_hop in one study"
+    )
     with pytest.raises(UserError, match=said):
         plan(variants=[first, second], reference=None)
 

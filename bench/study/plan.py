@@ -215,13 +215,13 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
 
 def _check_alike(cells: Iterable[Planned]) -> None:
     """Raises UserError if the cells of a study differ in what would be taken for a difference between variants."""
-    for field in ("device", "precision"):
+    for part, field in (("train", "device"), ("train", "precision"), ("model", "flops")):
         places: dict[str, str] = {}
         for planned in cells:
-            places.setdefault(getattr(planned.cell.train, field), f"{planned.variant} on {planned.task}")
+            places.setdefault(getattr(getattr(planned.cell, part), field), f"{planned.variant} on {planned.task}")
         if len(places) > 1:
             told = ", ".join(f"{value!r} for {place}" for value, place in places.items())
-            raise UserError(f"train.{field}: {told} in one study (allowed: one for all of its cells)")
+            raise UserError(f"{part}.{field}: {told} in one study (allowed: one for all of its cells)")
 
 
 def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[HarnessRow]) -> list[HypothesisRow]:
