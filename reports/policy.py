@@ -108,6 +108,12 @@ def ends(found: Interval, digits: int = 3, sign: int = 1, plus: bool = False) ->
     return f"[{low}, {high}]" if found.kind == "interval" else f"{low} to {high}"
 
 
+def digits_of(difference: Interval) -> int:
+    """Digits after the point: three, and more where all of a difference and its ends would look like none."""
+    largest = max((abs(x) for x in (difference.mean, difference.low, difference.high) if math.isfinite(x)), default=0.0)
+    return 3 if largest == 0 or largest >= 1e-3 else min(8, 1 - math.floor(math.log10(largest)))
+
+
 def told(found: Interval, digits: int = 3, plus: bool = False) -> str:
     """The number with its ends: ``0.695 [0.680, 0.710]`` or ``0.695 (0.690 to 0.700)``."""
     text, mean = ends(found, digits, plus=plus), plain(found.mean, digits)

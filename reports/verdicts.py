@@ -12,7 +12,7 @@ from bench.store.manifest import Manifest
 from bench.store.records import Outcome
 from bench.study.contrasts import verdicts_of
 from reports.claims import Claim, contrasts, hypotheses
-from reports.policy import ENDS, Rows, counted, ends, titled, told, within
+from reports.policy import ENDS, Rows, counted, digits_of, ends, titled, told, within
 from reports.table import Row
 
 
@@ -72,10 +72,10 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
 def numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, str]:
     """The numbers of a row. sign: -1 shows the metric's own direction where lower is better."""
     gap = found.found.difference
-    effect = found.found.effect_size
+    effect, digits = found.found.effect_size, digits_of(gap)
     return {
-        name: f"{sign * gap.mean + 0.0:+.3f}" if gap.n else "-",
-        ENDS: ends(within(gap, claim.bounds), sign=sign, plus=True),
+        name: f"{sign * gap.mean + 0.0:+.{digits}f}" if gap.n else "-",
+        ENDS: ends(within(gap, claim.bounds), digits, sign, plus=True),
         "p": f"{found.found.p:.3g}" if gap.n > 1 else "-",
         "corrected p": f"{found.p_corrected:.3g}" if gap.n > 1 else "-",
         "p of equivalence": _known(found.p_equivalent) if gap.n > 1 else "-",
@@ -91,7 +91,7 @@ def _sentence(claim: Claim, found: Verdict, over: str) -> str:
     start = f"{claim.text}: {found.verdict}"
     if not gap.n:
         return f"{start}: {found.note or 'no pair of seeds is planned'}."
-    numbers = f"{told(within(gap, claim.bounds), plus=True)} {claim.unit} over {counted([gap.n])}"
+    numbers = f"{told(within(gap, claim.bounds), digits_of(gap), plus=True)} {claim.unit} over {counted([gap.n])}"
     if gap.n > 1:
         numbers += f", {_p_values(claim, found)}"
         numbers += f" after correction{over}" if over else ""

@@ -16,7 +16,7 @@ from bench.stats import Interval, interval
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from reports.figures import accuracy_vs_flops
 from reports.page import best, write_report
-from reports.policy import band, bars, caption, ends, heading, titled, told, within
+from reports.policy import band, bars, caption, digits_of, ends, heading, titled, told, within
 from reports.table import summary_rows
 
 RANKING = r"\b(better|worse|best|worst|highest|lowest|beats|wins|outperforms|worth most|dominates)\b"
@@ -133,3 +133,17 @@ def test_tables_say_what_they_show_in_the_terminal_too(capsys: pytest.CaptureFix
     assert "95 % interval" in said and "90.4%" in said
     assert "range of 1 to 2 seeds" in summary_rows(MANIFEST, RESULTS)[0]
     assert titled([], {"": []}) == [] and titled([], {"": []}).ends == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "text"),
+    [
+        (0.00002, 0.00006, 0.0001, "+0.00006 [+0.00002, +0.00010]"),
+        (-0.0004, 0.0, 0.0004, "+0.00000 [-0.00040, +0.00040]"),
+        (-0.002, 0.0003, 0.003, "+0.000 [-0.002, +0.003]"),
+        (0.0, 0.0, 0.0, "+0.000 [+0.000, +0.000]"),
+    ],
+)
+def test_a_small_difference_does_not_look_like_none(low: float, mean: float, high: float, text: str) -> None:
+    found = Interval(mean, low, high, 8, "interval")
+    assert told(found, digits_of(found), plus=True) == text
