@@ -257,7 +257,7 @@ def _dots(
     told = f"{label}, {ENDS})" if ENDS in heading(shown) else f"{label}; dots: seeds)"
     for panel in panels:
         panel.axes[0].set_xlim(low - 0.05 * span, high + 0.05 * span)
-        panel.axes[0].set_xlabel(textwrap.fill(told, 36))  # as wide as the axes beside the names of rules
+        panel.axes[0].set_xlabel(textwrap.fill(told.replace(" %", "\N{NO-BREAK SPACE}%"), 36))  # as wide as the axes
     figure.suptitle(title(manifest, results, task))
     return figure
 

@@ -136,7 +136,7 @@ def test_the_best_rule_is_on_top_where_seeds_are_enough_and_bounds_are_not_judge
         assert figure is not None
         axes = figure.axes[0]
         assert [label.get_text() for label in axes.get_yticklabels()] == order  # of 2 seeds: in their usual order
-        told = axes.get_xlabel().replace("\n", " ")
+        told = " ".join(axes.get_xlabel().split())
         assert ("95 % interval" in told) == (seeds == 5) == (not told.endswith("dots: seeds)"))
         bars = [len(path.vertices) for found in axes.collections for path in found.get_paths()]
         assert seeds == 2 or bars == [2, 2, 2]
