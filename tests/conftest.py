@@ -48,6 +48,12 @@ def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures, for tests of what they say: to draw takes most of a report's time."""
+    monkeypatch.setattr("reports.page._drawn", lambda *_: iter(()))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_stays_imported() -> Iterator[None]:
     """What the files that a test imports have registered is forgotten after its module, so that it harms no other."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
+import pytest
 import torch
 
 from bench.config import ModelConfig
@@ -77,15 +78,14 @@ def _name(name: str, options: dict[str, Any]) -> str:
 
 DEFAULTS = [(name, {}) for name in variants.names()]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
-# Both families for every variant, one with scaled updates too; its options on the one that asks more (grouped heads,
-# rotary positions, SwiGLU).
+# Both families for every variant, one with scaled updates too; its options, which .ci/run tries, on the one that asks
+# more (grouped heads, rotary positions, SwiGLU).
 EVERY = [
-    (name, options, family)
+    pytest.param(name, options, family, id=f"{family}-{_name(name, options)}", marks=[pytest.mark.long] * bool(options))
     for name in variants.names()
     for options in option_settings(name)
     for family in ((*FAMILIES, SCALED) if not options else FAMILIES[-1:])
 ]
-EVERY_ID = [f"{family}-{_name(name, options)}" for name, options, family in EVERY]
 
 
 def make(

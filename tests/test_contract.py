@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, VOCAB, make, shape, tokens
+from settings import DEFAULT_ID, DEFAULTS, EVERY, FAMILIES, LENGTH, VOCAB, make, shape, tokens
 from torch.nn.functional import cross_entropy
 
 from bench.config import TrainConfig
@@ -26,7 +26,7 @@ from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.train.optimizer import make_optimizer
 
-every = pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+every = pytest.mark.parametrize(("name", "options", "family"), EVERY)
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)
 families = pytest.mark.parametrize("family", FAMILIES)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from settings import DEFAULTS, EVERY, EVERY_ID, FAMILIES, LENGTH, make, tokens
+from settings import DEFAULTS, EVERY, FAMILIES, LENGTH, make, tokens
 from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
@@ -119,7 +119,7 @@ def test_all_or_none_leaving_is_what_sequences_do(name: str, options: dict[str, 
         assert by_token.scores == pytest.approx(sequences.scores)
 
 
-@pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.parametrize(("name", "options", "family"), EVERY)
 @pytest.mark.long
 def test_executed_flops_are_the_counted_ones(name: str, options: dict[str, Any], family: str) -> None:
     lm, (ids, targets) = make(name, options, family), data()

@@ -301,6 +301,7 @@ def test_differences_show_the_metrics_own_direction() -> None:
     assert low < float(row["difference"]) < high < 0 > float(row["Hedges g"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_answers_each_hypothesis_under_the_question(tmp_path: Path) -> None:
     manifest = declare(MANIFEST, task="p_hop", claim="<ztt> wins")
     write_report(manifest, RESULTS, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from records import MANIFEST, RESULTS
 from test_real_data import prose
 
@@ -40,6 +41,7 @@ def test_a_plan_tells_of_data_and_variants(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_tells_them_again(tmp_path: Path) -> None:
     first, *others = MANIFEST.tasks
     manifest = MANIFEST.but(tasks=[first.but(notes=["a <b> c"]), *others])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from settings import EVERY, EVERY_ID, shape
+from settings import EVERY, shape
 
 from bench.config import TrainConfig
 from bench.data.task import TaskData, get_task
@@ -73,7 +73,7 @@ def check_gradients(runs: list[Training]) -> None:
     assert len({float(loss) for loss in together}) == len(runs)
 
 
-@pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.parametrize(("name", "options", "family"), EVERY)
 @pytest.mark.long
 def test_every_variant_has_the_same_gradients_in_a_stack(
     data: TaskData, name: str, options: dict[str, Any], family: str

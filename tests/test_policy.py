@@ -37,6 +37,7 @@ def text_of(seeds: int, out: Path) -> dict[str, str]:
     return {kind: (out / f"report.{kind}").read_text() for kind in ("md", "html", "tex")}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 @pytest.mark.long
 def test_a_report_of_few_seeds_ranks_nothing_and_has_no_interval(seeds: int, tmp_path: Path) -> None:
@@ -47,6 +48,7 @@ def test_a_report_of_few_seeds_ranks_nothing_and_has_no_interval(seeds: int, tmp
         assert "zero tokens pay" in text and "inconclusive" in text and f"range of {seeds} seed" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("seeds", [5, 8])
 def test_a_report_of_enough_seeds_has_both(seeds: int, tmp_path: Path) -> None:
     text = text_of(seeds, tmp_path)["md"]

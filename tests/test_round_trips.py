@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from settings import DEFAULT_ID, DEFAULTS, EVERY, EVERY_ID, LENGTH, VOCAB, make, shape, tokens
+from settings import DEFAULT_ID, DEFAULTS, EVERY, LENGTH, VOCAB, make, shape, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -135,7 +135,7 @@ class Hosted(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("name", "options", "family"), EVERY, ids=EVERY_ID)
+@pytest.mark.parametrize(("name", "options", "family"), EVERY)
 @pytest.mark.long
 def test_a_training_step_away_from_the_host(
     name: str, options: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch

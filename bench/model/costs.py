@@ -112,16 +112,20 @@ def step_flops(
     default the model's.
     """
     total, run_on = Flops(), length if inside is None else inside
-    gate, prefix, model = lm.gate, lm.prefix, lm.model_shape
+    gate, prefix, adapter, model = lm.gate, lm.prefix, lm.adapter, lm.model_shape
+    count = count or model.flops
     for step in steps:
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
-        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form, count or model.flops)
-        if lm.adapter is not None and lm.adapter.looks_back(step):
-            total += attention_flops(*shape, 0, False, True, inside, model.form, count or model.flops)
+        own = count
+        if adapter is not None and adapter.looks_back(step):
+            total += attention_flops(*shape, 0, False, True, inside, model.form, count)
+            if adapter.window is not None and adapter.window < length:
+                own = "full"  # under a mask
+        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form, own)
         for part in _parts(lm):
             total += part.flops(step, run_on)
     return total
