@@ -103,7 +103,7 @@ def critical_shift(noise: Array, level: float) -> Array:
     the test. Infinite where the test cannot give such a p.
     """
     n = noise.shape[1]
-    count = math.ceil(level * 2.0**n) - 1  # patterns that may be as extreme as what is seen, itself included
+    count = _as_extreme(n, level)
     if count < 1:
         return np.full(len(noise), math.inf)
     if count == 1:  # all differences have to be above zero
@@ -129,10 +129,15 @@ def critical_values(n: int, level: float) -> Array:
     return math.sqrt(n) * np.stack(_shifts(residuals, level), axis=1)
 
 
+def _as_extreme(n: int, level: float) -> int:
+    """How many of the 2^n patterns of signs may be as extreme as what is seen, itself included, where p < level."""
+    return math.ceil(level * 2.0**n) - 1
+
+
 def _shifts(noise: Array, level: float) -> tuple[Array, Array]:
     """``critical_shift`` of the noise and of its negative, [R] both: from one look at the means of all subsets."""
     n = noise.shape[1]
-    count = math.ceil(level * 2.0**n) - 1
+    count = _as_extreme(n, level)
     if count <= 1 or n > ALL_SUBSETS:
         return critical_shift(noise, level), critical_shift(-noise, level)
     least, most = count - 1, 2**n - 1 - count
@@ -145,7 +150,7 @@ def typical_shift(noise: Array, level: float) -> Array:
     simulations of many samples.
     """
     n = noise.shape[1]
-    if n <= 12 or math.ceil(level * 2.0**n) <= 2:
+    if n <= 12 or _as_extreme(n, level) <= 1:
         return critical_shift(noise, level)
     critical = critical_values(n, level).mean() / math.sqrt(n)
     return np.asarray(critical * noise.std(axis=1, ddof=1) - noise.mean(axis=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
@@ -239,14 +240,17 @@ def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[Ha
 def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
     """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by."""
     first = {(planned.variant, planned.task): planned.cell for planned in reversed(list(cells))}
+
+    @cache
+    def usable(label: str, task: str) -> list[str]:
+        cell = first[label, task]
+        return usable_rules(get_variant(cell.variant, cell.options), cell.model)
+
     for row in hypotheses:
         for measure in row.measures:
             for label, metric in ((row.better, measure.metric), (row.than, measure.than_metric or measure.metric)):
-                if (rule := rule_of(metric)) is None:
-                    continue
-                cell = first[label, measure.task]
-                allowed = usable_rules(get_variant(cell.variant, cell.options), cell.model)
-                if rule not in allowed:
+                rule = rule_of(metric)
+                if rule is not None and rule not in (allowed := usable(label, measure.task)):
                     none = "" if allowed else ", which has a single exit point"
                     raise UserError(
                         f"hypothesis {row.claim!r}: {unknown(f'exit rule of {label}{none}:', rule, allowed)}"
