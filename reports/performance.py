@@ -203,8 +203,13 @@ def _thresholds(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel("time over that of the evaluation")
 
 
+def _exit_row(row: Row) -> str:
+    many = f", {row['batch']} sequences" if row["batch"] > 1 else ""
+    return f"{row['policy']}, d {row['d_model']}{many}"
+
+
 def _exits(axes: Axes, rows: Sequence[Row]) -> None:
-    _bars(axes, rows, lambda row: f"{row['policy']}, d {row['d_model']}", "exits at batch 1: time saved over predicted")
+    _bars(axes, rows, _exit_row, "exits: time saved over predicted")
     axes.set_xlabel("ratio (1: all of it)")
 
 

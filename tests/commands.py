@@ -48,15 +48,17 @@ class Ended(NamedTuple):
 class Command:
     """A running ``cyclebench ARGUMENTS`` in a folder, at the head of a process group of its own.
 
-    fresh: it has to make MLflow's database itself; else an empty one is there.
+    fresh: it has to make MLflow's database itself; else an empty one is there. figures: whether its reports have any,
+    which take most of a small study's time.
     """
 
-    def __init__(self, folder: Path, *arguments: str, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, *arguments: str, fresh: bool = False, figures: bool = True) -> None:
         database = folder / DATABASE
         if not fresh and arguments[0] in TRACKED and "--tracking-uri" not in arguments and not database.exists():
             database.write_bytes(no_runs())
         self.paths = folder / ".stdout", folder / ".stderr"
-        self.process: BaseProcess = worker_context().Process(target=_run, args=(folder, arguments, *self.paths))
+        given = folder, arguments, figures, *self.paths
+        self.process: BaseProcess = worker_context().Process(target=_run, args=given)
         self.process.start()
 
     def send(self, number: int) -> None:
@@ -78,11 +80,11 @@ class Command:
         return Ended(self.process.exitcode, *(path.read_text() for path in self.paths))
 
 
-def cyclebench(folder: Path, *arguments: str, fresh: bool = False) -> Ended:
-    return Command(folder, *arguments, fresh=fresh).ended()
+def cyclebench(folder: Path, *arguments: str, fresh: bool = False, figures: bool = True) -> Ended:
+    return Command(folder, *arguments, fresh=fresh, figures=figures).ended()
 
 
-def _run(folder: Path, arguments: tuple[str, ...], *paths: Path) -> None:
+def _run(folder: Path, arguments: tuple[str, ...], figures: bool, *paths: Path) -> None:
     os.setsid()
     os.chdir(folder)
     for number, path in zip((1, 2), paths, strict=True):
@@ -90,5 +92,9 @@ def _run(folder: Path, arguments: tuple[str, ...], *paths: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     torch.set_num_threads(1)  # threads of its own would not be there in its forks
     local.worker_context = lambda: multiprocessing.get_context("fork")
+    if not figures:
+        import reports.page
+
+        reports.page._drawn = lambda *_: iter(())
     sys.argv = ["cyclebench", *arguments]
     main()

@@ -25,6 +25,8 @@ RAW: dict[str, Any] = {
     "decide": {"looks": [6, 8]},
 }
 
+RUN = ("run", "small.yaml", "--jobs", "1", "--pack", "1")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -40,7 +42,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 @pytest.mark.long
 def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) -> None:
-    first = Command(folder, "run", "small.yaml", "--jobs", "1", "--pack", "1")
+    first = Command(folder, *RUN, figures=False)
     while len(list(folder.glob("runs/*/result.json"))) < 3 and first.process.is_alive():
         time.sleep(0.05)
     first.kill()
@@ -49,11 +51,11 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
     told = cyclebench(folder, "status", "small.yaml")
     assert told.returncode == 0, told.stderr
     assert "next look, at 6 pairs: " in told.stdout and "expected until all is decided: " in told.stdout
-    told = cyclebench(folder, "report", "small.yaml")
+    told = cyclebench(folder, "report", "small.yaml", figures=False)
     assert told.returncode == 0, told.stderr
     assert "| open |" in (folder / "runs/reports/small/report.md").read_text()
 
-    both = [Command(folder, "run", "small.yaml", "--jobs", "1", "--pack", "1") for _ in range(2)]
+    both = [Command(folder, *RUN, figures=False) for _ in range(2)]
     ended = [command.ended() for command in both]
     assert [each.returncode for each in ended] == [0, 0], [each.stderr for each in ended]
     sentences = [{line for line in each.stdout.splitlines() if line.startswith("zero tokens help: ")} for each in ended]
@@ -66,7 +68,7 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
     logs = [(folder / "runs" / id / "log.txt").read_text() for id in results]
     assert [log.count("done in") for log in logs] == [1] * len(logs), "no cell was finished twice"
 
-    again = cyclebench(folder, "run", "small.yaml", "--jobs", "1", "--pack", "1")
+    again = cyclebench(folder, *RUN, figures=False)
     assert again.returncode == 0 and manifest_of(folder) == manifest
     told = cyclebench(folder, "status", "small.yaml")
     assert row.verdict in told.stdout and "next look," not in told.stdout
@@ -76,7 +78,7 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
 def test_pilot_seeds_run_and_give_no_verdict(folder: Path) -> None:
     refused = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[1,10001]")
     assert refused.returncode == 2 and "for a pilot seeds from" in refused.stderr and refused.stderr.count("\n") == 1
-    pilot = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[10000,10001]")
+    pilot = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[10000,10001]", figures=False)
     assert pilot.returncode == 0, pilot.stderr
     assert "pilot: seeds from 10000 on (10000, ...) enter no verdict" in pilot.stdout
     (path,) = folder.glob("runs/reports/small+*/report.md")

@@ -156,6 +156,7 @@ RUN = [page for page, text in PAGES.items() if any(b.kind == "sh" and not marked
 @pytest.mark.parametrize("page", RUN)
 def test_every_command_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    figures = page in ("docs/tutorial.md", "docs/howto/figure.md")
     for block in blocks(PAGES[page]):
         if block.title:
             text = block.text
@@ -164,7 +165,7 @@ def test_every_command_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: py
             (tmp_path / block.title).write_text(text)
         elif block.kind == "sh" and not marked(block):
             for words in shell(block):
-                ended = cyclebench(tmp_path, *words[1:])
+                ended = cyclebench(tmp_path, *words[1:], figures=figures)
                 assert ended.returncode == 0, f"{words}: {ended.stdout[-1500:]}{ended.stderr[-1500:]}"
         elif block.kind == "python" and not marked(block):
             exec(compile(block.text, page, "exec"), {"__name__": "page"})

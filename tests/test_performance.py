@@ -146,8 +146,8 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     for row in judged:
         assert row["ratio"] > 1 and row["naive_seconds"] == row["thresholds"] * row["evaluation_seconds"]
         assert row["thresholds"] % 3 == 0
-    left = exits.rows(CPU, 2, (32,))
-    assert [row["policy"] for row in left] == list(exits.POLICIES)
+    left = exits.rows(CPU, 2, ((32, 1), (32, 2)))
+    assert [(row["batch"], row["policy"]) for row in left] == [(n, kv) for n in (1, 2) for kv in exits.POLICIES]
     assert all(1 <= row["mean_cycles"] < exits.CYCLES and ordered(row) for row in left)
     (started,) = startup.rows(CPU, 1, ("python alone",))
     assert started["seconds"] > 0
@@ -178,7 +178,7 @@ def test_a_stream_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_saving_to_be_had_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a small model's cycle may drown in noise."""
     monkeypatch.setattr(exits, "realised", lambda *_: (6.0, np.array([])))
-    (row,) = exits.rows(CPU, 1, (32,), policies=("recompute",))
+    (row,) = exits.rows(CPU, 1, ((32, 1),), policies=("recompute",))
     assert row["groups"] == 0 and "ratio" not in row and "no cycle was skipped" in row["note"]
 
 

@@ -22,6 +22,7 @@ TITLE = "generation with exits (HTC, 6 blocks, 6 cycles): time saved / time the 
 PROMPT, CYCLES = 32, 6
 TOKENS = 4  # for each round
 GROUP = 8  # tokens whose savings are added up before they are compared
+SHAPES = ((256, 1), (384, 1), (256, 8), (256, 32))  # width and sequences
 POLICIES: tuple[Policy, ...] = ("recompute", "propagate", "share_last", "share_first")
 
 
@@ -88,15 +89,14 @@ def _prompt(device: torch.device, batch: int) -> torch.Tensor:
 def rows(
     device: torch.device,
     rounds: int,
-    widths: Sequence[int] = (256, 384),
-    batch: int = 1,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
     policies: Sequence[Policy] = POLICIES,
 ) -> list[Row]:
-    """A row for each width and policy: the ratio's median and quartiles are over groups of tokens for which a saving is
-    predicted; without any, a ``note`` says so.
+    """A row for each shape (width and sequences) and policy: the ratio's median and quartiles are over groups of tokens
+    for which a saving is predicted; without any, a ``note`` says so.
     """
     found = []
-    for d_model in widths:
+    for d_model, batch in shapes:
         for kv in policies:
             cycles, ratio = realised(d_model, kv, TOKENS * rounds, device, batch)
             row = {"policy": kv, "d_model": d_model, "batch": batch, "mean_cycles": cycles, "groups": len(ratio)}

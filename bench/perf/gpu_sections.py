@@ -239,7 +239,7 @@ def generation(setting: Setting, emit: Emit) -> None:
     for width, batch, rounds, policies in setting.sizes.exits:
         for policy in policies:
             about = {"policy": policy, "d_model": width, "batch": batch}
-            parts.append((about, partial(exits.rows, setting.place, rounds, (width,), batch, (policy,))))
+            parts.append((about, partial(exits.rows, setting.place, rounds, ((width, batch),), (policy,))))
     _each(parts, emit)
 
 
