@@ -102,8 +102,8 @@ def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow
     bounds = gap_bounds(unit_of(entry.measures[0])) if len(units) == 1 else None
     told = ""
     if pairs.runs and any(target_of(measure.metric) for measure in entry.measures):
-        a, b = pairs.missed
-        told = f"not reached by {a} of {pairs.runs} runs of {entry.better} and {b} of {entry.than}"
+        a, b = (pairs.runs - missed for missed in pairs.missed)
+        told = f"reached by {a} of {pairs.runs} runs of {entry.better} and {b} of {entry.than}"
     return Claim(entry.claim, entry.better, entry.than, entry.task, unit, pairs.contrast, bounds, told)
 
 
