@@ -1,11 +1,12 @@
 # `make quick` runs the quick study end to end; `make test` lints and tests. Both make .venv first if need be.
+# QUICK: more for the command, as .ci/run has it.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: quick test suite torture lint style types docs bench gpu clean
 
 quick: .venv/installed
-	$(BIN)/cyclebench run quick
+	$(BIN)/cyclebench run quick $(QUICK)
 
 # Types are checked beside the tests, which do not keep two cores busy all the time.
 test: style
