@@ -10,6 +10,7 @@ import hashlib
 import sys
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +69,7 @@ def pack() -> bytes:
         cloudpickle.register_pickle_by_value(module)
     try:
         found = [
-            (registry.group, name, thing)
+            (registry.builtin, registry.group, name, thing)
             for registry in Registry.all
             for name, thing in registry.registered().items()
             if _own(thing)
@@ -85,10 +86,12 @@ def unpack(packed: bytes) -> None:
     """Register what ``pack`` has found in another process."""
     if not packed:
         return
-    found: list[tuple[str, str, Any]] = cloudpickle.loads(packed)
-    groups = {registry.group: registry for registry in Registry.all}  # what definitions need is imported by now
-    for group, name, thing in found:
-        groups[group].register(name)(thing)
+    found: list[tuple[str, str, str, Any]] = cloudpickle.loads(packed)
+    for builtin, group, name, thing in found:
+        if not any(registry.group == group for registry in Registry.all):
+            import_module(builtin)  # the registry's own: a definition need not have imported it
+        (mine,) = (registry for registry in Registry.all if registry.group == group)
+        mine.register(name)(thing)
 
 
 def _own(thing: Any) -> bool:

@@ -140,7 +140,7 @@ def test_decisions_made_look_by_look_are_those_of_all_data(made: Plan, tmp_path:
     everything = Fake(tmp_path / "all", fake.score)
     everything(bare)
     ids = [planned.cell.id for planned in bare.cells]
-    whole = stand(bare.manifest, scores(everything.store, ids)).decisions
+    whole = stand(bare.manifest, scores(everything.store, bare.manifest, ids)).decisions
     assert told(manifest) == [
         (entry.claim, found.verdict.verdict, found.pairs, found.open)
         for entry, found in zip(bare.manifest.hypotheses, whole, strict=True)
@@ -162,7 +162,9 @@ def test_killed_at_any_cell_and_run_again_it_comes_to_the_same(made: Plan, tmp_p
         except KilledError:
             kills += 1
             stored = fake.store.manifest("deciding")
-            assert stored is not None and stand(stored, scores(fake.store, [c.id for c in stored.cells])).decisions
+            assert (
+                stored is not None and stand(stored, scores(fake.store, stored, [c.id for c in stored.cells])).decisions
+            )
     assert kills > 5 and manifest == expected == fake.store.manifest("deciding")
     assert fake.made == whole.made, "no cell was run twice, none in vain"
     assert fake.decide(made) == expected and len(fake.runs[-1].cells) == 0
@@ -211,7 +213,7 @@ def test_the_budget_ends_it_and_open_hypotheses_say_what_they_need(made: Plan, t
         (line,) = [line for line in fake.lines if line.startswith("equal")]
         assert line.startswith("equal: open at 8 pairs, 8 cells lack for its look at 12 pairs, about ")
         assert f"the budget is spent (decide.{'max_flops' if of_flops else 'max_cells'} = " in line
-        results = scores(fake.store, [cell.id for cell in manifest.cells])
+        results = scores(fake.store, manifest, [cell.id for cell in manifest.cells])
         (opened,) = still_open(manifest, results, stand(manifest, results), planned_flops(made.cells))
         assert len(opened.cells) == 8 and {key[0] for key in opened.cells} == {"htc", "bc"} and opened.stop in line
 

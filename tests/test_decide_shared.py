@@ -75,6 +75,19 @@ def test_killed_and_gone_on_with_by_two_processes_it_decides_once(folder: Path) 
 
 
 @pytest.mark.long
+def test_a_claim_on_exits_is_decided_by_what_the_store_holds(tmp_path: Path) -> None:
+    claim = {"claim": "it can be known", "better": "ztt", "than": "ztt", "metric": "exits@oracle"}
+    raw = {**RAW, "hypotheses": [claim | {"than_metric": "exits@random"}]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
+    ended = cyclebench(tmp_path, *RUN, figures=False)
+    assert ended.returncode == 0, ended.stderr
+    (row,) = manifest_of(tmp_path).decisions
+    assert not row.open and row.pairs in (6, 8)
+    told = cyclebench(tmp_path, "status", "small.yaml")
+    assert row.verdict in told.stdout and "next look," not in told.stdout
+
+
+@pytest.mark.long
 def test_pilot_seeds_run_and_give_no_verdict(folder: Path) -> None:
     refused = cyclebench(folder, "run", "small.yaml", "--set", "seeds=[1,10001]")
     assert refused.returncode == 2 and "for a pilot seeds from" in refused.stderr and refused.stderr.count("\n") == 1

@@ -196,8 +196,8 @@ def test_what_a_file_registers_reaches_other_processes_by_its_definition(gate_fi
     gates._found.pop("of_a_file")  # type: ignore[attr-defined]
     unpack(packed)
     assert gates.get("of_a_file").__qualname__ == kind.__qualname__
-    elsewhere = "import sys; from bench.plugins import unpack; from bench.model.gates import gates; "
-    elsewhere += "unpack(sys.stdin.buffer.read()); print(gates.get('of_a_file').half)"
+    elsewhere = "import sys; from bench.plugins import unpack; unpack(sys.stdin.buffer.read()); "
+    elsewhere += "from bench.model.gates import gates; print(gates.get('of_a_file').half)"
     found = subprocess.run([sys.executable, "-c", elsewhere], input=packed, capture_output=True, check=True)
     assert found.stdout.strip() == b"0.5"
 

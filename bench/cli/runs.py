@@ -133,7 +133,7 @@ def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:
 
     row = manifest.decide
     assert row is not None
-    results = scores(store, (cell.id for cell in manifest.cells))
+    results = scores(store, manifest, (cell.id for cell in manifest.cells))
     standing = stand(manifest, results)
     limits = planned_of(manifest) if row.max_flops is not None else {}
     limits = limits or found.flops

@@ -93,7 +93,7 @@ def _promise(manifest: Manifest) -> object:
 
 def _results(manifest: Manifest, store: Store, known: dict[str, Outcome]) -> Mapping[str, Outcome]:
     """The records of all cells that have one; finished ones are read once, and kept in ``known``."""
-    found = scores(store, (cell.id for cell in manifest.cells if cell.id not in known))
+    found = scores(store, manifest, (cell.id for cell in manifest.cells if cell.id not in known))
     known |= {id: record for id, record in found.items() if record.status == "done"}
     return {**found, **known}
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.evaluate.targets import rule_of
 from bench.stats import Contrast, Decision, expected, replay
 from bench.store.manifest import DecideRow, HypothesisRow, Manifest
 from bench.store.records import Outcome
@@ -218,11 +219,18 @@ def flops_to_end(
     return sum(max(0.0, n - have[group]) * flops.get(group, math.nan) for group, n in seeds.items())
 
 
-def scores(store: Store, ids: Iterable[str]) -> dict[str, Outcome]:
-    """The records of those cells that have one, with no more than what is judged: most of a file is about exits."""
-    found = {id: store.record(id, _judged) for id in ids}
+def scores(store: Store, manifest: Manifest, ids: Iterable[str]) -> dict[str, Outcome]:
+    """The records of those cells that have one, with no more than what the study's hypotheses are judged by: most of a
+    file is about exits.
+    """
+    asks = any(rule_of(measure.metric) for entry in manifest.hypotheses for measure in entry.measures)
+    found = {id: store.record(id, _with_exits if asks else _judged) for id in ids}
     return {id: record for id, record in found.items() if record is not None}
 
 
 def _judged(value: dict[str, Any]) -> dict[str, Any]:
-    return {**value, "exits": None, "slices": {}, "cycles": [], "zero_attention": None}
+    return {**_with_exits(value), "exits": None}
+
+
+def _with_exits(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "slices": {}, "cycles": [], "zero_attention": None}
