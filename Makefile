@@ -14,9 +14,8 @@ test: style
 
 # SELECT=: those too that take many seconds, as .ci/run has them.
 SELECT ?= not slow and not long
-# One process more than a small machine has cores: some tests wait for others' processes most of their time.
 suite: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 3 --dist worksteal -m '$(SELECT)'
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal -m '$(SELECT)'
 
 # The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations.
 torture: .venv/installed
