@@ -162,9 +162,8 @@ def test_killed_at_any_cell_and_run_again_it_comes_to_the_same(made: Plan, tmp_p
         except KilledError:
             kills += 1
             stored = fake.store.manifest("deciding")
-            assert (
-                stored is not None and stand(stored, scores(fake.store, stored, [c.id for c in stored.cells])).decisions
-            )
+            assert stored is not None
+            assert stand(stored, scores(fake.store, stored, [c.id for c in stored.cells])).decisions
     assert kills > 5 and manifest == expected == fake.store.manifest("deciding")
     assert fake.made == whole.made, "no cell was run twice, none in vain"
     assert fake.decide(made) == expected and len(fake.runs[-1].cells) == 0

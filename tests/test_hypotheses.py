@@ -200,6 +200,7 @@ def test_verdicts_by_the_cost_of_reaching_a_score_tell_what_did_not_reach_it() -
         "log ratio of training tokens to 0.5",
     )
     assert row["note"].endswith("reached by 8 of 8 runs of ztt and 7 of htc") and row["note"] in text
+    assert "not reached" not in row["note"]
     manifest = manifest.but(hypotheses=[])
     (area,) = verdicts(declare(manifest, task="p_hop", metric="area"), results)
     assert area["metric"] == "area under the learning curve (accuracy)" and float(area["gain"]) > 0
