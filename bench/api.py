@@ -16,7 +16,7 @@ from bench.run.upgrade import open_store
 from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest
 from bench.store.records import Failure, Outcome, Record, configuration, dotted
 from bench.store.store import Store
-from bench.study.load import load_study, names_a_study, study_from, study_names
+from bench.study.load import load_study, names_a_study, said_since, study_from, study_names
 from bench.study.naming import base_of
 from bench.study.schema import Study
 
@@ -68,6 +68,7 @@ class Results:
             manifest: which cells the study consists of.
         """
         self.store, self.manifest = store, manifest
+        self.newer: list[str] = []  # what the study that names the run says by now, and did not when it was run
         self.paths: list[Path] = []  # of the report's files, where one was written
         self.unscored: dict[str, str] = {}  # why a model could not be scored on a task of the harness, by both
 
@@ -235,16 +236,19 @@ def load_results(
     if manifest is None:
         others = "; ".join(map(run_in_words, runs_of(store, opened.name)))
         there = f"{store.root} holds {others}" if others else f"{store.root} holds no record of it"
-        raise UserError(f"study {opened.name!r} has not been run: {there} (run: {_command(study, set, preset)})")
-    return Results(store, manifest)
+        raise UserError(f"study {opened.name!r} has not been run: {there} (run: {_command(study, set, preset, runs)})")
+    results = Results(store, manifest)
+    results.newer = said_since(manifest.config, opened)
+    return results
 
 
-def _command(study: StudySource, set: Sequence[str], preset: str | None) -> str:
+def _command(study: StudySource, set: Sequence[str], preset: str | None, runs: str | Path) -> str:
     """What runs a study."""
     if not isinstance(study, str | Path):
         return "cyclebench.run"
     changes = [part for override in set for part in ("--set", override)]
-    return shlex.join(["cyclebench", "run", str(study), *(["--preset", preset] if preset else []), *changes])
+    where = [] if Path(runs) == Path("runs") else ["--runs", str(runs)]
+    return shlex.join(["cyclebench", "run", str(study), *(["--preset", preset] if preset else []), *changes, *where])
 
 
 def runs_of(store: Store, name: str) -> list[Manifest]:

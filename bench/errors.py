@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Literal
 
@@ -56,6 +57,21 @@ def typed_line(error: BaseException) -> str:
     """An error's type and what it says, in one line."""
     name, line = type(error).__name__, first_line(error)
     return name if line == name else f"{name}: {line}"
+
+
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """Tell whatever is raised inside in one line, as a UserError: code of a plug-in may raise anything. What the memory
+    or the disk refuses, and what is told in a line already, stays what it is.
+    """
+    try:
+        yield
+    except (UserError, CellError, RankError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(where.filename)}, line {where.lineno}"
+        raise UserError(f"{what}: {typed_line(error)} ({place})") from error
 
 
 def shown(value: object) -> str:

@@ -16,6 +16,7 @@ HOUSE = Path(__file__).parent.parent  # where our folders lie side by side
 NAMES = ("bench", "variants", "reports", "cyclebench")
 STUDIES = HOUSE / "studies"
 PUBLISHED = HOUSE / "reports" / "published"
+OWN = Path("reports", "published")  # what a user publishes, in the working folder
 
 
 class Finder:

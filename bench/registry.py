@@ -7,13 +7,15 @@ to other processes).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
-from bench.errors import UserError, typed_line, unknown
+from bench.errors import UserError, shown, typed_line, unknown
 
+NAME = r"\w[\w-]*"
 T = TypeVar("T")
 Kind = TypeVar("Kind")
 
@@ -40,8 +42,10 @@ class Registry(Generic[T]):
         """Decorator: make a class or a function known under ``name``, which becomes its attribute ``name``.
 
         The same definition may be registered again: a notebook's cell is run twice. Raises UserError if another one
-        has the name.
+        has the name, and for a name that files, trackers and ``--set`` could not hold.
         """
+        if not isinstance(name, str) or not re.fullmatch(NAME, name, re.ASCII):
+            raise UserError(f"{self.kind} name {shown(name)} (allowed: letters, digits, - and _)")
 
         def add(thing: Any) -> Any:
             known = self._found.get(name)

@@ -17,6 +17,11 @@ _AT_THE_START = re.compile(r"#{1,6}(?=\s|$)|[-+=](?=[-+=\s]*$|\s)|>|\[(?=[ xX]\]
 _BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number and what there are so many of: ``1 cell``, ``2 cells``. many: by default with an s behind."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as CSV. The columns are the keys of all rows, in the order in which they first stand; no rows: ''."""
     if not rows:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Record
+from bench.tables import counted
 from reports.exit_figures import BOUNDS, exits_of
 from reports.fronts import RANDOM, shared_rule
 from reports.table import digest, score
@@ -78,7 +79,7 @@ def chart(manifest: Manifest, results: dict[str, Outcome]) -> dict[str, Any] | N
         "axes": AXES,
         "colours": COLOURS,
         "shapes": SHAPES,
-        "made": f"{len(placed)} cells ({digest(cell.id for cell, _ in placed)})",
+        "made": f"{counted(len(placed), 'cell')} ({digest(cell.id for cell, _ in placed)})",
     }
 
 

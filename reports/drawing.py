@@ -8,10 +8,12 @@ from typing import TypeVar
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from bench.errors import shown
 from bench.registry import Registry
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
 from reports.look import STYLE, in_letters
+from reports.render import without_glyph_warnings
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure | None])
 Needs = Callable[[Record], bool]
@@ -33,12 +35,16 @@ class Drawing:
         self.__doc__, self.__module__, self.__qualname__ = draw.__doc__, draw.__module__, draw.__qualname__
 
     def __call__(self, manifest: Manifest, results: dict[str, Outcome], task: TaskRow | None = None) -> Figure | None:
-        """The figure in the suite's style; None if it has nothing to show. task: its row of the manifest."""
-        manifest = _in_letters(manifest)
-        with mpl.rc_context(STYLE):
-            if self.over_tasks or task is None:
-                return self.draw(manifest, results)
-            return self.draw(manifest, results, task.but(label=in_letters(task.label)))
+        """The figure in the suite's style; None if it has nothing to show.
+
+        task: its row of the manifest. Raises TypeError if what it draws is no figure.
+        """
+        manifest, of = _in_letters(manifest), () if task is None else (task.but(label=in_letters(task.label)),)
+        with mpl.rc_context(STYLE), without_glyph_warnings():
+            found = self.draw(manifest, results) if self.over_tasks else self.draw(manifest, results, *of)
+        if not isinstance(found, Figure | None):
+            raise TypeError(f"it returns {shown(found)}, which is no matplotlib Figure, and not None")
+        return found
 
 
 def _in_letters(manifest: Manifest) -> Manifest:

@@ -11,7 +11,7 @@ from bench.stats import Contrast, Interval, interval, judge
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Record, TunedThreshold
 from reports.exit_figures import BOUNDS, BUDGET, ZERO_ATTENTION, common_rules, mean_rank, with_exits
-from reports.policy import NOTHING, Rows, can_rank, counted, titled, told, within
+from reports.policy import NOTHING, Rows, can_rank, titled, told, told_seeds, within
 from reports.table import Row, exits_of
 from reports.units import bounds, gap_bounds
 
@@ -104,7 +104,7 @@ def _finding(case: _Case, verdicts: dict[str, str], family: int) -> str:
     n = means[rules[0]].n
     text = f"{case.task}, {case.variant}: "
     if not _enough(case):
-        text += f"{len(rules)} rules against leaving at random, over {counted([n])}, too few to rank them"
+        text += f"{len(rules)} rules against leaving at random, over {told_seeds([n])}, too few to rank them"
         if ZERO_ATTENTION in means:
             text += f"; zero attention is worth {told(means[ZERO_ATTENTION], DIGITS)}"
         return f"{text}{_fixed(means)}."
@@ -118,7 +118,7 @@ def _finding(case: _Case, verdicts: dict[str, str], family: int) -> str:
         text += f"; zero attention is number {order.index(ZERO_ATTENTION) + 1} with "
         text += f"{told(means[ZERO_ATTENTION], DIGITS)}, a difference of {told(within(apart, case.limits), DIGITS)} "
         text += f"to {best}, paired by seed; after correction over {family} comparisons it is {_reading(verdicts)}"
-    return f"{text} ({counted([n])})."
+    return f"{text} ({told_seeds([n])})."
 
 
 def _reading(verdicts: dict[str, str]) -> str:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from bench.errors import UserError
 from bench.store.published import STUDY, PublishedStudy, read_published
-from bench.tables import markdown, markdown_image, markdown_text
+from bench.tables import counted, markdown, markdown_image, markdown_text
 from reports.references import beside_others
 from reports.units import human
 
@@ -24,10 +25,13 @@ SHOWN = (
 
 
 def page(folder: Path, pictures: str = "") -> str:
-    """The page, in Markdown, from the published studies in a folder. Raises UserError for one that cannot be read.
+    """The page, in Markdown, from the published studies in a folder. Raises UserError for one that cannot be read, and
+    for a folder that is none.
 
     pictures: where the folder is for who reads the page, to show the plots of accuracy against FLOPs; empty: no plots.
     """
+    if not folder.is_dir():
+        raise UserError(f"--published: {str(folder)!r} is no folder (allowed: one that `report --publish` writes to)")
     found = {path.parent.name: read_published(path.parent) for path in sorted(folder.glob(f"*/{STUDY}"))}
     older = sorted(path.parent.name for path in folder.glob("*/report.md") if path.parent.name not in found)
     lines = ["# Findings", "", *summary(found.values()), ""]
@@ -54,13 +58,22 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     counts = Counter(row["verdict"] for row in rows)
     decided = sum(counts[verdict] for verdict in DECIDED)
     few = sum(int(row["pairs"].split("/")[0]) < ENOUGH for row in rows)
+    changed = [study.manifest.study for study in found if study.manifest.decide and study.manifest.decide.changed]
     sizes = [study.params for study in found if study.params[1]]
     flops = [study.train_flops[1] for study in found]
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
-    return [
-        f"{len(rows)} hypotheses of {len(found)} studies, written down before they were run: {told}. Decided are "
-        f"{decided}; {few} rest on fewer than {ENOUGH} pairs of seeds.",
+    lines = [
+        f"{counted(len(rows), 'hypothesis', 'hypotheses')} of {counted(len(found), 'study', 'studies')}: {told}. "
+        f"Decided: {decided}; on fewer than {ENOUGH} pairs of seeds: {few}.",
         "",
+    ]
+    if changed:
+        names = markdown_text(", ".join(changed))
+        lines += [f"Of {names} the looks, alpha or hypotheses were changed after the first cells were run.", ""]
+    if not sizes:
+        return lines
+    return [
+        *lines,
         f"They hold at the scale they were measured at: models of {human(min(size[0] for size in sizes))} to "
         f"{human(max(size[1] for size in sizes))} parameters, each trained with at most {human(max(flops))} FLOPs. "
         "What larger models and longer trainings do was not tested.",
@@ -77,9 +90,10 @@ def _study(name: str, study: PublishedStudy) -> list[str]:
     else:
         lines += ["It declares no hypothesis.", ""]
     sizes = " to ".join(dict.fromkeys(map(human, study.params)))
+    seeds, cells = counted(len(manifest.seeds), "seed"), counted(len(study.cells), "cell")
     lines += [
-        f"Models of {sizes} parameters, {len(manifest.seeds)} seeds, {len(study.cells)} cells; `{manifest.command}`, "
-        f"revision {(manifest.git or 'not known')[:12]}. Anyone can run cells again: "
+        f"Models of {sizes} parameters, {seeds}, {cells}; `{manifest.command}`, revision "
+        f"{(manifest.git or 'not known')[:12]}. Anyone can run cells again: "
         f"`cyclebench verify --published {name} --sample 2`.",
         "",
     ]

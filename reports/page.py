@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import tee
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from bench.errors import typed_line
 from bench.store.environment import environments
 from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult, TaskRow
@@ -30,10 +32,10 @@ from reports.fronts import fronts, shared_rule
 from reports.latex import latex
 from reports.look import STYLE, WIDTH
 from reports.loops import diverging
-from reports.policy import bars, can_rank, counted, told
+from reports.policy import bars, can_rank, told, told_seeds
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
-from reports.render import check_formats, file_names, rendered
+from reports.render import check_formats, file_names, lacking, rendered
 from reports.sweeps import on_page
 from reports.table import (
     Row,
@@ -95,7 +97,9 @@ def write_report(
         UserError: for a format that there is not, or without ``png``, which the page shows.
     """
     check_formats(formats)
-    drawn, listed = tee(_drawn(manifest, results))
+    letters = lacking(row.label for rows in (manifest.variants, manifest.tasks) for row in rows)
+    undrawn = [f"the figures' font lacks {' '.join(letters)}: each is a box there"] if letters else []
+    drawn, listed = tee(_drawn(manifest, results, undrawn))
     kinds = ("png",) if published else formats
     sourced = ((one.figure, one.cells) for one in drawn)
     files = rendered(sourced, kinds, STYLE, pool)
@@ -126,7 +130,10 @@ def write_report(
         "failures": [r for r in results.values() if r.status == "failed"],
     }
     context["cells"] = _sources(manifest, results, {row["task"] for row in context["further_tests"]})
-    paths, pictures = _files(zip(listed, files, strict=True), _stems(manifest), out)
+    paths, pictures = _files(zip(listed, files, strict=True), _stems(manifest), out, undrawn)
+    context["undrawn"] = undrawn
+    for problem in undrawn:
+        print(f"warning: {problem}", file=sys.stderr)
     context["overall"] = pictures.get(None, [])
     context["sections"] = [
         {**_section(manifest, results, task), "figures": pictures.get(task.label, [])} for task in manifest.tasks
@@ -215,13 +222,13 @@ def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     levels = "".join(f"; {name} is {level:.3f}" for name, level in task.levels.items())
     ranked = [row for row in rows if can_rank(row.done)]
     if len(ranked) < 2:
-        means = ", ".join(f"{row.variant} {told(row.score)} ({counted([row.done])})" for row in rows)
+        means = ", ".join(f"{row.variant} {told(row.score)} ({told_seeds([row.done])})" for row in rows)
         return f"Mean test {name}: {means}{levels}{_between(task, [row.score.mean for row in rows])}."
     top = (max if task.higher_is_better else min)(ranked, key=lambda row: row.score.mean)
     word = "highest" if task.higher_is_better else "lowest"
     others = [row.variant for row in rows if row not in ranked]
     few = f"; too few seeds to compare: {', '.join(others)}" if others else ""
-    mean = f"{told(top.score)} ({top.variant}, {counted([top.done])})"
+    mean = f"{told(top.score)} ({top.variant}, {told_seeds([top.done])})"
     return f"The {word} mean test {name} is {mean}{levels}{_between(task, [top.score.mean])}{few}."
 
 
@@ -247,14 +254,25 @@ def _stems(manifest: Manifest) -> dict[tuple[str, str | None], str]:
 
 
 def _files(
-    rendered: Iterable[tuple[Drawn, dict[str, bytes]]], stems: Mapping[tuple[str, str | None], str], out: Path
+    rendered: Iterable[tuple[Drawn, dict[str, bytes] | str]],
+    stems: Mapping[tuple[str, str | None], str],
+    out: Path,
+    undrawn: list[str],
 ) -> tuple[list[Path], dict[str | None, list[Row]]]:
-    """Write the figures' files; their paths, and by task what the templates say of each figure. stems: of the files, by
-    figure and task.
+    """Write the figures' files; their paths, and by task what the templates say of each figure.
+
+    Args:
+        rendered: see there.
+        stems: of the files, by figure and task.
+        out: their folder.
+        undrawn: what is told of figures that cannot be rendered is added.
     """
     paths: list[Path] = []
     pictures: dict[str | None, list[Row]] = {}
     for one, found in rendered:
+        if isinstance(found, str):
+            undrawn.append(_undrawn(one.drawing, one.task, found))
+            continue
         stem = stems[one.drawing.name, one.task]
         for kind, data in found.items():
             paths.append(out / f"{stem}.{kind}")
@@ -275,20 +293,28 @@ def _section(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> 
     return {"label": task.label, "ids": ids, "best": best(manifest, results, task)}
 
 
-def _drawn(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[Drawn]:
-    """Every figure that has something to show: those of each task, then those over all tasks."""
-    drawings = figures.items().values()
-    for task in manifest.tasks:
-        mine = manifest.but(cells=[cell for cell in manifest.cells if cell.task == task.label])
-        for drawing in drawings:
-            if not drawing.over_tasks and (figure := drawing(mine, results, task)) is not None:
-                shown = _shown(mine, results, [task], drawing.needs)
-                yield Drawn(task.label, drawing, _cells(mine, shown, [task]), _bars(drawing, shown, [task]), figure)
-    for drawing in drawings:
-        if drawing.over_tasks and (figure := drawing(manifest, results)) is not None:
-            tasks = comparable(manifest)
-            shown = _shown(manifest, results, tasks, drawing.needs)
-            yield Drawn(None, drawing, _cells(manifest, shown, tasks), _bars(drawing, shown, tasks), figure)
+def _drawn(manifest: Manifest, results: dict[str, Outcome], undrawn: list[str]) -> Iterator[Drawn]:
+    """Every figure that has something to show: those of each task, then those over all tasks. One that fails costs only
+    itself. undrawn: what is told of such is added.
+    """
+    drawings, together = figures.items().values(), comparable(manifest)
+    places: list[tuple[TaskRow | None, Drawing]] = [(t, one) for t in manifest.tasks for one in drawings]
+    places = [(t, one) for t, one in places if not one.over_tasks] + [(None, one) for one in drawings if one.over_tasks]
+    for task, drawing in places:
+        label, tasks = (None, together) if task is None else (task.label, [task])
+        mine = manifest.but(cells=[cell for cell in manifest.cells if label in (None, cell.task)])
+        try:
+            if (figure := drawing(mine, results, task)) is None:
+                continue
+            shown = _shown(mine, results, tasks, drawing.needs)
+        except Exception as error:  # whatever a plug-in's function raises
+            undrawn.append(_undrawn(drawing, label, typed_line(error)))
+            continue
+        yield Drawn(label, drawing, _cells(mine, shown, tasks), _bars(drawing, shown, tasks), figure)
+
+
+def _undrawn(drawing: Drawing, task: str | None, why: str) -> str:
+    return f"figure {drawing.name!r}{'' if task is None else f' of {task}'} could not be drawn: {why}"
 
 
 def _shown(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.stats import COVERAGE, FEWEST_FOR_INTERVAL, Interval, coverage, interval
+from bench.tables import counted
 from reports.units import plain
 
 LEAST_COVERAGE = 0.93
@@ -52,7 +53,7 @@ def heading(found: Iterable[Interval]) -> str:
     ranges = [one.n for one in shown if one.kind != "interval"]
     if len(ranges) < len(shown):
         return f"{ENDS} or range" if ranges else ENDS
-    return f"range of {counted(ranges)}" if ranges else "range"
+    return f"range of {told_seeds(ranges)}" if ranges else "range"
 
 
 def is_ends(column: str) -> bool:
@@ -67,9 +68,11 @@ def caption(found: Iterable[Interval]) -> str:
     few = [one.n for one in shown if one.kind == "range" and one.n > 1]
     parts = []
     if sure:
-        parts.append(f"Brackets: 95 % intervals over {counted(sure)}, not corrected for their number{_covers(sure)}.")
+        parts.append(
+            f"Brackets: 95 % intervals over {told_seeds(sure)}, not corrected for their number{_covers(sure)}."
+        )
     if few:
-        parts.append(f"a to b: the range of {counted(few)}, too few to tell more.")
+        parts.append(f"a to b: the range of {told_seeds(few)}, too few to tell more.")
     return " ".join(parts)
 
 
@@ -77,12 +80,12 @@ def bars(seeds: Iterable[int]) -> str:
     """``caption`` of a figure's bars and bands: drawn from FEWEST_FOR_INTERVAL seeds on. seeds: of what it shows."""
     counts = sorted(set(seeds) - {0})
     sure = [n for n in counts if can_rank(n)]
-    parts = [f"Bars and bands: 95 % intervals over {counted(sure)}{_covers(sure)}."] if sure else []
+    parts = [f"Bars and bands: 95 % intervals over {told_seeds(sure)}{_covers(sure)}."] if sure else []
     few = [n for n in counts if not can_rank(n)]
     if few:
         verb = "is" if few == [1] else "are"
         parts.append(
-            f"{counted(few)} {verb} too few for an interval: no bars, and a band, if there is one, is their range."
+            f"{told_seeds(few)} {verb} too few for an interval: no bars, and a band, if there is one, is their range."
         )
     return " ".join(parts)
 
@@ -104,7 +107,8 @@ def ends(found: Interval, digits: int = 3, sign: int = 1, plus: bool = False) ->
     """
     if found.kind == "none" or (found.kind == "range" and found.n < 2):
         return "-"
-    low, high = (f"{end:{'+' if plus else ''}.{digits}f}" for end in sorted((sign * found.low, sign * found.high)))
+    lower, upper = sorted((sign * found.low, sign * found.high))
+    low, high = (plain(end, digits, plus) for end in (lower, upper))
     return f"[{low}, {high}]" if found.kind == "interval" else f"{low} to {high}"
 
 
@@ -116,8 +120,7 @@ def digits_of(difference: Interval) -> int:
 
 def told(found: Interval, digits: int = 3, plus: bool = False) -> str:
     """The number with its ends: ``0.695 [0.680, 0.710]`` or ``0.695 (0.690 to 0.700)``."""
-    text, mean = ends(found, digits, plus=plus), plain(found.mean, digits)
-    mean = f"+{mean}" if plus and found.mean >= 0 else mean
+    text, mean = ends(found, digits, plus=plus), plain(found.mean, digits, plus)
     return mean if text == "-" else f"{mean} {text}" if found.kind == "interval" else f"{mean} ({text})"
 
 
@@ -128,10 +131,10 @@ def within(found: Interval, bounds: tuple[float, float] | None) -> Interval:
     return replace(found, low=max(found.low, bounds[0]), high=min(found.high, bounds[1]))
 
 
-def counted(seeds: Iterable[int]) -> str:
+def told_seeds(seeds: Iterable[int]) -> str:
     """``5 seeds``, ``5 to 8 seeds``."""
     least, most = min(found := list(seeds)), max(found)
-    return f"{least} to {most} seeds" if least < most else f"{most} seed{'' if most == 1 else 's'}"
+    return f"{least} to {most} seeds" if least < most else counted(most, "seed")
 
 
 def _covers(seeds: Sequence[int]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.store.published import STUDY
-from bench.tables import markdown
+from bench.tables import counted, markdown
+from reports.units import plain
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ def _ours(reference: Reference, folder: Path) -> str:
             continue
         frame: Any = pd.read_csv(folder / study / "results.csv")
         mine = frame[(frame["task"] == task) & (frame["status"] == "done")]
-        scores = mine.pivot(index="seed", columns="variant", values="test_accuracy")
-        gap = (scores[first] - scores[second]).dropna()
+        columns = ["seed", "variant", "test_accuracy"]  # the last one is not there where no cell is done
+        scores = mine.reindex(columns=columns).pivot(index="seed", columns="variant", values="test_accuracy")
+        gap = (scores[first] - scores[second]).dropna() if {first, second} <= {*scores} else mine["seed"][:0]
+        if gap.empty:
+            continue
         gaps.append(float(gap.mean()))
-        told.append(f"{task} {gap.mean():+.3f} (sd {gap.std():.3f}, {len(gap)} seeds)")
+        told.append(f"{task} {plain(gaps[-1], plus=True)} (sd {gap.std():.3f}, {counted(len(gap), 'seed')})")
     if not gaps:
         return "not measured with this version yet"
     return f"{'; '.join(told)}. {reference.reading(gaps) if reference.reading else ''}".strip()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from bench.errors import UserError, unknown
+from bench.errors import UserError, typed_line, unknown
 
 UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "png": {"Software": None},
@@ -78,16 +81,33 @@ def render(figure: Figure, source: str, kinds: tuple[str, ...]) -> dict[str, byt
     return files
 
 
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Matplotlib warns of every letter that its font lacks each time that it measures a text; a report says so once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def lacking(texts: Iterable[str]) -> list[str]:
+    """The letters of texts that the figures' font lacks, and draws a box for."""
+    font = get_font(findfont(FontProperties()))
+    return sorted(letter for letter in {*"".join(texts)} if not font.get_char_index(ord(letter)))
+
+
 def rendered(
     figures: Iterable[tuple[Figure, str]], kinds: tuple[str, ...], style: Any, pool: Executor | None
-) -> Iterator[dict[str, bytes]]:
+) -> Iterator[dict[str, bytes] | str]:
     """``render`` of each with its source, in their order and in a style of matplotlib's: here as they are asked for, or
-    all of them at once in a pool's processes (``reports.pool``).
+    all of them at once in a pool's processes (``reports.pool``). Of a figure that cannot be rendered, why not.
     """
     one = partial(_one, kinds=kinds, style=style)
     return map(one, figures) if pool is None else pool.map(one, figures)
 
 
-def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...], style: Any) -> dict[str, bytes]:
-    with mpl.rc_context(style):
-        return render(*sourced, kinds)
+def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...], style: Any) -> dict[str, bytes] | str:
+    with mpl.rc_context(style), without_glyph_warnings():
+        try:
+            return render(*sourced, kinds)
+        except Exception as error:  # a text that is no formula, say: the report has other figures
+            return typed_line(error)

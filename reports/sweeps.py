@@ -18,7 +18,7 @@ from bench.tables import csv_text, markdown_code, markdown_image, markdown_text
 from reports.exit_figures import LOOKS, OTHER, REST
 from reports.figures import over_seeds
 from reports.look import COLOURS, STYLE, WIDTH, axis_name, fitting, in_letters, legend, multiples, orient, with_units
-from reports.policy import counted
+from reports.policy import told_seeds
 from reports.render import file_names, render
 from reports.table import Row, named, ran_on
 from reports.units import human, metric_name, plain
@@ -99,7 +99,7 @@ def findings(result: SweepResult) -> list[str]:
             found.append(
                 f"{task}, {variant}: at most {point.share_of_full:.0%} of the FLOPs at full depth, validation data "
                 f"choose {rule} of {len(shown)} rule{'s' * (len(shown) != 1)}; its test {metric_name(name)} is "
-                f"{point.test[name]:.4f} ({counted([len(searches[0].cells)])})."
+                f"{point.test[name]:.4f} ({told_seeds([len(searches[0].cells)])})."
             )
         gains = [way * (point.test[name] - point.single[name]) for _, point in points if point.single]
         if gains:

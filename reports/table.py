@@ -11,7 +11,7 @@ from typing import Any
 from bench.stats import Interval, interval
 from bench.store.manifest import Manifest
 from bench.store.records import CostRecord, Environment, ExitsRecord, Outcome, Record
-from bench.tables import csv_text
+from bench.tables import counted, csv_text
 from reports.policy import ENDS, Row, Rows, ends, titled, told
 from reports.units import bounds, human, metric_name, plain
 
@@ -66,7 +66,7 @@ def digest(ids: Iterable[str]) -> str:
 def named(ids: Iterable[str]) -> str:
     """How many cells something was made from, and the name of the set."""
     found = set(ids)
-    return f"{len(found)} cell{'' if len(found) == 1 else 's'} ({digest(found)})"
+    return f"{counted(len(found), 'cell')} ({digest(found)})"
 
 
 def ran_on(place: Environment) -> str:

@@ -22,9 +22,14 @@ def tick(value: float, _: int) -> str:
     return human(value)
 
 
-def plain(value: float, digits: int = 3) -> str:
-    """Fixed digits, a dash for what is not known."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def plain(value: float, digits: int = 3, plus: bool = False) -> str:
+    """Fixed digits, a dash for what is not known. plus: numbers above zero have a sign, too; what looks like zero has
+    none.
+    """
+    if math.isnan(value):
+        return "-"
+    seen = round(value, digits)
+    return f"{seen or 0.0:{'+' if plus and seen else ''}.{digits}f}"
 
 
 SHARES = ("accuracy", "acc", "acc_norm", "exact_match")  # metrics that are shares, ours and the harness's

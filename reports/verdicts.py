@@ -12,7 +12,7 @@ from bench.store.manifest import Manifest
 from bench.store.records import Outcome
 from bench.study.contrasts import verdicts_of
 from reports.claims import Claim, contrasts, hypotheses
-from reports.policy import ENDS, Rows, counted, digits_of, ends, titled, told, within
+from reports.policy import ENDS, Rows, digits_of, ends, titled, told, told_seeds, within
 from reports.table import Row
 
 
@@ -91,7 +91,7 @@ def _sentence(claim: Claim, found: Verdict, over: str) -> str:
     start = f"{claim.text}: {found.verdict}"
     if not gap.n:
         return f"{start}: {found.note or 'no pair of seeds is planned'}."
-    numbers = f"{told(within(gap, claim.bounds), digits_of(gap), plus=True)} {claim.unit} over {counted([gap.n])}"
+    numbers = f"{told(within(gap, claim.bounds), digits_of(gap), plus=True)} {claim.unit} over {told_seeds([gap.n])}"
     if gap.n > 1:
         numbers += f", {_p_values(claim, found)}"
         numbers += f" after correction{over}" if over else ""

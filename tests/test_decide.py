@@ -175,7 +175,7 @@ def test_a_failed_cell_holds_up_its_own_hypothesis_alone(made: Plan, tmp_path: P
     manifest = fake.decide(made)
     assert told(manifest) == [("clear", "open", 0, True), ("equal", "equivalent", 12, False)]
     (line,) = [line for line in fake.lines if line.startswith("clear")]
-    assert "open at 0 pairs, 1 cells lack for its look at 8 pairs" in line
+    assert "open at 0 pairs, 1 cell missing for its look at 8 pairs" in line
     assert "ztt one seed 3 has failed: loss is nan" in line and "--retry failed" in line
     assert set(fake.made.values()) == {1}, "once a call"
     fake.fails.clear()
@@ -210,7 +210,7 @@ def test_the_budget_ends_it_and_open_hypotheses_say_what_they_need(made: Plan, t
         assert told(manifest) == [("clear", "supported", 8, False), ("equal", "open", 8, True)]
         assert len(manifest.cells) == 64
         (line,) = [line for line in fake.lines if line.startswith("equal")]
-        assert line.startswith("equal: open at 8 pairs, 8 cells lack for its look at 12 pairs, about ")
+        assert line.startswith("equal: open at 8 pairs, 8 cells missing for its look at 12 pairs, about ")
         assert f"the budget is spent (decide.{'max_flops' if of_flops else 'max_cells'} = " in line
         results = scores(fake.store, manifest, [cell.id for cell in manifest.cells])
         (opened,) = still_open(manifest, results, stand(manifest, results), planned_flops(made.cells))
@@ -221,7 +221,7 @@ def test_nothing_is_run_where_the_first_look_is_beyond_the_budget(tmp_path: Path
     fake = Fake(tmp_path)
     manifest = fake.decide(plan(decide={**RAW["decide"], "max_cells": 15}))
     assert manifest.cells == [] and not fake.made and [row.open for row in manifest.decisions] == [True, True]
-    assert len(fake.lines) == 2 and all("16 cells lack" in line and "max_cells = 15" in line for line in fake.lines)
+    assert len(fake.lines) == 2 and all("16 cells missing" in line and "max_cells = 15" in line for line in fake.lines)
 
 
 def test_a_variant_that_starts_from_anothers_cells_takes_those_along(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_deciding_study_on_pilots_runs_them_all_and_tells_what_to_expect() -> 
         ({"decide": {"within": {"accuracy": 0}}}, r"decide\.within\.accuracy: .* greater than 0 \(got 0\)"),
         (
             {"decide": {"within": {"acuracy": 0.1}}},
-            "in decide.within: 'acuracy'; did you mean 'accuracy'",
+            "decide.within: unknown metric of a hypothesis: 'acuracy'; did you mean 'accuracy'",
         ),
         (
             {"decide": {"within": {"accuracy": 0.1}}, "hypotheses": [{**RAW["hypotheses"][0], "margin": 0.1}]},

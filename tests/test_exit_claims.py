@@ -53,6 +53,8 @@ def test_exit_rules_are_held_against_each_other() -> None:
     assert measures(manifest, manifest.tasks[0]) == []  # the table of learning costs has nothing to say of exits
     with pytest.raises(UserError, match=r"both 'ztt'; they must be different"):
         declare(manifest, **one)
+    with pytest.raises(UserError, match=r"metric and than_metric are both 'exits@confidence', of the same variant"):
+        declare(manifest, **one | {"metric": "exits@confidence"}, than_metric="exits@confidence.mean")
     with pytest.raises(UserError, match=r"than_metric = 'exits@random' and metric must both be exits@RULE"):
         declare(manifest, than_metric="exits@random")
     with pytest.raises(UserError, match=r"unknown exit rule 'confidenc'; did you mean 'confidence'"):

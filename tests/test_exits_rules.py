@@ -270,3 +270,5 @@ def test_names_are_checked() -> None:
         @register("kl")
         class Other(Rule):
             """Another."""
+
+            leave = "above"

@@ -89,7 +89,7 @@ def test_without_a_tokeniser_text_is_token_numbers(tmp_path: Path) -> None:
     make("htc", {}).save_pretrained(tmp_path)
     checkpoint, written = Checkpoint(str(tmp_path)), []
     stream(checkpoint, "3 1 4", None, written.append, 4)
-    assert written[0] == "3 1 4 " and len("".join(written).split()) == 7
+    assert written[0] == "3 1 4" and written[1][0] == " " and len("".join(written).split()) == 7
     for prompt in ("", "In the", "3 19"):
         with pytest.raises(UserError, match=r"--prompt.*token numbers.*0 to 18"):
             checkpoint.encode(prompt)

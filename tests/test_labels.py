@@ -323,6 +323,18 @@ def test_a_figure_draws_a_label_in_letters(label: str) -> None:
     assert seen[1] is MANIFEST
 
 
+def test_letters_that_the_font_lacks_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    label = "ztt \N{ROCKET} \u65e5"
+    cells = [row.but(variant=label) if row.variant == "ztt" else row for row in MANIFEST.cells]
+    rows = [row.but(label=label) if row.label == "ztt" else row for row in MANIFEST.variants]
+    write_report(MANIFEST.but(variants=rows, cells=cells, hypotheses=[]), RESULTS, tmp_path)
+    assert "the figures' font lacks \u65e5 \N{ROCKET}: each is a box there" in (tmp_path / "report.md").read_text()
+    assert capsys.readouterr().err.count("font lacks") == 1
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
 def test_a_sweep_shows_labels_as_they_are(tmp_path: Path) -> None:
     tasks = [row.but(label=TASKS[row.label]) for row in MANIFEST.tasks]
     scores = {"accuracy": 0.5, "bits_per_byte": 2.0, "loss": 1.0, "flops_per_token": 10.0, "mean_cycles": 1.5}

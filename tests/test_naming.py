@@ -210,6 +210,20 @@ def test_both_are_kept_and_each_says_what_it_is(folder: Path) -> None:
     assert len(list(store.root.glob("*/result.json"))) == 6
 
 
+def test_what_the_study_says_by_now_is_told(folder: Path, said: Callable[..., str]) -> None:
+    path = folder / "tiny.yaml"
+    text = path.read_text()
+    path.write_text(yaml.safe_dump({**RAW, "question": "And now?", "seeds": [0, 2, 3]}))
+    try:
+        for command in ("status", "report", "power"):
+            told = "the study has changed since this run: question=And now? (when it was run: Does it run?)"
+            assert told in said(command, "tiny.yaml"), command
+            assert "has changed" not in said(command, "tiny"), "by the name of the run"
+    finally:
+        path.write_text(text)
+    assert "has changed" not in said("status", "tiny.yaml")
+
+
 def test_tracking_has_a_run_for_each(folder: Path) -> None:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = [run for run in runs_of(client) if run.data.tags.get("role") == "study"]

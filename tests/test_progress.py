@@ -27,6 +27,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_cells_that_have_failed_are_not_told_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    for done, failed, said in (
+        (4, 0, "4 of 4 cells are done already; nothing to run"),
+        (1, 3, "1 of 4 cells are done already, 3 have failed; nothing to run"),
+        (0, 4, "0 of 4 cells are done already, 4 have failed; nothing to run"),
+        (1, 1, "1 of 4 cells are done already, 1 have failed"),
+    ):
+        with Progress(4) as progress:
+            progress.skip(done, failed)
+            assert (progress.done, progress.failed) == (done + failed, failed)
+        assert capsys.readouterr().err.strip() == said
+
+
 def use(console: Console) -> None:
     with Progress(4, console) as progress:
         progress.skip(1)

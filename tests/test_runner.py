@@ -236,6 +236,12 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     assert stamps("result.json") == done and set(Path("my runs").iterdir()) == cells
     assert len(done) == len(failed) == 1
     assert all(stamps("failure.json")[path] > stamp for path, stamp in failed.items())
+    quiet = [*given, "--tracking-uri", "http://127.0.0.1:9"]
+    status, shown, told = ended(quiet, monkeypatch, capsys)
+    assert status == 1 and "1 of 2 cells are done already, 1 have failed; nothing to run" in told
+    assert "mlflow:    http://127.0.0.1:9" in shown
+    status, shown, _ = ended([*given, "--dry-run"], monkeypatch, capsys)
+    assert not status and "nothing to run" in shown and "1 cell failed of themselves" in shown
     status, shown, _ = ended(["status", *given[1:4], "--runs", "my runs"], monkeypatch, capsys)
     first = shlex.join(["cyclebench", *given])
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
@@ -287,6 +293,12 @@ def test_a_result_that_is_damaged_within_is_run_again(
         (["run", "quick", "--jobs", "0"], "--jobs"),
         (["run", "quick", "--hang", "0"], "--hang: 0.0 (allowed: a number of minutes above 0)"),
         (["sweep", "quick", "--hang", "nan"], "--hang: nan (allowed: a number of minutes above 0)"),
+        (["execute", "quick", "--threshold", "nan"], "--threshold: nan is no number"),
+        (["generate", "x", "--prompt", "a", "--exit", "kl", "--threshold", "NaN"], "--threshold: nan is no number"),
+        (["show", "../.."], "ID: '../..' is no cell in runs"),
+        (["compare", "nowhere::quick", "quick"], "STUDY: 'nowhere', before ::, is no folder"),
+        (["status", "quick", "--runs", "x y"], "(run: cyclebench run quick --runs 'x y')"),
+        (["findings", "--out", "."], "--out: '.' is a folder (allowed: the file of the page)"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -312,6 +324,7 @@ def test_list_and_profile_show_every_variant(tmp_path: Path) -> None:
     shown = cyclebench(tmp_path, "list").stdout
     for name in ("vanilla", "bc", "htc", "ztt", "p_hop", "kjv", "text", "hub", "quick", "sharing", "gating=attention"):
         assert name in shown
+    assert "et al. 2022" in " ".join(shown.split())  # which ends no sentence
     arguments = ("profile", "htc", "ztt", "vanilla", "--set", "model.d_model=64", "--set", "reference=htc")
     found = cyclebench(tmp_path, *arguments, "--set", "variants.vanilla.match=flops")
     assert found.returncode == 0, found.stderr

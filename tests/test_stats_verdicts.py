@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,8 @@ from scipy import stats
 from sizes import drawn
 from statsmodels.stats.multitest import multipletests
 
-from bench.stats import Contrast, Verdict, judge, step_down
+from bench.stats import Contrast, Looks, Verdict, judge, replay, step_down
+from bench.stats.verdicts import p_values
 
 
 def one(
@@ -187,3 +189,30 @@ def test_a_real_effect_is_found_and_never_refuted() -> None:
     rng = np.random.default_rng(7)
     found = [one(rng.normal(1.5, 1, 10)).verdict for _ in range(60)]
     assert found.count("supported") > 50 and "refuted" not in found
+
+
+def test_equivalence_is_not_one_that_the_interval_reaches_beyond() -> None:
+    data = np.append(np.linspace(-0.01, 0.01, 15), -1.0)  # one seed lies far outside of the bounds
+    (found,) = judge([Contrast(data, within=0.2)])
+    assert found.p_equivalent < 0.05 and found.found.difference.low < -0.2
+    assert found.verdict == "inconclusive" and "the interval reaches across the bounds" in found.note
+    assert judge([Contrast(data, within=0.2, kind="same")])[0].verdict == "inconclusive"
+    assert judge([Contrast(data[:-1], within=0.2)])[0].verdict == "equivalent"
+
+
+def test_pairs_in_which_no_run_reached_the_score_say_nothing_of_equivalence() -> None:
+    """Their difference is 0 since both were stopped, not since both cost the same."""
+    nothing, silent = np.zeros(16), np.ones(16, dtype=bool)
+    for kind in ("same", "better"):
+        contrast = Contrast(nothing, within=0.1, kind=kind, silent=silent)
+        (found,) = judge([contrast])
+        assert found.verdict == "inconclusive" and found.p_equivalent == 1.0 and found.seeds is None
+        assert "as no run reached the score" in found.note
+        looks = replay([contrast], Looks((8, 16), (0.5, 0.5)))[0]
+        assert looks.verdict.verdict == "inconclusive" and looks.pairs == 16
+    silent[:10] = False  # ten pairs tell: as if the others were not there, but for the mean
+    some = Contrast(around(0.0, 16, 0.01), within=0.1, silent=silent)
+    assert p_values(some).equal == p_values(replace(some, differences=some.differences[:10], silent=None)).equal
+    assert judge([some])[0].verdict == "equivalent"
+    with_none = Contrast(np.insert(some.differences, 3, math.nan), within=0.1, silent=np.insert(silent, 3, True))
+    assert p_values(with_none).equal == p_values(some).equal

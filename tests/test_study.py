@@ -99,6 +99,14 @@ def test_overrides_reach_everything(tmp_path: Path) -> None:
         ("question.x=1", r"question is a value"),
         ("tasks=[]", r"tasks: .*at least 1"),
         ("name=a/../b", r"name: .*pattern.*'a/\.\./b'"),
+        (f"name={'a' * 121}", r"name: .*at most 120 characters"),
+        (
+            'variants.gated.label="a\\nb"',
+            r"variants: label 'a\\nb' must be of letters that can be printed, in one line",
+        ),
+        ('tasks.p_hop.label="a\\tb"', r"tasks: label 'a\\tb' must be"),
+        ("tasks.p_hop.label=all", r"tasks: the label 'all' stands for all tasks together"),
+        ("hypotheses=[{claim: c, better: htc, than: gated, metric: ''}]", r"hypotheses\.0\.metric: .*at least 1 char"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(override: str, message: str, tmp_path: Path) -> None:
@@ -115,6 +123,7 @@ def test_bad_overrides_are_one_clear_line(override: str, message: str, tmp_path:
         ("", "must be a mapping"),
         (BASE + "seeds: 3\n", "key 'seeds' stands twice"),
         (BASE + "modle: {}\n", "'modle'; did you mean 'model'"),
+        (BASE + "presets: []\n", "presets must be a mapping of names to parts of a study"),
         (BASE + "model: {d_modl: 3}\n", "'d_modl'; did you mean 'd_model'"),
         (BASE.replace("question: why\n", ""), "question is required"),
         (BASE.replace("label: gated", "lable: gated"), "'lable'; did you mean 'label'"),

@@ -228,6 +228,11 @@ def test_trials_of_dead_processes_and_surplus_ones_do_not_count(tmp_path: Path) 
         ({"thresholds": {"trails": 3}}, "did you mean 'trials'"),
         ({"budgets": {"ranges": {"model.d_modle": [1]}}}, "unknown key of model 'd_modle'; did you mean 'd_model'"),
         ({"budgets": {"ranges": {"train.stepz": [1]}}}, "unknown key of train 'stepz'; did you mean 'steps'"),
+        (
+            {"budgets": {"ranges": {"model.flops": ["full", "executed"]}}},
+            "'model.flops' must be the same for all cells",
+        ),
+        ({"budgets": {"ranges": {"train.device": ["cpu"]}}}, "'train.device' must be the same for all cells"),
         ({"budgets": {"ranges": {"d_model": [1]}}}, "must be model.NAME, train.NAME or options.NAME"),
         ({"budgets": {"ranges": {"model.d_model": {"low": 9, "high": 3}}}}, "low = 9 must not be above high = 3"),
         ({"budgets": {"ranges": {"train.lr": [1e-3]}, "seed": 0}}, "none of the seeds that are reported"),

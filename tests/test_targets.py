@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 from records import MANIFEST, RESULTS
-from test_hypotheses import CLAIM, DATA, study
+from test_hypotheses import CLAIM, DATA, TINY, study
 
 from bench.errors import UserError
 from bench.evaluate.targets import Reading, Target, read_metric, target_of
-from bench.store.manifest import Measure
+from bench.store.manifest import CellRow, HypothesisRow, Measure
 from bench.store.records import HistoryEntry, Record
+from bench.study.contrasts import pairs_of, verdicts_of
 from bench.study.hypotheses import resolve
+from bench.study.load import study_from
+from bench.study.plan import make_plan
 from reports.units import metric_name
 
 NAN = math.nan
@@ -115,7 +118,7 @@ def test_what_the_manifest_holds() -> None:
     [
         ("flops_to@0.9", {}, r"needs one metric to reach, not accuracy and bits_per_byte"),
         ("area", {"margin": 0.1}, r"margin = 0\.1 needs one metric, not accuracy and bits_per_byte"),
-        ("flops_to@90", {"task": "p_hop"}, r"an accuracy to reach must be above 0 and at most 1, not 90"),
+        ("flops_to@90", {"task": "p_hop"}, r"accuracy to reach must be above 0 and at most 1, not 90"),
         ("flop_to@0.9", {"task": "p_hop"}, r"unknown metric of p_hop: 'flop_to@0\.9'; did you mean 'flops_to@X'"),
     ],
 )
@@ -144,3 +147,70 @@ def test_a_record_is_read_by_its_measure() -> None:
     assert read_metric(record, plain) == Reading(record.test("accuracy"))
     with pytest.raises(KeyError):
         read_metric(record, plain.but(metric="bits_per_byte"))
+
+
+def test_a_cost_that_no_run_has_reached_is_not_the_same() -> None:
+    """And one that a pair's better run has reached tells something."""
+    measure = Measure(
+        task="p_hop", metric="tokens_to@0.9", higher_is_better=False, of="accuracy", of_higher_is_better=True
+    )
+    entry = HypothesisRow(
+        claim="c", better="ztt", than="htc", kind="same", task="p_hop", metric=measure.metric, margin=0.0, within=0.5,
+        measures=[measure],
+    )  # fmt: skip
+    known = next(record for record in RESULTS.values() if record.status == "done")
+    cells = [
+        CellRow(variant=name, task="p_hop", seed=seed, id=f"{name}{seed}")
+        for name in ("ztt", "htc")
+        for seed in range(8)
+    ]
+    manifest = MANIFEST.but(cells=cells)
+    for reached, verdict in (((), "inconclusive"), (range(8), "supported")):
+        seen = {
+            cell.id: known.but(history=history(0.2, 0.95 if cell.seed in reached else 0.3, 0.4 + 0.01 * cell.seed))
+            for cell in cells
+        }
+        pairs = pairs_of(manifest, seen, entry)
+        assert pairs.contrast.silent is not None and pairs.contrast.silent.sum() == 8 - len(reached)
+        assert verdicts_of(manifest.but(decide=None), [pairs.contrast])[0].verdict == verdict
+
+
+@pytest.mark.parametrize("score", ["-1", "0", "1e300", "8.1"])
+def test_bits_that_no_model_is_asked_to_reach(score: str) -> None:
+    with pytest.raises(UserError, match=r"bits_per_byte to reach must be above 0 and at most 8, not "):
+        resolved(f"flops_to@{score}", "kjv")
+
+
+def test_bounds_that_a_study_declares_are_those_of_a_metric_it_asks_for() -> None:
+    """The nearest name counts: the metric itself, its kind, and the metric in whose unit it is."""
+
+    def bound(within: dict[str, float], *metrics: str) -> list[float | None]:
+        raw = {
+            "name": "s",
+            "question": "why",
+            "tasks": [{"name": "p_hop", "options": TINY}],
+            "decide": {"within": within},
+        }
+        claims = [{**CLAIM, "claim": metric, "metric": metric, "task": "p_hop"} for metric in metrics]
+        made = make_plan(
+            study_from({**raw, "variants": ["htc", {"name": "ztt", "label": "gated"}], "hypotheses": claims}, (), "s"),
+            "",
+            None,
+        )
+        return [row.within for row in made.manifest.hypotheses]
+
+    asked = ("exits@confidence", "exits@kl", "area", "flops_to@0.5", "accuracy")
+    assert bound({"accuracy": 0.1}, *asked) == [0.1, 0.1, 0.1, None, 0.1]
+    assert bound({"accuracy": 0.1, "exits": 0.2, "area": 0.3, "flops_to": 0.4}, *asked) == [0.2, 0.2, 0.3, 0.4, 0.1]
+    assert bound({"exits@confidence.mean": 0.2, "exits": 0.3, "flops_to@0.5": 0.4}, *asked) == [
+        0.2,
+        0.3,
+        None,
+        0.4,
+        None,
+    ]
+    for within in ({"loss": 0.1}, {"area": 0.1}, {"exits@entropy": 0.1}, {"flops_to@0.6": 0.1}):
+        with pytest.raises(UserError, match=r"decide\.within: unknown metric of a hypothesis: .*allowed: accuracy"):
+            bound(within, "accuracy", "exits@kl")
+    with pytest.raises(UserError, match="unknown exit rule 'confidnce'; did you mean 'confidence'"):
+        bound({"exits@confidnce": 0.1}, "exits@confidence")

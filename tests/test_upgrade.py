@@ -85,7 +85,7 @@ def test_a_store_of_0713034_keeps_its_results_and_needs_no_run(old: Path, capsys
     before, former = results(old), {path.name for path in old.glob("*") if len(path.name) == 64}
     others = sorted(path.read_bytes() for path in old.glob("*/*.npz"))
     store, made = open_store(old), planned(old)
-    assert "4 cells of an earlier version are brought up to date; nothing is trained again" in capsys.readouterr().err
+    assert "brought up to date: 4 cells of an earlier version; nothing is trained again" in capsys.readouterr().err
     assert results(old) == before and len(before) == 4
     assert sorted(path.read_bytes() for path in old.glob("*/*.npz")) == others
     ids = {cell.cell.id for cell in made.cells}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from test_runner import RAW, plan
 
 from bench.cli import runs as commands
 from bench.errors import UserError
+from bench.house import PUBLISHED
 from bench.run import lease
 from bench.run.cells import failure
 from bench.run.lease import Lease
@@ -197,7 +199,7 @@ def test_a_published_number_that_is_wrong_is_told(published: Path, capsys: pytes
     path.write_text("\n".join([head, *rows]))
     with pytest.raises(typer.Exit):
         commands.verify(str(published), sample=1, published=True)
-    assert "published 0.9876: beyond the tolerance (one seed tells none)" in capsys.readouterr().out
+    assert "published 0.9876: not the same, and with one seed published nothing says" in capsys.readouterr().out
 
 
 def test_the_tolerance_is_of_the_seeds_of_the_variant(published: Path) -> None:
@@ -227,3 +229,40 @@ def test_what_is_published_may_be_damaged(published: Path, text: str | None, sai
     (published / "study.json").unlink() if text is None else (published / "study.json").write_text(text)
     with pytest.raises(UserError, match=said):
         run_again(str(published), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: re.sub(r"0\.\d+", "much", text), r"results.csv: line 2: test_accuracy = 'much' must be a number"),
+        (lambda text: text.replace("id,", "ident,", 1), "results.csv: column 'id' is missing"),
+        (None, "results.csv cannot be read"),
+    ],
+)
+def test_a_published_table_may_be_damaged(published: Path, change: Any, said: str) -> None:
+    path = published / "results.csv"
+    text = path.read_text()
+    path.unlink() if change is None else path.write_text(change(text))
+    with pytest.raises(UserError, match=said) as error:
+        run_again(str(published), 1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_ones_own_is_found_by_its_name(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where `report --publish` has written it; where one of that name comes with the suite, the name is not enough."""
+    monkeypatch.chdir(published)
+    own = published / "reports/published"
+    (own / "mine").mkdir(parents=True)
+    for name in ("study.json", "results.csv"):
+        (own / "mine" / name).write_text((published / name).read_text())
+    commands.verify("mine", sample=0, published=True)
+    assert "0 of 0 cells run again" in capsys.readouterr().out
+    shipped = next(path.parent.name for path in PUBLISHED.glob("*/study.json"))
+    (own / "mine").rename(own / shipped)
+    with pytest.raises(UserError, match=f"published study '{shipped}' is there twice .*{published}"):
+        run_again(shipped, 0)
+    assert run_again(f"reports/published/{shipped}", 0) == []
+    with pytest.raises(UserError, match="unknown published study 'mine'"):
+        run_again("mine", 0)

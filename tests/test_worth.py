@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from records import of_seeds
 
-from bench.store.manifest import HypothesisRow, Measure
+from bench.errors import UserError
+from bench.store.manifest import DecideRow, HypothesisRow, Measure
 from bench.store.published import published_text
 from reports.findings import page
+from reports.table import csv_of_cells
 from reports.verdicts import differences, verdicts
 from reports.worth import worth
 
@@ -53,7 +55,31 @@ def test_findings_tell_every_verdict_and_at_what_scale(tmp_path: Path) -> None:
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "report.md").write_text("# older")
     told = page(tmp_path)
-    assert "1 hypotheses of 1 studies" in told and "1 rest on fewer than 8 pairs of seeds" in told
+    assert "1 hypothesis of 1 study: 1 inconclusive. Decided: 0; on fewer than 8 pairs of seeds: 1." in told
+    assert "were changed" not in told
     row = next(line for line in told.splitlines() if line.startswith("| a "))
     assert verdicts(claimed, results)[0]["gain"] in row and "5/5" in row
     assert "- older" in told and "verify --published sample --sample 2" in told
+    row_of_looks = DecideRow(
+        looks=[8], shares=[1.0], alpha=0.05, max_flops=None, max_cells=None, starts={}, changed=True
+    )
+    text = published_text(claimed.but(decide=row_of_looks), results, verdicts(claimed, results), [])
+    (tmp_path / "sample" / "study.json").write_text(text)
+    name = manifest.study
+    assert f"Of {name} the looks, alpha or hypotheses were changed after the first cells were run." in page(tmp_path)
+
+
+def test_findings_of_nothing(tmp_path: Path) -> None:
+    """A study whose cells have all failed has hypotheses, and no sizes to tell; a folder that is none is refused."""
+    manifest, _ = of_seeds(5)
+    measures = [Measure(task="p_hop", metric="accuracy", higher_is_better=True)]
+    claim = HypothesisRow(claim="helps", better="ztt", than="htc", task="p_hop", margin=0.0, measures=measures)
+    claimed = manifest.but(hypotheses=[claim])
+    (tmp_path / "vision").mkdir()  # one that the figures of others stand beside
+    (tmp_path / "vision" / "study.json").write_text(published_text(claimed, {}, verdicts(claimed, {}), []))
+    (tmp_path / "vision" / "results.csv").write_text(csv_of_cells(claimed, {}))
+    told = page(tmp_path)
+    assert "1 hypothesis of 1 study: 1 inconclusive. Decided: 0" in told and "They hold at the scale" not in told
+    assert "5 seeds, 0 cells;" in told and "not measured with this version yet" in told
+    with pytest.raises(UserError, match=f"--published: '{tmp_path}/none' is no folder"):
+        page(tmp_path / "none")

@@ -33,10 +33,10 @@ from bench.cli.options import (
     Tracking,
     command_line,
 )
-from bench.cli.runs import status, sync, tell_run, verify
+from bench.cli.runs import status, sync, tell_newer, tell_run, verify
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError, first_line
-from bench.house import PUBLISHED
+from bench.house import OWN, PUBLISHED
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -158,7 +158,9 @@ def run(
         tell=say,
     )
     _tell(results)
-    print(f"MLflow:    .venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {tracking_uri}")
+    from bench.store.tracker import trackers  # start-up
+
+    print(f"{tracker + ':':<10} {trackers.get(tracker).shown_by(tracking_uri)}")
     for cell, record in results.failed:
         print(f"failed: {cell.name}: {record.reason}", file=sys.stderr)
     for name, reason in results.unscored.items():
@@ -226,6 +228,8 @@ def findings(
     from bench.store.files import atomic_write  # start-up
     from reports.findings import page  # start-up
 
+    if out is not None and out.is_dir():
+        raise UserError(f"--out: {str(out)!r} is a folder (allowed: the file of the page)")
     text = page(folder)
     if out is None:
         print(text, end="")
@@ -257,7 +261,7 @@ def report(
     from bench.store.tracker import trackers  # start-up
 
     results = load_results(study, runs, preset, overrides or ())
-    folder = Path("reports", "published") if publish else runs / "reports"
+    folder = OWN if publish else runs / "reports"
     results.report(out or folder / results.manifest.study, formats.split(","), publish)
     if as_json:
         tell_json(tables_of(results))
@@ -298,6 +302,7 @@ def power(
     if as_json:
         tell_json(rows)
         return
+    tell_newer(results)
     show(f"{manifest.study}: {'how its looks may end' if EXPECTED in rows[0] else asked}", rows)
     if effect is None:
         say("An effect seen in few seeds is likely too large: give --effect what would matter to you.")

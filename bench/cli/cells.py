@@ -13,6 +13,7 @@ import typer
 from bench.cli.options import DEFAULT_RUNS, Runs
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError
+from bench.tables import counted
 
 if TYPE_CHECKING:
     from bench.store.store import Store
@@ -70,8 +71,9 @@ def whole_id(store: Store, start: str) -> str:
     ids = [path.name for path in store.root.glob(f"{start}*") if _is_id(path.name)] if _is_start(start) else []
     if len(ids) == 1:
         return ids[0]
-    if not ids and (now := store.current(start)) and store.folder(now).is_dir():  # by an id of an earlier version
-        return now
+    former = store.current(start) if not ids and _is_start(start) else None  # by an id of an earlier version
+    if former and store.folder(former).is_dir():
+        return former
     known = f", such as {', '.join(id[:12] for id in sorted(ids)[:3])}" if ids else ""
     kind = f"what {len(ids)} cells begin with" if ids else f"no cell in {store.root}"
     raise UserError(f"ID: {start!r} is {kind} (allowed: the first letters of one cell's id, at least {FEWEST}{known})")
@@ -115,12 +117,18 @@ def tell_ahead(study: str, overrides: Sequence[str], preset: str | None, runs: P
         rows.append({**row, "FLOPs to run": human(part.left * part.flops)})
     show(f"{loaded.name}: what would be run", rows, ("failed", "FLOPs of a cell"), by="task")
     cells = sum(part.left for part in found.parts)
-    cost = f"{cells} cells to run, {human(found.flops)} training FLOPs"
+    cost = f"{counted(cells, 'cell')} to run, {human(found.flops)} training FLOPs"
     speed = "how long that takes is not known before one of them is done"
     if found.seconds is not None:
         speed = f"{timedelta(seconds=round(found.seconds))} one by one, at the speed of those that are done"
-    say(f"{cost}; {speed}.")
+    say(f"{cost}; {speed}." if cells else "nothing to run")
+    if failed := sum(part.failed for part in found.parts):
+        say(f"{counted(failed, 'cell')} failed of themselves, and are run again only with --retry failed.")
     if found.trials:
-        say(f"Before them, {found.trials} cells of the tuning.")
-    if loaded.decides:
-        say("The study decides by looks: it may end with fewer.")
+        say(f"Before them, {counted(found.trials, 'cell')} of the tuning.")
+    if loaded.decides and (decide := loaded.decide) is not None:
+        limits = [] if decide.max_cells is None else [f"it has {counted(decide.max_cells, 'cell')} (decide.max_cells)"]
+        if decide.max_flops is not None:
+            limits.append(f"they cost {human(decide.max_flops)} training FLOPs (decide.max_flops)")
+        ends = f", and ends at the latest when {' or '.join(limits)}" if limits else ""
+        say(f"The study decides by looks: it may end with fewer cells than these{ends}.")

@@ -77,6 +77,8 @@ def _sides(studies: list[str], presets: tuple[str, ...] | list[str], runs: Path)
     for study, preset in asked:
         folder, between, name = study.rpartition(BETWEEN)
         where = Path(folder) if between else runs
+        if between and not where.is_dir():
+            raise UserError(f"STUDY: {folder!r}, before {BETWEEN}, is no folder (allowed: one of results)")
         results = load_results(name, where, preset)
         label = results.manifest.study if not between else f"{folder}{BETWEEN}{results.manifest.study}"
         sides.append(Side(label, results.manifest, results.records))

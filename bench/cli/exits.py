@@ -14,8 +14,10 @@ from bench.cli.options import (
     RunName,
     Runs,
     Threshold,
+    Thresholds,
     leaving,
 )
+from bench.cli.runs import tell_newer
 from bench.cli.screen import say, show, starting
 from bench.errors import UserError
 
@@ -68,9 +70,7 @@ def execute(
     overrides: Overrides = None,
     preset: Preset = None,
     rule: Annotated[str, typer.Option(help="The exit rule.")] = "zero_attention",
-    threshold: Annotated[
-        list[float] | None, typer.Option(help="Repeatable. Default: those tuned on the validation data.")
-    ] = None,
+    threshold: Thresholds = None,
     granularity: Annotated[Granularity, typer.Option(help="What leaves: a sequence, or a token.")] = "sequence",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of passes, with exits and without.")] = 5,
     runs: Runs = DEFAULT_RUNS,
@@ -88,6 +88,7 @@ def execute(
 
     logging.disable_progress_bar()
     results, rows, found = load_results(study, runs, preset, overrides or ()), [], []
+    tell_newer(results)
     for label, measured in execute_study(results.store, results.manifest, rule, threshold or None, rounds, granularity):
         rows.append(columns(label, measured))
         found.append(measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
@@ -211,8 +212,8 @@ def _fields(named: Named) -> list[str]:
 
 def _first_sentence(kind: type) -> str:
     text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-    end = text.find(". ")
-    return text if end < 0 else text[: end + 1]
+    end = re.search(r"(?<!et al)\. (?=[A-Z])", text)  # a sentence begins with a capital letter
+    return text if end is None else text[: end.start() + 1]
 
 
 def _options(kind: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -87,9 +88,22 @@ Hang = Annotated[
 ]
 Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with commas between: png, svg, pdf.")]
 DEFAULT_HANG = 60.0
+
+
+def _numbers(values: list[float] | None) -> list[float] | None:
+    """Called with the values of ``--threshold``."""
+    if any(math.isnan(value) for value in values or ()):
+        raise UserError("--threshold: nan is no number (allowed: numbers, inf and -inf)")
+    return values
+
+
 Threshold = Annotated[
     list[float] | None,
-    typer.Option(help="Where the rule leaves. Given several times: one for each exit point."),
+    typer.Option(callback=_numbers, help="Where the rule leaves. Given several times: one for each exit point."),
+]
+Thresholds = Annotated[
+    list[float] | None,
+    typer.Option("--threshold", callback=_numbers, help="Repeatable. Default: those tuned on the validation data."),
 ]
 DEFAULT_RUNS = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, Storage
 from bench.cli.screen import starting
+from bench.tables import counted
 
 
 def export(
@@ -30,7 +31,7 @@ def export(
     results = load_results(study, runs, preset, overrides or ())
     index, cells = export_study(results.store, results.manifest, file)
     size = _shown(sum(packed.size for packed in index.files.values()))
-    print(f"{index.study}: {cells} cells, {len(index.files)} files, {size}, in {file}")
+    print(f"{index.study}: {counted(cells, 'cell')}, {counted(len(index.files), 'file')}, {size}, in {file}")
     if (lack := len(results.manifest.cells) - cells) > 0:
         print(f"{lack} cells have no record yet and are not in it")
 

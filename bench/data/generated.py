@@ -8,7 +8,18 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from bench.config import IGNORED, LARGEST, Strict
-from bench.data.task import Metric, Sample, Task, TaskData, TaskSize, Tokens, get_task, make_data, sequences_as_values
+from bench.data.task import (
+    Metric,
+    Sample,
+    Task,
+    TaskData,
+    TaskSize,
+    Tokens,
+    check_sample,
+    get_task,
+    make_data,
+    sequences_as_values,
+)
 from bench.errors import UserError
 
 KEPT = 3 * 8  # bytes of a token of a split: of inputs, targets and what was seen
@@ -120,6 +131,8 @@ class Generated(Task):
         for name in ("valid", "train"):
             splits[name] = splits[name]._replace(slices={})
         train, test = splits["train"], splits["test"]
+        for name in ("train", "test"):  # before they are counted
+            check_sample(name, splits[name], self.vocab_size)
         chance = best_accuracy(
             (self.without_context(train.ids), train.targets), (self.without_context(test.ids), test.targets)
         )

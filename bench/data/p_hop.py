@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from bench.config import IGNORED
 from bench.data.generated import Generated, best_accuracy
 from bench.data.task import Sample, TaskSize, Tokens, register
+from bench.tables import counted
 
 Hops = Annotated[int, Field(ge=0, le=65535)]
 COUNTED = 20_000  # sequences of the train split that the levels of solvers are counted on
@@ -105,7 +106,7 @@ class PHop(Generated):
         found = {}
         for done, walked in enumerate(zip(self._walk(train.ids, most), self._walk(test.ids, most), strict=True)):
             seen, asked = walked
-            name = f"{done} hop{'' if done == 1 else 's'}"
+            name = counted(done, "hop")
             found[name] = best_accuracy((seen, train.targets), (asked, test.targets))
         return found
 

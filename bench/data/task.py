@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.config import Strict, parse
+from bench.config import IGNORED, Strict, parse
 from bench.data.columns import pieces
 from bench.data.tokenizers import Tokens, number_tokenizer
-from bench.errors import shown
+from bench.errors import contained, shown
 from bench.form import TEXT, Form
 from bench.limits import check_memory, check_time, machine_memory
 from bench.registry import Registry
@@ -194,8 +194,9 @@ def check_size(task: Task) -> None:
 
 def build(task: Task) -> TaskData:
     """A task's data, made. Raises UserError if they are too large or the options cannot be met."""
-    check_size(task)
-    return with_augmentation(task.build(), task)
+    with contained(f"task {task.name!r}: its data cannot be made"):
+        check_size(task)
+        return with_augmentation(task.build(), task)
 
 
 @lru_cache(maxsize=8)
@@ -238,7 +239,7 @@ def make_data(
         digest.update(form.model_dump_json(exclude_defaults=True).encode())
     samples = {name: Sample(*splits[name]) for name in (*SPLITS, *(name for name in splits if name not in SPLITS))}
     for name, sample in samples.items():
-        _check(name, sample, vocab_size, form)
+        check_sample(name, sample, vocab_size, form)
         for column, kind in ((sample.ids, "<i8" if form.features is None else "<f4"), (sample.targets, "<i8")):
             for part in pieces(len(column), math.prod(column.shape[1:])):
                 digest.update(np.ascontiguousarray(column[part], dtype=kind).tobytes())
@@ -260,11 +261,19 @@ def make_data(
     )
 
 
-def _check(name: str, sample: Sample, vocab_size: int, form: Form) -> None:
-    """Raises ValueError for a split that is not of the form."""
-    for column in (sample.ids, sample.targets) if form.features is None else (sample.targets,):
-        if column.max() >= vocab_size:
-            raise ValueError(f"split {name!r} has the token {column.max()}, of {vocab_size}")
+def check_sample(name: str, sample: Sample, vocab_size: int, form: Form = TEXT) -> None:
+    """Raises ValueError for a split that is not of the form, or that no model can be trained on."""
+    if not len(sample.ids):
+        raise ValueError(f"split {name!r} has no sequence")
+    scored = sample.targets.min(initial=vocab_size, where=sample.targets != IGNORED)
+    if scored == vocab_size:
+        raise ValueError(f"split {name!r} has no target that is scored: all are {IGNORED}")
+    tokens = [sample.targets.max(), scored]
+    if form.features is None:
+        tokens += [sample.ids.min(), sample.ids.max()]
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"split {name!r} has the token {token} (allowed: 0 to {vocab_size - 1})")
     if form.features is not None and (sample.ids.ndim, sample.ids.shape[-1]) != (3, form.features):
         raise ValueError(f"split {name!r} has inputs {sample.ids.shape}, no [N, T, {form.features}]")
     if sample.targets.shape != (len(sample.ids), form.places(sample.ids.shape[1])):

@@ -55,6 +55,9 @@ def evaluate(
     loss, correct, scored, masses = (whole.pop(name) for name in ("loss", "correct", "scored", "masses"))
     ran = whole.pop("ran").astype(np.int64) if "ran" in whole else None
     signals = {key: column.astype(np.float32) for key, column in whole.items()}
+    for key, signal in signals.items():
+        if lost := int(np.isnan(signal).any(1).sum()):
+            raise ValueError(f"exit rule {key!r}: its signal is NaN for {lost:,} of {len(signal):,} sequences")
     flops = {get_rule(key).name: rule_flops(lm, get_rule(key), ids.shape[1], n_cycles, ran) for key in signals}
     return Trace(loss, correct, scored, masses.mean(0), signals, flops, ran=ran)
 

@@ -6,21 +6,23 @@ A signal at token t reads what cycles up to the exit point computed from tokens 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import unknown
+from bench.errors import UserError, shown, typed_line, unknown
 from bench.model.network import Network
 from bench.model.walk import Walk
 from bench.registry import Registry
 
 Aggregate = Literal["mean", "last", "max"]
+Leave = Literal["above", "below"]
+R = TypeVar("R", bound="Rule")
 
 
 class Prediction:
@@ -83,7 +85,7 @@ class Rule:
     """
 
     name: ClassVar[str]
-    leave: ClassVar[Literal["above", "below"]]
+    leave: ClassVar[Leave]
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = math.inf
     aggregates: ClassVar[tuple[Aggregate, ...]] = ("mean", "last")
@@ -128,12 +130,28 @@ class Rule:
 
 
 rules: Registry[type[Rule]] = Registry("exit rule", "cyclebench.exit_rules", "bench.evaluate.rules")
-register = rules.register
+
+
+def register(name: str) -> Callable[[type[R]], type[R]]:
+    """Decorator: make a class an exit rule.
+
+    Raises UserError as ``Registry.register`` does, and for a class that does not say on which side of its threshold a
+    sequence leaves.
+    """
+
+    def add(kind: type[R]) -> type[R]:
+        if (leave := getattr(kind, "leave", None)) not in (sides := get_args(Leave)):
+            raise UserError(f"exit rule {name!r}: leave = {shown(leave)} (allowed: {', '.join(sides)})")
+        return rules.register(name)(kind)
+
+    return add
 
 
 def get_rule(key: str) -> Rule:
-    """The rule of a key, ``name`` or ``name.aggregate``. Raises UserError, with the nearest name, if there is none."""
+    """The rule of a key, ``name`` or ``name.aggregate``. Raises UserError, with the nearest key, if there is none."""
     name, _, aggregate = key.partition(".")
+    if name not in rules.items():
+        raise unknown("exit rule", key, (rule.key for rule in all_rules()))
     kind = rules.get(name)
     return kind(aggregate or kind.aggregates[0])  # type: ignore[arg-type]
 
@@ -141,6 +159,19 @@ def get_rule(key: str) -> Rule:
 def all_rules() -> list[Rule]:
     """Every rule with every aggregate."""
     return [rules.get(name)(aggregate) for name in rules.names() for aggregate in rules.get(name).aggregates]
+
+
+def _signal(rule: Rule, view: View, previous: Tensor | None) -> Tensor:
+    """A rule's signal. What is wrong with it is told with the rule's name."""
+    try:
+        found = rule.signal(view, previous)
+    except Exception as error:
+        raise RuntimeError(f"exit rule {rule.key!r}: {typed_line(error)}") from error
+    batch, length, _ = view.hidden.shape
+    shape = tuple(getattr(found, "shape", ()))
+    if shape not in ((batch, length), (batch, 1)):  # what is judged once a sequence is predicted once
+        raise ValueError(f"exit rule {rule.key!r}: its signal has the shape {shape} (allowed: {batch, length}, [B, T])")
+    return found
 
 
 class SignalWatch:
@@ -184,7 +215,7 @@ class SignalWatch:
             self.rows,
         )
         self._signals = {
-            rule.key: rule.signal(view, self._signals.get(rule.key)) for rule in self.rules if rule.usable(view)
+            rule.key: _signal(rule, view, self._signals.get(rule.key)) for rule in self.rules if rule.usable(view)
         }
         self._then = view.now
         return logits, self._signals

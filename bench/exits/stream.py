@@ -58,7 +58,12 @@ class Checkpoint:
 
     def decode(self, ids: list[int]) -> str:
         """Text of token numbers."""
-        return str(self.tokenizer.decode(ids)) if self.tokenizer is not None else " ".join([*map(str, ids), ""])
+        return str(self.tokenizer.decode(ids)) if self.tokenizer is not None else " ".join(map(str, ids))
+
+    def following(self, ids: list[int], before: list[int]) -> str:
+        """Text of token numbers behind others, with the space that may be between them."""
+        first, both = self.decode(before), self.decode([*before, *ids])
+        return both[len(first) :] if both.startswith(first) else self.decode(ids)
 
 
 class _Stream(BaseStreamer):
@@ -67,13 +72,15 @@ class _Stream(BaseStreamer):
     def __init__(self, checkpoint: Checkpoint, cycles: list[int], write: Write) -> None:
         self.checkpoint, self.cycles, self.write = checkpoint, cycles, write
         self.waiting: list[int] = []
+        self.before: list[int] = []  # the last token that is written
         self.prompt = True
 
     def put(self, value: Tensor) -> None:
         """Called with the prompt [1, T], then with every token [1]."""
         if self.prompt:
             self.prompt = False
-            self.write(self.checkpoint.decode(value.flatten().tolist()))
+            self.write(self.checkpoint.decode(ids := value.flatten().tolist()))
+            self.before = ids[-1:]
             return
         self.waiting += value.flatten().tolist()
         if not self.checkpoint.decode(self.waiting).endswith(UNFINISHED) or len(self.waiting) == 4:
@@ -86,9 +93,8 @@ class _Stream(BaseStreamer):
     def _flush(self) -> None:
         if self.waiting:
             marks = ",".join(str(number).translate(SMALL) for number in self.cycles[-len(self.waiting) :])
-            text = self.checkpoint.decode(self.waiting)
-            self.write(f"{text.rstrip(' ')}{marks} " if self.checkpoint.tokenizer is None else text + marks)
-            self.waiting = []
+            self.write(self.checkpoint.following(self.waiting, self.before) + marks)
+            self.before, self.waiting = self.waiting[-1:], []
 
 
 def stream(

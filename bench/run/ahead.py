@@ -13,7 +13,9 @@ from bench.study.schema import Study
 
 @dataclass(frozen=True)
 class Part:
-    """The cells of a variant on a task. flops: training FLOPs of one of them, all cycles run; failed: of the others."""
+    """The cells of a variant on a task. failed: of themselves, so that they are not run again unless asked for; flops:
+    training FLOPs of one of them, all cycles run.
+    """
 
     variant: str
     task: str
@@ -24,8 +26,8 @@ class Part:
 
     @property
     def left(self) -> int:
-        """Cells that have no result."""
-        return self.cells - self.done
+        """Cells to be run."""
+        return self.cells - self.done - self.failed
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Ahead:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of all cells without a result."""
+        """Training FLOPs of all cells to be run."""
         return sum(part.left * part.flops for part in self.parts)
 
 
@@ -60,7 +62,8 @@ def ahead(study: Study, store: Store) -> Ahead:
     flops, parts = planned_flops(plan.cells), []
     for (variant, task), ids in by_place.items():
         done = sum(store.done(id) for id in ids)
-        failed = sum((store.folder(id) / "failure.json").exists() for id in ids)
+        known = store.failures(id for id in ids if not store.done(id))
+        failed = sum(record.kind == "cell" for record in known.values())
         parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)

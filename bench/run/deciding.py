@@ -17,6 +17,7 @@ from bench.store.records import Outcome
 from bench.store.store import Store
 from bench.study.naming import base_of
 from bench.study.plan import Plan
+from bench.tables import counted
 
 TRIES = 2  # of a look in one call: a result that turns out to be damaged is made again, once
 
@@ -61,7 +62,7 @@ def decide(plan: Plan, run: RunPlan, store: Store, tell: Callable[[str], object]
             run(replace(so_far, cells=tuple(p for p in so_far.cells if (p.variant, p.task, p.cell.seed) in todo)))
     run(replace(so_far, cells=()))
     for each in still_open(so_far.manifest, results, standing, flops):
-        lacks = f"{len(each.cells)} cells lack for its look at {each.look} pairs"
+        lacks = f"{counted(len(each.cells), 'cell')} missing for its look at {each.look} pairs"
         about = f"about {each.further:.0f} further pairs expected"
         tell(f"{each.claim}: open at {each.pairs} pairs, {lacks}, {about}; {each.stop or 'run the same command again'}")
     return so_far
@@ -120,5 +121,4 @@ def _look(now: list[Need], standing: Standing, todo: Collection[Key]) -> str:
     """What is run now, in words."""
     still, m = sum(decision.open for decision in standing.decisions), len(standing.decisions)
     labels = ", ".join(sorted({variant for variant, _, _ in todo}))
-    n = f"{len(todo)} cell{'' if len(todo) == 1 else 's'}"
-    return f"look at {now[0].look} pairs: {still} of {m} hypotheses open; {n} of {labels}"
+    return f"look at {now[0].look} pairs: {still} of {m} hypotheses open; {counted(len(todo), 'cell')} of {labels}"

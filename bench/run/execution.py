@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bench.data.batches import arrays
 from bench.data.task import task_data
+from bench.errors import UserError
 from bench.evaluate.rules import get_rule
 from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
@@ -25,11 +26,12 @@ def execute_study(
     granularity: Granularity,
 ) -> Iterator[tuple[str, ExecutionRow]]:
     """Measure the cells of a study's last run that have exits and the rule, and store what is found beside their
-    results; a label and a row at a time. Raises UserError if the study has not been run.
+    results; a label and a row at a time. Raises UserError if none can be measured, since no threshold was tuned.
 
     thresholds: by default those tuned on the cell's validation data, where whole sequences leave.
     """
     get_rule(rule)
+    untuned = measured = 0
     for planned in manifest.cells:
         record = store.record(planned.id)
         if record is None or record.status != "done" or record.exits is None:
@@ -38,6 +40,10 @@ def execute_study(
         if known is None:
             continue
         tuned = [entry.threshold for entry in known.tuned if entry.threshold is not None]
+        if not thresholds and not tuned:
+            untuned += 1
+            continue
+        measured += 1
         cell = record.cell.cell()
         data = task_data(cell.task, cell.task_options)
         rows = []
@@ -47,3 +53,5 @@ def execute_study(
                 rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield f"{planned.variant}, {planned.task}, seed {planned.seed}", rows[-1]
         store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)
+    if untuned and not measured:
+        raise UserError(f"--threshold is required: for the rule {rule!r} none was tuned on the validation data")

@@ -116,12 +116,14 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
-    def skip(self, count: int) -> None:
-        """Count cells that were done before."""
-        self.done += count
-        if count:
-            nothing = "; nothing to run" if count == self.total else ""
-            self._say(f"{count} of {self.total} {self.what} are done already{nothing}")
+    def skip(self, count: int, failed: int = 0) -> None:
+        """Count cells that were done before, and such that have failed and are not tried again."""
+        self.done += count + failed
+        self.failed += failed
+        if count or failed:
+            nothing = "; nothing to run" if count + failed == self.total else ""
+            but = f", {failed} have failed" if failed else ""
+            self._say(f"{count} of {self.total} {self.what} are done already{but}{nothing}")
         if self._bars is not None:
             self._bars.update(self._study, completed=self.done)
 

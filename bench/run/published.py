@@ -6,17 +6,17 @@ import csv
 import math
 import random
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bench.config import CELL_SOURCE, Cell
-from bench.errors import UserError, first_line, unknown
-from bench.house import PUBLISHED
+from bench.errors import UserError, first_line, shown
 from bench.run.going import run_cell
 from bench.store.manifest import CellRow
-from bench.store.published import STUDY, PublishedStudy, published_names, read_published
+from bench.store.published import PublishedStudy, published_folder, read_published
 from bench.store.store import Store
 
 RESULTS = "results.csv"
@@ -56,25 +56,18 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
     would have led to. So a cell may lie SPREADS standard deviations between the published seeds of its variant off.
 
     Args:
-        name: of a study that is published beside the suite, or a folder that ``report --publish`` has written.
+        name: see ``published_folder``.
         sample: how many of its cells.
         seed: picks them.
 
     Raises:
         UserError: if there is no such study, or what is published cannot be read.
     """
-    folder = Path(name) if (Path(name) / STUDY).is_file() else PUBLISHED / name
-    if not (folder / STUDY).is_file():
-        raise unknown("published study", name, published_names())
+    folder = published_folder(name)
     study = read_published(folder)
-    try:
-        with (folder / RESULTS).open(encoding="utf-8", newline="") as file:
-            told = {row["id"]: row for row in csv.DictReader(file)}
-    except KeyError as error:
-        raise UserError(f"{folder / RESULTS}: column {error} is missing") from None
     metrics = {task.label: f"test_{task.metric}" for task in study.manifest.tasks}
-    done = [row for row in study.manifest.cells if row.id in study.cells and row.id in told]
-    scores = {row.id: float(told[row.id].get(metrics[row.task]) or math.nan) for row in done}
+    scores = _scores(folder / RESULTS, {row.id: metrics[row.task] for row in study.manifest.cells})
+    done = [row for row in study.manifest.cells if row.id in study.cells and row.id in scores]
     found = []
     for row in random.Random(seed).sample(done, min(sample, len(done))):
         alike = [scores[other.id] for other in done if (other.variant, other.task) == (row.variant, row.task)]
@@ -85,6 +78,28 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
         except Exception as error:  # data that cannot be had here, or a cell that this version does not know
             problem = first_line(error)
         found.append(Comparison(row, metric, scores[row.id], score, tolerance, problem))
+    return found
+
+
+def _scores(path: Path, metrics: Mapping[str, str]) -> dict[str, float]:
+    """The published score of each cell that has one, NaN where its cell of the table is empty.
+
+    metrics: the column of each cell. Raises UserError for a table that cannot be read.
+    """
+    found = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                if (column := metrics.get(row["id"])) is not None:
+                    text = row.get(column) or "nan"
+                    try:
+                        found[row["id"]] = float(text)
+                    except ValueError:
+                        raise UserError(f"{path}: line {number}: {column} = {shown(text)} must be a number") from None
+    except KeyError as error:
+        raise UserError(f"{path}: column {error} is missing") from None
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     return found
 
 

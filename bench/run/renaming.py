@@ -23,6 +23,7 @@ from bench.store.versions import RECORDS, cell_folders, first_id, former_of, for
 from bench.study.entries import VariantEntry
 from bench.study.plan import make_plan
 from bench.study.schema import Study
+from bench.tables import counted
 from bench.train.device import device_of
 from bench.train.modes import Kind, resolved
 
@@ -63,7 +64,7 @@ class Renaming:
         """Give every cell its new id: first those that others start from, finished ones before others."""
         if self.found:
             self.tell(
-                f"{self.root}: {len(self.found)} cells of an earlier version are brought up to date; "
+                f"{self.root}: brought up to date: {counted(len(self.found), 'cell')} of an earlier version; "
                 "nothing is trained again"
             )
         for id in sorted(self.found, key=lambda id: (bool(_source(self.found[id])), not self.found[id].done, id)):

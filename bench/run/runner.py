@@ -89,7 +89,7 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watch
     todo = _wanted(unique, done, failures, how.retry)
     costs = planned_flops(todo)
     with Progress(len(unique), costs={p.cell.id: costs[p.variant, p.task] for p in todo}) as progress:
-        progress.skip(len(unique) - len(todo))
+        progress.skip(len(done), len(unique) - len(todo) - len(done))
         if todo:
             prepare((planned.cell for planned in todo), store)
             with _executor(how, todo) as executor:

@@ -124,8 +124,8 @@ def decide(contrast: Contrast, looks: Looks, levels: Sequence[float]) -> Decisio
     have = int(missing.argmax()) if missing.any() else len(missing)
     reached, level = 0, 0.0
     for reached, level in _reached(looks, levels, have):
-        found = paired(contrast.differences[:reached], margin=contrast.margin)
-        tests = p_values(contrast, contrast.differences[:reached])
+        seen = contrast.first(reached)
+        found, tests = paired(seen.differences, margin=contrast.margin), p_values(seen)
         outcome = outcome_of(contrast, tests, found, (tests.differs < level, tests.equal < level))
         if outcome != "inconclusive":
             return Decision(_verdict(contrast, reached, level, looks, outcome, "decided"), reached, 0.0, None)
@@ -163,8 +163,8 @@ def _reached(looks: Looks, levels: Sequence[float], have: int) -> list[tuple[int
 
 def _verdict(contrast: Contrast, pairs: int, level: float, looks: Looks, outcome: Outcome, note: str) -> Verdict:
     """A verdict on the first pairs, tested at a level. Without a look yet (0 pairs) its p-values are 1."""
-    differences = contrast.differences[:pairs]
-    found, tests = paired(differences, margin=contrast.margin), p_values(contrast, differences)
+    seen = contrast.first(pairs)
+    found, tests = paired(seen.differences, margin=contrast.margin), p_values(seen)
     scale = looks.alpha / level if level else 1.0
     differs, equal = (raw if math.isnan(raw) else min(1.0, raw * scale) for raw in (tests.differs, tests.equal))
     smallest = detectable(found.sd, pairs, level) if pairs else math.nan

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from bench.stats.distributions import chi_square_above, normal_below, student_quantile
 
 Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 Bounds = tuple[float, float] | None
 CONFIDENCE = 0.95
 FEWEST_FOR_INTERVAL = 5

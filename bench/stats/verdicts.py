@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails
-from bench.stats.intervals import Array
+from bench.stats.intervals import Array, BoolArray
 from bench.stats.power import (
     MOST_SEEDS,
     attainable_level,
@@ -31,6 +31,8 @@ class Contrast:
     kind: "better": the mean difference is above ``margin`` (positive is as claimed); "same": it is within -within and
     within. within: bounds of what counts as no difference, above the margin; a claim of kind "better" that has them may
     end as equivalent. planned: pairs that should be there; failed: those without a difference because a cell failed.
+    silent: pairs [n] that say nothing of equivalence, since neither run has reached the score that its cost is of:
+    their difference is 0 only because both were stopped. By default none is.
     Raises ValueError for an infinite difference, and for bounds that are missing or not above the margin.
     """
 
@@ -40,6 +42,7 @@ class Contrast:
     kind: Literal["better", "same"] = "better"
     planned: int = 0
     failed: int = 0
+    silent: BoolArray | None = None
 
     def __post_init__(self) -> None:
         if np.isinf(self.differences).any():
@@ -49,6 +52,17 @@ class Contrast:
         if self.within is not None and not self.within > self.margin:
             # else a difference of exactly the margin could be in error twice: see Looks
             raise ValueError(f"within = {self.within:g} must be above the margin of {self.margin:g}")
+
+    def first(self, pairs: int) -> Contrast:
+        """The contrast of the first pairs alone."""
+        silent = None if self.silent is None else self.silent[:pairs]
+        return replace(self, differences=self.differences[:pairs], silent=silent)
+
+    @property
+    def telling(self) -> Array:
+        """The differences that are there and say something of equivalence."""
+        there = ~np.isnan(self.differences)
+        return self.differences[there if self.silent is None else there & ~self.silent]
 
 
 class PValues(NamedTuple):
@@ -94,7 +108,7 @@ def judge(family: Sequence[Contrast]) -> list[Verdict]:
     For studies whose number of seeds was fixed before; those that add seeds by what they see use ``replay``. The
     correction is Holm's (1979), for the two tests of a claim in Shaffer's (1986, S2) form: see ``step_down``.
     """
-    tests = [p_values(contrast, present(contrast)) for contrast in family]
+    tests = [p_values(contrast) for contrast in family]
     corrected = step_down([(each.differs, each.equal) for each in tests])
     return [
         verdict_of(contrast, each, (float(differs), float(equal)), len(family))
@@ -107,14 +121,15 @@ def present(contrast: Contrast) -> Array:
     return contrast.differences[~np.isnan(contrast.differences)]
 
 
-def p_values(contrast: Contrast, differences: Array) -> PValues:
-    """The sign-flip tests of a contrast on differences [n], some or all of its own."""
-    upper, lower = (contrast.margin, contrast.margin)
+def p_values(contrast: Contrast) -> PValues:
+    """The sign-flip tests of a contrast, on the pairs that are there."""
+    differences, upper, lower = present(contrast), contrast.margin, contrast.margin
     if contrast.kind == "same":
         assert contrast.within is not None
         upper, lower = contrast.within, -contrast.within
     above, below = sign_flip_tails(differences - upper)[0], sign_flip_tails(differences - lower)[1]
-    return PValues(above, below, math.nan if contrast.within is None else equivalence_p(differences, contrast.within))
+    equal = math.nan if contrast.within is None else equivalence_p(contrast.telling, contrast.within)
+    return PValues(above, below, equal)
 
 
 def step_down(p: Sequence[tuple[float, float]]) -> Array:
@@ -156,9 +171,10 @@ def verdict_of(contrast: Contrast, tests: PValues, p: tuple[float, float], famil
 def outcome_of(contrast: Contrast, tests: PValues, found: Paired, significant: tuple[bool, bool]) -> Outcome:
     """The outcome, given whether the difference and the equivalence are significant after correction.
 
-    A difference also needs a 95 % interval that lies, as a whole, beyond the margin (or beyond the bounds): a mean that
-    is one seed's doing is none. It is looked for first: a claim of kind "better" whose difference is shown ends as
-    supported or refuted even where it is within the bounds too.
+    Either also needs the 95 % interval: a difference one that lies, as a whole, beyond the margin (or beyond the
+    bounds), as a mean that is one seed's doing is none; equivalence one that lies within the bounds, as one seed far
+    outside of them may be what counts. A difference is looked for first: a claim of kind "better" whose difference is
+    shown ends as supported or refuted even where it is within the bounds too.
     """
     gap, (differs, equal) = found.difference, significant
     if gap.kind != "interval":
@@ -170,7 +186,7 @@ def outcome_of(contrast: Contrast, tests: PValues, found: Paired, significant: t
         return "supported"
     elif differs and tests.below < tests.above and gap.high < contrast.margin:
         return "refuted"
-    if equal:
+    if equal and contrast.within is not None and -contrast.within < gap.low and gap.high < contrast.within:
         return "supported" if contrast.kind == "same" else "equivalent"
     return "inconclusive"
 
@@ -193,6 +209,10 @@ def _note(
     elif p[0] < SIGNIFICANT:
         edge = "margin" if contrast.kind == "better" else "bounds"
         notes.append(f"significant, but the interval reaches across the {edge}")
+    elif p[1] < SIGNIFICANT:
+        notes.append("equivalence is significant, but the interval reaches across the bounds")
+    if contrast.within is not None and not len(contrast.telling):
+        notes.append("no pair tells whether they are the same, as no run reached the score")
     if gap.n > 1 and found.sd == 0:
         notes.append("all differences are equal")
     elif gap.n > 1:
@@ -209,8 +229,8 @@ def _seeds(contrast: Contrast, found: Paired, level: float) -> int | None:
     edge = contrast.margin if contrast.kind == "better" else contrast.within or 0.0
     beyond = abs(mean - edge) if contrast.kind == "better" else abs(mean) - edge
     ways = [seeds_needed(beyond, sd, level)]
-    if contrast.within is not None:
-        ways.append(seeds_for_equivalence(mean, sd, contrast.within, level))
+    if contrast.within is not None and len(contrast.telling):
+        ways.append(seeds_for_equivalence(mean, sd, contrast.within, min(level, SIGNIFICANT / 2)))  # for the interval
     return min((way for way in ways if way is not None), default=None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shlex
 import sqlite3
 import sys
 import threading
@@ -176,3 +177,12 @@ def _environment(name: str, value: str) -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
+
+
+def ui_command(uri: str) -> str:
+    """What a user opens, or types, to look at what is kept at an address: that of a server, or a database."""
+    if uri.startswith(("http://", "https://")):
+        return uri
+    own = Path(sys.executable).with_name("mlflow")
+    command = str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else "mlflow"
+    return shlex.join([command, "ui", "--host", "127.0.0.1", "--backend-store-uri", uri])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import from_validation
-from bench.house import PUBLISHED
+from bench.errors import UserError, first_line, from_validation, unknown
+from bench.house import OWN, PUBLISHED
 from bench.store.manifest import Manifest
 from bench.store.records import Configuration, Outcome
 
@@ -60,8 +60,23 @@ def read_published(folder: Path) -> PublishedStudy:
         return PublishedStudy.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise from_validation(str(path), error) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
-def published_names() -> list[str]:
-    """The studies that are published beside the suite, in a form that can be run again."""
-    return sorted(path.parent.name for path in PUBLISHED.glob(f"*/{STUDY}"))
+def published_folder(name: str) -> Path:
+    """Where a study is published.
+
+    name: a folder, or the name of a study that is published beside the suite, or in the working folder, which
+    ``report --publish`` writes to. Raises UserError if there is none, or both.
+    """
+    if (Path(name) / STUDY).is_file():
+        return Path(name)
+    places = dict.fromkeys(place.resolve() for place in (PUBLISHED, OWN))
+    found = [place / name for place in places if (place / name / STUDY).is_file()]
+    if len(found) > 1:
+        raise UserError(f"published study {name!r} is there twice (allowed: one of {' and '.join(map(str, found))})")
+    if not found:
+        known = {path.parent.name for place in places for path in place.glob(f"*/{STUDY}")}
+        raise unknown("published study", name, known)
+    return found[0]

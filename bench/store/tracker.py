@@ -71,6 +71,11 @@ class Tracker:
         self.filled = self.there = 0
         self.manifest: Manifest | None = None  # of the study that it is at
 
+    @classmethod
+    def shown_by(cls, uri: str) -> str:
+        """What a user opens, or types, to look at it."""
+        return uri
+
     def study(self, manifest: Manifest) -> None:
         """A study begins or goes on."""
 

@@ -23,7 +23,7 @@ from bench.errors import first_line
 from bench.processes import gone, me
 from bench.store.databases import lock_beside, sqlite_file
 from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest, SearchRow, ThresholdRow
-from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in
+from bench.store.mlflow_server import ANSWER, EXPERIMENT, connect, experiment, former_experiment, tags_in, ui_command
 from bench.store.records import HistoryEntry, Outcome, configuration, dotted
 from bench.store.store import Store
 from bench.store.tracked import Row, about, curves, dataset, digest_of_keys, metrics, page, shown_of, system, totals
@@ -88,6 +88,8 @@ class MlflowTracker(Tracker):
     """An experiment and a parent run for a study, one child run for a cell: parameters, metrics by step and by FLOPs,
     data, artifacts.
     """
+
+    shown_by = staticmethod(ui_command)
 
     def __init__(self, uri: str, store: Store) -> None:
         """See ``Tracker``."""

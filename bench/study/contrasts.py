@@ -47,7 +47,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     seeds: set[int] = set()
     failed: set[int] = set()
     gaps: list[dict[int, float]] = []
-    missed, runs = (0, 0), 0
+    missed, runs, reached = (0, 0), 0, set[int]()
     for measure in entry.measures:
         a, b = (_records(manifest, results, label, measure.task, pilots) for label in (entry.better, entry.than))
         gap = {}
@@ -57,6 +57,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
             if len(finished) == 2:
                 found, late = _gap(finished[0], finished[1], measure)
                 missed, runs = (missed[0] + late[0], missed[1] + late[1]), runs + 1
+                reached |= set() if all(late) else {seed}
                 if not math.isnan(found):
                     gap[seed] = found
             elif any(record is not None and record.status == "failed" for record in records):
@@ -75,6 +76,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
         kind=entry.kind,
         planned=len(order),
         failed=len(failed),
+        silent=np.array([seed not in reached for seed in order], dtype=bool),
     )
     return Pairs(contrast, missed, runs)
 

@@ -68,8 +68,11 @@ class VariantEntry(Entry):
 
 
 def check_distinct(field: str, entries: Sequence[Entry]) -> None:
-    """Raises ValueError if two entries of a list have the same label."""
+    """Raises ValueError if two entries of a list have the same label, or one has a label that is no line of text."""
     labels = [entry.label for entry in entries]
+    for label in labels:
+        if not label.isprintable():
+            raise ValueError(f"{field}: label {label!r} must be of letters that can be printed, in one line")
     for label, count in Counter(labels).items():
         if count > 1:
             raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")

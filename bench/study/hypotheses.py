@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ALL = "all"
 HIGHER_IS_BETTER = {"accuracy": True, "loss": False}  # what every cell is scored by
 BITS = "bits_per_byte"  # only where the data are text
+REACHED = {"accuracy": 1.0, BITS: 8.0}  # the most that a score to reach may be: a byte that is guessed takes 8 bits
 
 
 class Hypothesis(Strict):
@@ -49,10 +50,15 @@ class Hypothesis(Strict):
     than: str | None = None
     same: tuple[str, str] | None = None
     task: str = ALL
-    metric: str | None = None
-    than_metric: str | None = None
+    metric: str | None = Field(None, min_length=1)
+    than_metric: str | None = Field(None, min_length=1)
     margin: float = Field(0.0, ge=0.0, le=LARGE)
     within: float | None = Field(None, gt=0.0, le=LARGE)
+
+    @field_validator("claim")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return " ".join(value.split())  # YAML may fold it, and end it with a line break
 
     @model_validator(mode="after")
     def _one_kind(self) -> Hypothesis:
@@ -105,8 +111,7 @@ def resolve(
     Args:
         hypothesis: of the study.
         data: of the study's tasks by label.
-        within: differences that count as none, by metric, where the hypothesis has none of its own; what holds for
-            ``accuracy`` holds for ``accuracy@NAME``.
+        within: differences that count as none, where the hypothesis has none of its own: see ``bound_names``.
         harness: the study's tasks of lm-evaluation-harness.
 
     Raises:
@@ -133,14 +138,16 @@ def resolve(
         raise UserError(f"{where}: metric {hypothesis.metric!r} needs one metric to reach, not {' and '.join(scores)}")
     bound = hypothesis.within
     if bound is None and within and len(units) == 1:
-        bound = within.get(units[0], within.get(units[0].partition("@")[0]))
+        bound = next((within[name] for name in bound_names(measures) if name in within), None)
     if bound is not None and bound <= hypothesis.margin:
         raise UserError(f"{where}: margin = {hypothesis.margin:g} must be below within = {bound:g}")
     if hypothesis.same is not None and bound is None:
         raise UserError(f"{where}: same needs within, the difference in {' and '.join(units)} that counts as none")
     better, than = hypothesis.pair
     if hypothesis.than_metric:
-        measures = [measure.but(than_metric=_known(hypothesis.than_metric)) for measure in measures]
+        measures = [measure.but(than_metric=usual(hypothesis.than_metric)) for measure in measures]
+        if better == than and any(measure.metric == measure.than_metric for measure in measures):
+            raise UserError(f"{where}: metric and than_metric are both {measures[0].metric!r}, of the same variant")
     return HypothesisRow(
         claim=hypothesis.claim,
         better=better,
@@ -154,6 +161,22 @@ def resolve(
     )
 
 
+def bound_names(measures: Sequence[Measure]) -> list[str]:
+    """Under which names a study may declare the bounds of a claim, the nearest first: its metric (``exits@kl``), what
+    kind of metric it is (``exits``), and the metric in whose unit that is. Several where its tasks have several.
+    """
+    spelled = [name for measure in measures for name in (measure.metric, unit_of(measure))]
+    return list(dict.fromkeys(name for metric in spelled for name in (metric, metric.partition("@")[0])))
+
+
+def check_bounds(within: Mapping[str, float], rows: Sequence[HypothesisRow]) -> None:
+    """Raises UserError for bounds that a study declares for a metric of none of its claims."""
+    known = list(dict.fromkeys(name for row in rows for name in bound_names(row.measures)))
+    for name in within:
+        if name not in known:
+            raise UserError(f"decide.within: {unknown('metric of a hypothesis:', name, known)}")
+
+
 def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
     """What a hypothesis on a task of the harness is judged by."""
     chosen = metric or row.metric
@@ -161,13 +184,13 @@ def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
     return Measure(task=row.task, metric=f"{chosen}@{row.key}", higher_is_better=up)
 
 
-def _known(metric: str) -> str:
-    """A metric of exits with its rule's usual name. Raises UserError for a rule that is not known."""
+def usual(metric: str) -> str:
+    """A metric, one of exits with its rule's usual name. Raises UserError for an exit rule that is not known."""
     from bench.evaluate.rules import get_rule  # start-up
     from bench.evaluate.trace import ORACLES  # start-up
 
-    rule = rule_of(metric) or ""
-    return metric if rule in ORACLES else f"{EXITS}@{get_rule(rule).key}"
+    rule = rule_of(metric)
+    return metric if rule is None or rule in ORACLES else f"{EXITS}@{get_rule(rule).key}"
 
 
 def _measure(metric: str | None, task: str, data: TaskData) -> Measure:
@@ -177,15 +200,18 @@ def _measure(metric: str | None, task: str, data: TaskData) -> Measure:
     known |= {f"{name}@{test}": up for test in data.tests for name, up in HIGHER_IS_BETTER.items()}
     chosen = metric or own.name
     target = target_of(chosen)
-    if target is not None and own.name == "accuracy" and not 0 < target.score <= 1:
-        raise ValueError(f"metric {chosen!r}: an accuracy to reach must be above 0 and at most 1, not {target.score:g}")
+    most = REACHED.get(own.name)
+    if target is not None and most is not None and not 0 < target.score <= most:
+        raise ValueError(
+            f"metric {chosen!r}: {own.name} to reach must be above 0 and at most {most:g}, not {target.score:g}"
+        )
     up = own.higher_is_better
     if target is not None or chosen == AREA:
         return Measure(
             task=task, metric=chosen, higher_is_better=up and target is None, of=own.name, of_higher_is_better=up
         )
     if rule_of(chosen):
-        return Measure(task=task, metric=_known(chosen), higher_is_better=True, of=own.name, of_higher_is_better=up)
+        return Measure(task=task, metric=usual(chosen), higher_is_better=True, of=own.name, of_higher_is_better=up)
     if chosen not in known:
         allowed = [*known, *(f"{name}@X" for name in COSTS), AREA, f"{EXITS}@RULE"]
         raise unknown(f"metric of {task}:", chosen, allowed)

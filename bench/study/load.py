@@ -16,7 +16,7 @@ from bench.plugins import import_files
 from bench.study.decide import Decide
 from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
-from bench.study.naming import Change, changes_between, changes_typed
+from bench.study.naming import NOTHING, Change, changes_between, changes_typed, shorten
 from bench.study.overrides import apply_override
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
@@ -138,7 +138,7 @@ def at_preset(raw: dict[str, Any], preset: str | None, where: str) -> dict[str, 
     A study at another preset than ``small`` is a study of its own: its name ends in the preset's, so that their
     results stand side by side. Raises UserError for a preset that is not there or changes what the presets share.
     """
-    presets = raw.get("presets") or {}
+    presets = {} if raw.get("presets") is None else raw["presets"]
     if not isinstance(presets, dict) or not all(isinstance(part, dict) for part in presets.values()):
         raise UserError(f"{where}: presets must be a mapping of names to parts of a study")
     if preset is not None and preset not in presets:
@@ -158,3 +158,13 @@ def at_preset(raw: dict[str, Any], preset: str | None, where: str) -> dict[str, 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     both = {key for key in changes if isinstance(base.get(key), dict) and isinstance(changes[key], dict)}
     return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in both}}
+
+
+def said_since(config: Mapping[str, Any], study: Study) -> list[str]:
+    """What a study says by now and did not when it was run with a configuration (``Manifest.config``)."""
+    try:
+        changes = changes_between(Study.model_validate(config), study)
+    except (ValidationError, UserError):  # as an earlier version wrote it
+        return []
+    before = ((change, NOTHING if change.written is None else shorten(change.written)) for change in changes)
+    return [f"{change.key}={shorten(change.now)} (when it was run: {written})" for change, written in before]

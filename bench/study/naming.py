@@ -19,6 +19,7 @@ from bench.config import FIRST_PILOT
 DIGITS = 8  # of the digest
 NAME = rf"[a-z0-9][a-z0-9_-]*(\+[0-9a-f]{{{DIGITS}}}(-[a-z]+)?)?"
 """A study's name, with what follows it where the study is changed, and the part of a run that it is of."""
+LONGEST_NAME = 120  # letters: it becomes a folder's
 ADDRESSES = ("label", "name", "claim")  # how ``--set`` calls an entry of a list
 ASIDE = ("name", "seeds", "imports")  # what changes neither a cell nor what is concluded from cells
 NOTHING = "not given"

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
 from bench.data.task import TaskData, check_size, get_task, task_data
-from bench.errors import UserError, unknown
+from bench.errors import UserError, contained, unknown
 from bench.evaluate.targets import rule_of
 from bench.evaluate.usable import usable_rules
 from bench.form import TEXT, Form
@@ -20,10 +20,11 @@ from bench.pretrained.sources import outline
 from bench.store.environment import lock
 from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, VariantRow
 from bench.study.harness import harness_rows
-from bench.study.hypotheses import BITS, HIGHER_IS_BETTER, resolve
+from bench.study.hypotheses import check_bounds, resolve, usual
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
 from bench.study.start import check_start, external, target_shape
+from bench.study.sweep import ALIKE
 from bench.train.depths import mean_step_flops
 from bench.train.device import device_kind
 from bench.train.modes import resolved
@@ -150,18 +151,19 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
         # What others start from comes first, since its id is part of theirs.
         for given in sorted(study.variants, key=lambda entry: study.init_entry(entry) is not None):
             entry = tuned.get((given.label, task.label), given)
-            variant = study.variant(entry)
-            model, text = shape_of(study, entry, task, data.vocab_size, data.length, data.form)
-            train, steps = _train_of(study, entry, task, data)
-            start, init = study.init_entry(entry), study.init_of(entry)
-            if init is not None and start is None:
-                check_start(init, entry.sharing, variant, model, data)
-            variant.schedule(model)  # an impossible shape or device must be refused before anything runs
-            train.check(model)
-            kind = device_kind(train)
-            check_room(f"{entry.label} on {task.label}", variant, model, train, study.evaluation, data, kind)
-            outside = init is not None and start is None
-            train = resolved(train, kind, variant, model, data.vocab_size, data.length, outside)
+            with contained(f"{entry.label} on {task.label}"):
+                variant = study.variant(entry)
+                model, text = shape_of(study, entry, task, data.vocab_size, data.length, data.form)
+                train, steps = _train_of(study, entry, task, data)
+                start, init = study.init_entry(entry), study.init_of(entry)
+                if init is not None and start is None:
+                    check_start(init, entry.sharing, variant, model, data)
+                variant.schedule(model)  # an impossible shape or device must be refused before anything runs
+                train.check(model)
+                kind = device_kind(train)
+                check_room(f"{entry.label} on {task.label}", variant, model, train, study.evaluation, data, kind)
+                outside = init is not None and start is None
+                train = resolved(train, kind, variant, model, data.vocab_size, data.length, outside)
             if text or steps:
                 chosen[entry.label][task.label] = text or steps
             for seed in study.seeds:
@@ -216,7 +218,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
 
 def _check_alike(cells: Iterable[Planned]) -> None:
     """Raises UserError if the cells of a study differ in what would be taken for a difference between variants."""
-    for part, field in (("train", "device"), ("train", "precision"), ("model", "flops")):
+    for part, field in ALIKE:
         places: dict[str, str] = {}
         for planned in cells:
             places.setdefault(getattr(getattr(planned.cell, part), field), f"{planned.variant} on {planned.task}")
@@ -226,14 +228,11 @@ def _check_alike(cells: Iterable[Planned]) -> None:
 
 
 def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[HarnessRow]) -> list[HypothesisRow]:
-    """The study's hypotheses, with the differences that count as none. Raises UserError for such of no metric."""
+    """The study's hypotheses, with the differences that count as none. Raises UserError for such of no claim."""
     within = study.decide.within if study.decide is not None else {}
+    within = {usual(metric): bound for metric, bound in within.items()}
     rows = [resolve(hypothesis, data, within, harness) for hypothesis in study.hypotheses]
-    asked = {measure.metric for row in rows for measure in row.measures}
-    known = {*HIGHER_IS_BETTER, BITS, *asked, *(metric.partition("@")[0] for metric in asked)}
-    for metric in within:
-        if metric not in known:
-            raise unknown("metric in decide.within:", metric, known)
+    check_bounds(within, rows)
     return rows
 
 

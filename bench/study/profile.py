@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import ModelConfig, Strict, parse
-from bench.errors import UserError
+from bench.errors import UserError, contained
 from bench.model.costs import Costs, costs
 from bench.model.match import Match
 from bench.model.schedule import Schedule
@@ -110,6 +110,7 @@ def profile(
     found = []
     for entry in asked.variants:
         variant, model, chosen = asked.shape(entry, vocab_size, length)
-        cost = costs(variant, model, vocab_size, length)
+        with contained(entry.label):
+            cost = costs(variant, model, vocab_size, length)
         found.append(Profiled(entry.label, model, variant.schedule(model), cost, entry.match, chosen))
     return found

@@ -13,8 +13,8 @@ from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
 from bench.study.harness import HarnessEntry
-from bench.study.hypotheses import Hypothesis, check_labels
-from bench.study.naming import NAME, Change, name_of
+from bench.study.hypotheses import ALL, Hypothesis, check_labels
+from bench.study.naming import LONGEST_NAME, NAME, Change, name_of
 from bench.study.sweep import Sweep
 
 MOST_SEEDS = FIRST_PILOT
@@ -78,7 +78,7 @@ class Study(Strict):
         sweep: what ``cyclebench sweep`` searches, see Sweep.
     """
 
-    name: str = Field(pattern=f"^{NAME}$")
+    name: str = Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME)
     question: str
     imports: tuple[str, ...] = ()
     reference: str | None = None
@@ -153,6 +153,8 @@ class Study(Strict):
         check_distinct("variants", self.variants)
         check_reference(self.reference, self.variants)
         labels = [entry.label for entry in self.variants]
+        if ALL in [entry.label for entry in self.tasks]:
+            raise ValueError(f"tasks: the label {ALL!r} stands for all tasks together; give the task another one")
         try:
             tasks = [*(entry.label for entry in self.tasks), *(entry.key for entry in self.harness)]
             check_labels(self.hypotheses, labels, tasks)

@@ -10,6 +10,8 @@ from bench.config import LARGE, LARGEST, ModelConfig, Strict, TrainConfig
 from bench.errors import unknown
 
 Number = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(ge=-LARGE, le=LARGE)]
+ALIKE = (("train", "device"), ("train", "precision"), ("model", "flops"))
+"""Fields that all cells of a study have alike: else what differs by them would be taken for what variants differ by."""
 FIELDS = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
 
 
@@ -82,6 +84,8 @@ class BudgetSweep(Strict):
             known = FIELDS.get(group)
             if known is not None and name not in known:
                 raise ValueError(str(unknown(f"key of {group}", name, known)))
+            if (group, name) in ALIKE:
+                raise ValueError(f"{key!r} must be the same for all cells of a study, and cannot be searched")
             if isinstance(values, list) and not values:
                 raise ValueError(f"{key}: needs at least one value, not []")
         return value

@@ -1,0 +1,175 @@
+"""Plug-ins that are wrong: each is told in one line that names it, and costs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from records import MANIFEST, RESULTS
+from test_hypotheses import TINY
+
+from bench.config import IGNORED, ModelConfig
+from bench.data.generated import Generated
+from bench.data.task import Sample, register, task_data, tasks
+from bench.errors import UserError
+from bench.evaluate.evaluation import evaluate
+from bench.evaluate.rules import Rule, get_rule, rules
+from bench.evaluate.rules import register as register_rule
+from bench.model.gates import gates
+from bench.model.gates import register as register_gate
+from bench.model.network import Network
+from bench.model.parts import Gate
+from bench.model.variant import get_variant
+from bench.registry import Registry
+from bench.study.load import study_from
+from bench.study.plan import make_plan
+from bench.study.profile import profile
+from reports.drawing import figures
+from reports.drawing import register as register_figure
+from reports.page import write_report
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    kinds: list[Registry[Any]] = [tasks, rules, gates, figures]
+    before = [dict(kind.items()) for kind in kinds]
+    yield
+    for kind, known in zip(kinds, before, strict=True):
+        kind._found = known
+    task_data.__globals__["_build"].cache_clear()
+
+
+def returning(made: Callable[[Any, Any], Any]) -> type[Gate]:
+    class Broken(Gate):
+        """What a step gives is what ``made`` makes of the stream and the update."""
+
+        def merge(self, step: Any, branch: Any, hidden: Any, update: Any, zero_attention: Any) -> Any:
+            return made(hidden, update)
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda hidden, update: None, "TypeError: layer_norm"),
+        (lambda hidden, update: (hidden + update)[:, :-1], "ValueError: Expected input batch_size"),
+        (lambda hidden, update: 1 / 0, "ZeroDivisionError: division by zero (test_plugins_broken.py, line "),
+    ],
+)
+def test_a_gate_that_does_not_fit_is_refused_before_anything_runs(made: Any, told: str) -> None:
+    register_gate("broken")(returning(made))
+    raw: dict[str, Any] = {"name": "s", "question": "why", "tasks": [{"name": "p_hop", "options": TINY}], "seeds": 1}
+    raw |= {"variants": ["htc", {"name": "ztt", "options": {"gating": "broken"}}]}
+    raw |= {"model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2}}  # so small that it may be stacked
+    for where, ask in (
+        ("ztt on p_hop", lambda: make_plan(study_from(raw, (), "s"), "cmd", None)),
+        ("ztt", lambda: profile(["ztt"], ["variants.ztt.options.gating=broken"], 16, 8)),
+    ):
+        with pytest.raises(UserError) as error:
+            ask()
+        assert str(error.value).startswith(f"{where}: {told}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "targets", "told"),
+    [
+        (8, 4, "split 'train' has the token 7 (allowed: 0 to 3)"),
+        (4, 8, "split 'train' has the token 7 (allowed: 0 to 3)"),
+        (4, IGNORED, f"split 'train' has no target that is scored: all are {IGNORED}"),
+        (4, -7, "split 'train' has the token -7 (allowed: 0 to 3)"),
+        (4, None, "ZeroDivisionError: integer division or modulo by zero (test_plugins_broken.py, line "),
+    ],
+)
+def test_data_that_no_model_can_be_trained_on_are_one_line(ids: int, targets: int | None, told: str) -> None:
+    @register("broken")
+    class Broken(Generated):
+        """Sequences of ``ids`` different tokens; targets of so many, or one below zero."""
+
+        vocab_size = 4  # type: ignore[assignment]
+
+        def sample(self, count: int, rng: np.random.Generator) -> Sample:
+            drawn = rng.integers(ids, size=(count, 12))
+            if targets is None:
+                return Sample(drawn, drawn * (1 // 0))
+            last = np.full_like(drawn, targets) if targets < 0 else rng.integers(targets, size=drawn.shape)
+            if targets == -7:
+                last[:, 1:] = 0
+            return Sample(drawn, last)
+
+    with pytest.raises(UserError) as error:
+        task_data("broken", {"n_train": 50, "n_valid": 10, "n_test": 20})
+    assert str(error.value).startswith("task 'broken': its data cannot be made: ") and told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("signal", "told"),
+    [
+        (lambda view: view.hidden.mean(), r"its signal has the shape \(\) \(allowed: \(4, 6\), \[B, T\]\)"),
+        (lambda view: view.hidden, r"its signal has the shape \(4, 6, 8\)"),
+        (lambda view: 0.5, r"its signal has the shape \(\)"),
+        (lambda view: view.hidden[..., 0] / 0 * 0, "its signal is NaN for 4 of 4 sequences"),
+        (lambda view: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_rule_whose_signal_is_none_is_named(signal: Any, told: str) -> None:
+    @register_rule("broken")
+    class Broken(Rule):
+        """Reads what it likes."""
+
+        leave = "above"
+
+        def signal(self, view: Any, previous: Any) -> Any:
+            return signal(view)
+
+    torch.manual_seed(0)
+    lm = Network(get_variant("htc", {}), ModelConfig(d_model=8, n_heads=2, n_blocks=3, n_cycles=2), 5, 6)
+    ids = np.arange(24).reshape(4, 6) % 5
+    with pytest.raises((ValueError, RuntimeError), match=f"exit rule 'broken': {told}"):
+        evaluate(lm, ids, ids, rules=[get_rule("broken")])
+
+
+def test_a_rule_says_on_which_side_it_leaves() -> None:
+    with pytest.raises(UserError, match=r"exit rule 'aside': leave = 'sideways' \(allowed: above, below\)"):
+        register_rule("aside")(type("Aside", (Rule,), {"leave": "sideways"}))
+    with pytest.raises(UserError, match=r"exit rule 'silent': leave = None"):
+        register_rule("silent")(type("Silent", (Rule,), {}))
+
+
+@pytest.mark.parametrize("name", ["", "my rule", "kl.mean", "a/b", "ü", "a\nb", "-a", 3])
+def test_names_that_files_and_trackers_cannot_hold_are_refused(name: Any) -> None:
+    with pytest.raises(UserError, match=r"gate name .* \(allowed: letters, digits, - and _\)"):
+        register_gate(name)(returning(lambda hidden, update: hidden))
+
+
+def unreadable(*_: Any) -> Figure:
+    figure = Figure()
+    figure.text(0, 0, r"$\frac{1}$")
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("draw", "told"),
+    [
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *_: 5, "TypeError: it returns 5, which is no matplotlib Figure, and not None"),
+        (unreadable, "ValueError:"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_costs_only_itself(
+    draw: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "_found", {"accuracy_vs_flops": figures.get("accuracy_vs_flops")})
+    register_figure("broken", "Broken")(draw)
+    paths = write_report(MANIFEST, RESULTS, tmp_path)
+    said = "figure 'broken' of p_hop could not be drawn: "
+    assert f"warning: {said}{told}" in capsys.readouterr().err
+    for name in ("report.md", "report.html"):
+        assert said.replace("'", "&#39;") in (text := (tmp_path / name).read_text()) or said in text, name
+    assert "accuracy_vs_flops_p_hop.png" in {path.name for path in paths}
