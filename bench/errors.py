@@ -66,9 +66,11 @@ def contained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, CellError, RankError, MemoryError, OSError):
+    except (UserError, CellError, RankError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(where.filename)}, line {where.lineno}"
         raise UserError(f"{what}: {typed_line(error)} ({place})") from error

@@ -8,7 +8,7 @@ from typing import TypeVar
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench.errors import shown
+from bench.errors import UserError, shown
 from bench.registry import Registry
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
@@ -76,10 +76,12 @@ def register(
         needs: whether a finished cell's record is shown in it: the page tells which cells it was made from.
 
     Raises:
-        UserError: if the name is taken.
+        UserError: if the name is taken or none, or the title is empty.
     """
 
     def add(draw: Draw) -> Draw:
+        if not title.strip():
+            raise UserError(f"figure {name!r}: title = {title!r} (allowed: a text)")
         figures.register(name)(Drawing(draw, title, over_tasks, needs, bars))
         return draw
 

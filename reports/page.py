@@ -12,6 +12,7 @@ from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from bench.store.files import atomic_write
 from bench.store.manifest import Manifest, SweepResult, TaskRow
 from bench.store.published import STUDY, published_text
 from bench.store.records import Outcome, Record
-from bench.tables import markdown, markdown_code, markdown_image, markdown_text
+from bench.tables import counted, markdown, markdown_code, markdown_image, markdown_text
 from reports.aggregates import aggregates, comparable
 from reports.chart import as_json, chart, scripts
 from reports.drawing import Drawing, figures
@@ -97,7 +98,8 @@ def write_report(
         UserError: for a format that there is not, or without ``png``, which the page shows.
     """
     check_formats(formats)
-    letters = lacking(row.label for rows in (manifest.variants, manifest.tasks) for row in rows)
+    with mpl.rc_context(STYLE):
+        letters = lacking(row.label for rows in (manifest.variants, manifest.tasks) for row in rows)
     undrawn = [f"the figures' font lacks {' '.join(letters)}: each is a box there"] if letters else []
     drawn, listed = tee(_drawn(manifest, results, undrawn))
     kinds = ("png",) if published else formats
@@ -105,6 +107,7 @@ def write_report(
     files = rendered(sourced, kinds, STYLE, pool)
     context: dict[str, Any] = {
         "manifest": manifest,
+        "counted": counted,
         "summary": summary_rows(manifest, results),
         "further_tests": further_tests(manifest, results),
         "harness": harness(manifest, results),
@@ -336,7 +339,7 @@ def _cells(manifest: Manifest, shown: dict[str, list[list[str]]], tasks: list[Ta
     names = [label for label, ids in shown.items() if ids]
     whose = "" if len(names) == len(shown) else f" of {', '.join(names)}"
     ids = [id for by_task in shown.values() for some in by_task for id in some]
-    return f"{len(ids)} of {planned} cells{whose} ({digest(ids)})"
+    return f"{len(ids)} of {counted(planned, 'cell')}{whose} ({digest(ids)})"
 
 
 def _bars(drawing: Drawing, shown: dict[str, list[list[str]]], tasks: list[TaskRow]) -> str:

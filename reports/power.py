@@ -18,7 +18,7 @@ from bench.stats import (
     seeds_for_equivalence,
     seeds_needed,
 )
-from bench.stats.verdicts import present
+from bench.stats.verdicts import equivalence_level, present
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome
 from bench.study.decide import Decide
@@ -119,12 +119,13 @@ def _row(claim: Claim, family: int, effect: float | None, power: float, bounded:
         row["seeds"] = _seeds(seeds_needed(shown, sd.mean, alpha, power))
         if high is not None:
             row["seeds, sd high"] = _seeds(seeds_needed(shown, high, alpha, power))
-    if contrast.within is not None:
+    if contrast.within is not None and not contrast.stopped:
+        equally = equivalence_level(alpha)
         true = (effect or 0.0) if contrast.kind == "same" else 0.0
         row[EQUIVALENT] = (
-            f"{equivalence_power(true, sd.mean, n, contrast.within, alpha):.2f} (within {contrast.within:g})"
+            f"{equivalence_power(true, sd.mean, n, contrast.within, equally):.2f} (within {contrast.within:g})"
         )
-        row[EQUIVALENT_SEEDS] = _seeds(seeds_for_equivalence(true, sd.mean, contrast.within, alpha, power))
+        row[EQUIVALENT_SEEDS] = _seeds(seeds_for_equivalence(true, sd.mean, contrast.within, equally, power))
         if contrast.kind == "same":
             row["effect"] = f"{true:.3g}"
     return row

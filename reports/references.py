@@ -99,7 +99,7 @@ def _ours(reference: Reference, folder: Path) -> str:
         if gap.empty:
             continue
         gaps.append(float(gap.mean()))
-        told.append(f"{task} {plain(gaps[-1], plus=True)} (sd {gap.std():.3f}, {counted(len(gap), 'seed')})")
+        told.append(f"{task} {plain(gaps[-1], plus=True)} (sd {plain(gap.std())}, {counted(len(gap), 'seed')})")
     if not gaps:
         return "not measured with this version yet"
     return f"{'; '.join(told)}. {reference.reading(gaps) if reference.reading else ''}".strip()

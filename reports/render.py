@@ -102,7 +102,15 @@ def rendered(
     all of them at once in a pool's processes (``reports.pool``). Of a figure that cannot be rendered, why not.
     """
     one = partial(_one, kinds=kinds, style=style)
-    return map(one, figures) if pool is None else pool.map(one, figures)
+    if pool is None:
+        yield from map(one, figures)
+        return
+    begun = [(sourced, pool.submit(one, sourced)) for sourced in figures]
+    for sourced, future in begun:
+        try:
+            yield future.result()
+        except Exception:  # it cannot be sent to another process, say since it holds a function
+            yield one(sourced)
 
 
 def _one(sourced: tuple[Figure, str], kinds: tuple[str, ...], style: Any) -> dict[str, bytes] | str:

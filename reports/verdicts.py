@@ -14,6 +14,7 @@ from bench.study.contrasts import verdicts_of
 from reports.claims import Claim, contrasts, hypotheses
 from reports.policy import ENDS, Rows, digits_of, ends, titled, told, told_seeds, within
 from reports.table import Row
+from reports.units import plain
 
 
 def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
@@ -74,7 +75,7 @@ def numbers(claim: Claim, found: Verdict, name: str, sign: int) -> dict[str, str
     gap = found.found.difference
     effect, digits = found.found.effect_size, digits_of(gap)
     return {
-        name: f"{sign * gap.mean + 0.0:+.{digits}f}" if gap.n else "-",
+        name: plain(sign * gap.mean, digits, plus=True) if gap.n else "-",
         ENDS: ends(within(gap, claim.bounds), digits, sign, plus=True),
         "p": f"{found.found.p:.3g}" if gap.n > 1 else "-",
         "corrected p": f"{found.p_corrected:.3g}" if gap.n > 1 else "-",

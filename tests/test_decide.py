@@ -296,7 +296,7 @@ def test_a_deciding_study_on_pilots_runs_them_all_and_tells_what_to_expect() -> 
         ({"decide": {"within": {"accuracy": 0}}}, r"decide\.within\.accuracy: .* greater than 0 \(got 0\)"),
         (
             {"decide": {"within": {"acuracy": 0.1}}},
-            "decide.within: unknown metric of a hypothesis: 'acuracy'; did you mean 'accuracy'",
+            "decide.within: unknown metric of a hypothesis that asks for it: 'acuracy'; did you mean 'accuracy'",
         ),
         (
             {"decide": {"within": {"accuracy": 0.1}}, "hypotheses": [{**RAW["hypotheses"][0], "margin": 0.1}]},

@@ -15,7 +15,7 @@ from test_hypotheses import TINY
 
 from bench.config import IGNORED, ModelConfig
 from bench.data.generated import Generated
-from bench.data.task import Sample, register, task_data, tasks
+from bench.data.task import Sample, Task, register, task_data, tasks
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import Rule, get_rule, rules
@@ -26,12 +26,17 @@ from bench.model.network import Network
 from bench.model.parts import Gate
 from bench.model.variant import get_variant
 from bench.registry import Registry
+from bench.store.store import Store
+from bench.store.tracker import Tracker
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.study.profile import profile
 from reports.drawing import figures
 from reports.drawing import register as register_figure
+from reports.look import STYLE
 from reports.page import write_report
+from reports.pool import MANY, renderers
+from reports.render import rendered
 
 
 @pytest.fixture(autouse=True)
@@ -131,8 +136,75 @@ def test_a_rule_whose_signal_is_none_is_named(signal: Any, told: str) -> None:
     torch.manual_seed(0)
     lm = Network(get_variant("htc", {}), ModelConfig(d_model=8, n_heads=2, n_blocks=3, n_cycles=2), 5, 6)
     ids = np.arange(24).reshape(4, 6) % 5
-    with pytest.raises((ValueError, RuntimeError), match=f"exit rule 'broken': {told}"):
+    with pytest.raises((ValueError, RuntimeError), match=f"exit rule 'broken': .*{told}"):
         evaluate(lm, ids, ids, rules=[get_rule("broken")])
+
+
+class Fitting(Rule):
+    """Leaves by the number of cycles."""
+
+    leave = "above"
+
+    def signal(self, view: Any, previous: Any) -> Any:
+        return torch.full(view.hidden.shape[:2], float(view.number))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"signal": lambda self, view, previous: view.hidden}, r"ValueError: its signal has the shape \(1, 2, 8\)"),
+        ({"signal": lambda self, view, previous: view.hidden[..., 0] * torch.nan}, "ValueError: its signal is NaN"),
+        ({"usable": lambda self, view: 1 / 0}, "ZeroDivisionError"),
+        ({"pool": lambda self, signal, real=None: signal}, r"ValueError: it pools .* into the shape \(1, 2\)"),
+        ({"leaves": lambda self, signal, threshold: 1 / 0}, "ZeroDivisionError"),
+        ({}, ""),
+    ],
+)
+def test_a_rule_that_does_not_work_is_refused_before_anything_runs(wrong: dict[str, Any], told: str) -> None:
+    """Whether or not the study names it: every cell reads all rules."""
+    register_rule("broken")(type("Broken", (Fitting,), wrong))
+    raw: dict[str, Any] = {"name": "s", "question": "why", "tasks": [{"name": "p_hop", "options": TINY}], "seeds": 1}
+    made = study_from({**raw, "variants": ["ztt"], "model": {"d_model": 16, "n_heads": 4}}, (), "s")
+    if not wrong:
+        assert len(make_plan(made, "cmd", None).cells) == 1
+        return
+    with pytest.raises(UserError, match=rf"ztt on p_hop: RuntimeError: exit rule 'broken': {told}"):
+        make_plan(made, "cmd", None)
+
+
+@pytest.mark.parametrize("aggregates", [(), "last", ("median",), ["mean"], None])
+def test_a_rule_pools_in_ways_that_there_are(aggregates: Any) -> None:
+    with pytest.raises(UserError, match=r"exit rule 'odd': aggregates = .* \(allowed: a tuple of mean, last, max\)"):
+        register_rule("odd")(type("Odd", (Fitting,), {"aggregates": aggregates}))
+    with pytest.raises(UserError, match="exit rule name 'oracle' is that of a bound"):
+        register_rule("oracle")(Fitting)
+
+
+def test_a_task_that_gives_nothing_is_one_line() -> None:
+    @register("nothing")
+    class Nothing(Task):
+        """No data."""
+
+        def build(self) -> Any:
+            return None
+
+    @register("drawing")
+    class Drawn(Generated):
+        """Its length is seen by drawing one, before the data are made."""
+
+        vocab_size = 4  # type: ignore[assignment]
+
+        def sample(self, count: int, rng: np.random.Generator) -> Sample:
+            raise FileNotFoundError("words.txt")
+
+    raw: dict[str, Any] = {"name": "s", "question": "why", "variants": ["htc"], "seeds": 1}
+    for name, told in (
+        ("nothing", "task 'nothing': its data cannot be made: TypeError: build() returns None, which is no TaskData"),
+        ("drawing", "task 'drawing': FileNotFoundError: words.txt (test_plugins_broken.py, line "),
+    ):
+        with pytest.raises(UserError) as error:
+            make_plan(study_from({**raw, "tasks": [name]}, (), "s"), "cmd", None)
+        assert str(error.value).startswith(told)
 
 
 def test_a_rule_says_on_which_side_it_leaves() -> None:
@@ -173,3 +245,35 @@ def test_a_figure_that_cannot_be_drawn_costs_only_itself(
     for name in ("report.md", "report.html"):
         assert said.replace("'", "&#39;") in (text := (tmp_path / name).read_text()) or said in text, name
     assert "accuracy_vs_flops_p_hop.png" in {path.name for path in paths}
+
+
+def test_a_figure_that_cannot_be_sent_is_rendered_here() -> None:
+    """A formatter that is a function of its own cannot be pickled; the reports of small studies need not send it."""
+    figure = Figure()
+    figure.subplots().xaxis.set_major_formatter(lambda value, _: f"{value:g}!")
+    with renderers(MANY) as pool:
+        assert pool is not None
+        (files,) = rendered([(figure, "cells")], ("png",), STYLE, pool)
+    assert isinstance(files, dict) and files["png"].startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"figure 'untitled': title = ' ' \(allowed: a text\)"):
+        register_figure("untitled", " ")(lambda *_: None)
+
+
+def test_a_tracker_that_fails_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(Tracker):
+        """Keeps nothing."""
+
+        name = "broken"
+        seen = 0
+
+        def log(self, record: Any, place: Any) -> None:
+            type(self).seen += 1
+            raise RuntimeError("no room")
+
+    tracker = Broken("nowhere", Store(tmp_path))
+    tracker.begin(MANIFEST)
+    for cell in MANIFEST.cells[:3]:
+        tracker.add(RESULTS[MANIFEST.cells[0].id], cell)
+    assert tracker.broken and Broken.seen == 1 and not tracker.known
+    said = "warning: tracker 'broken' has failed, results are kept in the store, and a later command adds them: "
+    assert capsys.readouterr().err == f"{said}RuntimeError: no room\n"

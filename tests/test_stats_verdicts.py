@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -200,19 +199,41 @@ def test_equivalence_is_not_one_that_the_interval_reaches_beyond() -> None:
     assert judge([Contrast(data[:-1], within=0.2)])[0].verdict == "equivalent"
 
 
-def test_pairs_in_which_no_run_reached_the_score_say_nothing_of_equivalence() -> None:
-    """Their difference is 0 since both were stopped, not since both cost the same."""
-    nothing, silent = np.zeros(16), np.ones(16, dtype=bool)
+def test_runs_that_were_stopped_say_nothing_of_equivalence() -> None:
+    """Where neither of a pair reached the score the difference is 0 since both were stopped; where one did, it is only
+    the least that it may be.
+    """
+    nothing, every = np.zeros(16), np.ones(16, dtype=bool)
     for kind in ("same", "better"):
-        contrast = Contrast(nothing, within=0.1, kind=kind, silent=silent)
-        (found,) = judge([contrast])
-        assert found.verdict == "inconclusive" and found.p_equivalent == 1.0 and found.seeds is None
-        assert "as no run reached the score" in found.note
-        looks = replay([contrast], Looks((8, 16), (0.5, 0.5)))[0]
-        assert looks.verdict.verdict == "inconclusive" and looks.pairs == 16
-    silent[:10] = False  # ten pairs tell: as if the others were not there, but for the mean
-    some = Contrast(around(0.0, 16, 0.01), within=0.1, silent=silent)
-    assert p_values(some).equal == p_values(replace(some, differences=some.differences[:10], silent=None)).equal
+        for stopped in ({"more": every, "less": every}, {"more": every}, {"less": every}):
+            contrast = Contrast(nothing, within=0.1, kind=kind, **stopped)
+            (found,) = judge([contrast])
+            assert found.verdict == "inconclusive" and found.p_equivalent == 1.0 and found.seeds is None
+            assert "runs that did not reach the score may differ by more than is seen" in found.note
+            looks = replay([contrast], Looks((8, 16), (0.5, 0.5)))[0]
+            assert looks.verdict.verdict == "inconclusive" and looks.pairs == 16
+            waiting = replay([contrast.first(8)], Looks((8, 16), (0.5, 0.5)))[0]
+            assert waiting.verdict.verdict == "open" and waiting.further == 8
+
+
+def test_what_is_seen_counts_where_it_speaks_against_equivalence() -> None:
+    seen, few = around(0.0, 16, 0.01), np.arange(16) < 4
+    some = Contrast(seen, within=0.1, more=few, less=few)
+    assert p_values(some).equal == p_values(Contrast(seen[4:], within=0.1)).equal  # as if those were not there
     assert judge([some])[0].verdict == "equivalent"
-    with_none = Contrast(np.insert(some.differences, 3, math.nan), within=0.1, silent=np.insert(silent, 3, True))
-    assert p_values(with_none).equal == p_values(some).equal
+    most = np.arange(16) < 13
+    assert judge([Contrast(seen, within=0.1, more=most, less=most)])[0].verdict == "inconclusive"  # three pairs tell
+    assert judge([Contrast(seen, within=0.1, more=np.arange(16) < 1)])[0].verdict == "equivalent"
+    far = Contrast(np.where(few, 0.5, seen), within=0.1, more=few)
+    assert p_values(far).equal == p_values(Contrast(far.differences, within=0.1)).equal
+    gap = Contrast(np.insert(seen, 3, math.nan), within=0.1, more=np.insert(few, 3, True), less=np.insert(few, 3, True))
+    assert p_values(gap).equal == p_values(some).equal
+
+
+def test_the_note_does_not_contradict_itself() -> None:
+    data = np.append(np.linspace(-0.01, 0.01, 15), -1.0)
+    note = judge([Contrast(data, within=0.2)])[0].note
+    assert "the interval reaches across the bounds" in note and "yet the difference" not in note
+    shown = judge([Contrast(around(0.03, 12, 0.03), within=0.05)])[0]
+    assert shown.verdict == "supported" and shown.found.difference.high < 0.05
+    assert ("yet the difference is within 0.05" in shown.note) == (shown.p_equivalent < 0.05)

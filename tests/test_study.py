@@ -102,9 +102,18 @@ def test_overrides_reach_everything(tmp_path: Path) -> None:
         (f"name={'a' * 121}", r"name: .*at most 120 characters"),
         (
             'variants.gated.label="a\\nb"',
-            r"variants: label 'a\\nb' must be of letters that can be printed, in one line",
+            r"variants: label 'a\\nb' must be a line that can be printed, without",
         ),
         ('tasks.p_hop.label="a\\tb"', r"tasks: label 'a\\tb' must be"),
+        (
+            'variants.gated.label=" gated"',
+            r"variants: label ' gated' must be a line that can be printed, without spaces",
+        ),
+        ('question="a\\x1b[31mb"', r"question: must be text that can be printed"),
+        ('question="  "', r"question: must be text that can be printed, and not empty"),
+        ('hypotheses=[{claim: " ", better: htc, than: gated}]', r"hypotheses\.0\.claim: must be text that can be"),
+        ("exit_rule=confidnce", r"exit_rule: unknown exit rule 'confidnce'; did you mean 'confidence'"),
+        ("harness=[{name: all, on: p_hop}]", r"harness: the label 'all' stands for all tasks together"),
         ("tasks.p_hop.label=all", r"tasks: the label 'all' stands for all tasks together"),
         ("hypotheses=[{claim: c, better: htc, than: gated, metric: ''}]", r"hypotheses\.0\.metric: .*at least 1 char"),
     ],
@@ -134,6 +143,12 @@ def test_bad_files_are_one_clear_line(text: str, message: str, tmp_path: Path) -
     with pytest.raises(UserError, match=message) as error:
         load(text, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_texts_are_one_line_and_rules_have_one_name(tmp_path: Path) -> None:
+    claim = '{claim: "a\\n  b\\n", better: htc, than: gated}'
+    study = load(BASE, tmp_path, 'question="is it\\nso?"', f"hypotheses=[{claim}]", "exit_rule=confidence.mean")
+    assert study.question == "is it so?" and study.hypotheses[0].claim == "a b" and study.exit_rule == "confidence"
 
 
 def test_unknown_studies_and_files_are_named(tmp_path: Path) -> None:

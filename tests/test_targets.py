@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from records import MANIFEST, RESULTS
@@ -14,7 +15,7 @@ from bench.evaluate.targets import Reading, Target, read_metric, target_of
 from bench.store.manifest import CellRow, HypothesisRow, Measure
 from bench.store.records import HistoryEntry, Record
 from bench.study.contrasts import pairs_of, verdicts_of
-from bench.study.hypotheses import resolve
+from bench.study.hypotheses import Hypothesis, resolve
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from reports.units import metric_name
@@ -98,6 +99,23 @@ def test_a_target_without_a_number_is_one_clear_line(metric: str) -> None:
         resolve(study({**CLAIM, "metric": metric}).hypotheses[0], {"p_hop": DATA["p_hop"]})
 
 
+def of_task(claim: dict[str, Any], task: str) -> Hypothesis:
+    return study(claim).hypotheses[0].model_copy(update={"task": task})
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "most"), [("p_hop", "accuracy", 1), ("p_hop", "area", 1), ("kjv", "bits_per_byte", 8)]
+)
+def test_margins_and_bounds_are_differences_that_there_can_be(task: str, metric: str, most: int) -> None:
+    """Two per cent of accuracy are 0.02; of costs differences have no end."""
+    for field in ("margin", "within"):
+        claim = of_task({**CLAIM, "metric": metric, field: float(most)}, task)
+        with pytest.raises(UserError, match=rf"{field} = {most} must be below {most}, in "):
+            resolve(claim, {task: DATA[task]})
+        cost = of_task({**CLAIM, "metric": "flops_to@0.5", field: 9.0}, task)
+        assert getattr(resolve(cost, {task: DATA[task]}), field) == 9.0
+
+
 def resolved(metric: str, task: str = "all", margin: float = 0.0, both: bool = True) -> list[Measure]:
     claim = study({**CLAIM, "metric": metric}).hypotheses[0].model_copy(update={"task": task, "margin": margin})
     return resolve(claim, DATA if both else {"p_hop": DATA["p_hop"]}).measures
@@ -149,30 +167,36 @@ def test_a_record_is_read_by_its_measure() -> None:
         read_metric(record, plain.but(metric="bits_per_byte"))
 
 
-def test_a_cost_that_no_run_has_reached_is_not_the_same() -> None:
-    """And one that a pair's better run has reached tells something."""
-    measure = Measure(
-        task="p_hop", metric="tokens_to@0.9", higher_is_better=False, of="accuracy", of_higher_is_better=True
-    )
-    entry = HypothesisRow(
-        claim="c", better="ztt", than="htc", kind="same", task="p_hop", metric=measure.metric, margin=0.0, within=0.5,
-        measures=[measure],
-    )  # fmt: skip
+def test_a_cost_that_runs_have_not_reached_is_not_the_same() -> None:
+    """Over all tasks: one on which the runs were stopped is no evidence that the variants are the same on both."""
+    common = {"metric": "tokens_to@0.9", "higher_is_better": False, "of": "accuracy", "of_higher_is_better": True}
+    measures = [Measure(task=task, **common) for task in ("p_hop", "kjv")]
+    named = {"claim": "c", "better": "ztt", "than": "htc", "kind": "same", "margin": 0.0, "within": 0.5}
     known = next(record for record in RESULTS.values() if record.status == "done")
-    cells = [
-        CellRow(variant=name, task="p_hop", seed=seed, id=f"{name}{seed}")
-        for name in ("ztt", "htc")
-        for seed in range(8)
-    ]
-    manifest = MANIFEST.but(cells=cells)
-    for reached, verdict in (((), "inconclusive"), (range(8), "supported")):
-        seen = {
-            cell.id: known.but(history=history(0.2, 0.95 if cell.seed in reached else 0.3, 0.4 + 0.01 * cell.seed))
-            for cell in cells
-        }
-        pairs = pairs_of(manifest, seen, entry)
-        assert pairs.contrast.silent is not None and pairs.contrast.silent.sum() == 8 - len(reached)
-        assert verdicts_of(manifest.but(decide=None), [pairs.contrast])[0].verdict == verdict
+    places = [(name, task, seed) for name in ("ztt", "htc") for task in ("p_hop", "kjv") for seed in range(8)]
+    cells = [CellRow(variant=name, task=task, seed=n, id=f"{name}{task}{n}") for name, task, n in places]
+    manifest = MANIFEST.but(cells=cells, decide=None)
+    yes, late, no = (0.2, 0.95, 0.96), (0.2, 0.3, 0.95), (0.2, 0.3, 0.4)
+    for ztt, htc, stopped, verdict in (
+        (yes, yes, (0, 0), "supported"),
+        (no, no, (8, 8), "inconclusive"),
+        (late, no, (8, 0), "inconclusive"),  # it costs the other run at least as much: the difference seen is 0
+        (no, late, (0, 8), "inconclusive"),
+        (yes, no, (8, 0), "refuted"),
+    ):
+        for tasks in (("p_hop",), ("p_hop", "kjv")):
+            seen = {
+                cell.id: known.but(
+                    history=history(*(yes if cell.task == "kjv" else ztt if cell.variant == "ztt" else htc))
+                )
+                for cell in cells
+            }
+            entry = HypothesisRow(**named, task=tasks[0], metric="m", measures=measures[: len(tasks)])
+            contrast = pairs_of(manifest, seen, entry).contrast
+            assert contrast.more is not None and contrast.less is not None
+            assert (contrast.more.sum(), contrast.less.sum()) == stopped
+            expected = "inconclusive" if verdict == "refuted" and len(tasks) == 2 else verdict
+            assert verdicts_of(manifest, [contrast])[0].verdict == expected, (ztt, htc, tasks)
 
 
 @pytest.mark.parametrize("score", ["-1", "0", "1e300", "8.1"])
@@ -210,7 +234,11 @@ def test_bounds_that_a_study_declares_are_those_of_a_metric_it_asks_for() -> Non
         None,
     ]
     for within in ({"loss": 0.1}, {"area": 0.1}, {"exits@entropy": 0.1}, {"flops_to@0.6": 0.1}):
-        with pytest.raises(UserError, match=r"decide\.within: unknown metric of a hypothesis: .*allowed: accuracy"):
+        with pytest.raises(UserError, match=r"decide\.within: unknown metric of a hypothesis that asks .*allowed: acc"):
             bound(within, "accuracy", "exits@kl")
+    with pytest.raises(UserError, match=r"decide\.within: 'exits@kl' stands twice, under two names"):
+        bound({"exits@kl": 0.1, "exits@kl.mean": 0.2}, "exits@kl")
+    with pytest.raises(UserError, match=r"within = 2 must be below 1, in accuracy"):
+        bound({"exits@kl": 2.0}, "exits@kl")
     with pytest.raises(UserError, match="unknown exit rule 'confidnce'; did you mean 'confidence'"):
         bound({"exits@confidnce": 0.1}, "exits@confidence")

@@ -230,7 +230,7 @@ def test_the_commands_tell_what_happened(
     (store.folder(made.cells[0].cell.id) / "result.json").unlink()
     app(["export", "stored", "a.zip"], standalone_mode=False)
     said = capsys.readouterr().out
-    assert "stored: 3 cells, 23 files, " in said and "1 cells have no record yet and are not in it" in said
+    assert "stored: 3 cells, 23 files, " in said and "not in it: 1 cell without a record yet" in said
     app(["import", "a.zip", "--runs", "other"], standalone_mode=False)
     assert "stored: 3 cells imported, 0 were here already, 0 conflicts, 0 refused" in capsys.readouterr().out
     app(["status", "stored", "--runs", "other"], standalone_mode=False)
@@ -240,7 +240,7 @@ def test_the_commands_tell_what_happened(
     other.write_result(record.id, record.but(metrics={**record.metrics, "test_accuracy": 0.25}))
     assert app(["import", "a.zip", "--runs", "other"], standalone_mode=False) == 1
     said = capsys.readouterr().out
-    assert "stored: 0 cells imported, 2 were here already, 1 conflicts, 0 refused" in said
+    assert "stored: 0 cells imported, 2 were here already, 1 conflict, 0 refused" in said
     assert f"conflict: ztt p_hop seed 0 ({made.cells[1].cell.id[:12]}): this store has a result" in said
     with pytest.raises(UserError, match="no cell has run yet"):
         empty = open_store(tmp_path / "empty", begin=True)

@@ -235,7 +235,10 @@ def test_what_is_published_may_be_damaged(published: Path, text: str | None, sai
     ("change", "said"),
     [
         (lambda text: re.sub(r"0\.\d+", "much", text), r"results.csv: line 2: test_accuracy = 'much' must be a number"),
+        (lambda text: re.sub(r"0\.\d+", "inf", text), r"results.csv: line 2: test_accuracy = 'inf' must be a number"),
+        (lambda text: re.sub(r"0\.\d+", "", text), r"results.csv: line 2: test_accuracy = '' must be a number"),
         (lambda text: text.replace("id,", "ident,", 1), "results.csv: column 'id' is missing"),
+        (lambda text: text.replace("test_accuracy", "accuracy", 1), "results.csv: column 'test_accuracy' is missing"),
         (None, "results.csv cannot be read"),
     ],
 )
@@ -246,6 +249,12 @@ def test_a_published_table_may_be_damaged(published: Path, change: Any, said: st
     with pytest.raises(UserError, match=said) as error:
         run_again(str(published), 1)
     assert "\n" not in str(error.value)
+
+
+def test_to_have_run_nothing_is_no_success(published: Path) -> None:
+    (published / "results.csv").write_text((published / "results.csv").read_text().splitlines()[0])
+    with pytest.raises(typer.Exit):
+        commands.verify(str(published), sample=2, published=True)
 
 
 def test_a_study_of_ones_own_is_found_by_its_name(

@@ -32,11 +32,13 @@ from bench.cli.options import (
     TrackerName,
     Tracking,
     command_line,
+    finite,
 )
 from bench.cli.runs import status, sync, tell_newer, tell_run, verify
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError, first_line
 from bench.house import OWN, PUBLISHED
+from bench.tables import counted
 
 if TYPE_CHECKING:
     from bench.api import Results
@@ -168,7 +170,7 @@ def run(
     if results.failed:
         again = f"{command_line(without=('--retry',))} --retry failed"
         n = len(results.manifest.cells)
-        print(f"{len(results.failed)} of {n} cells failed; to run those again: {again}", file=sys.stderr)
+        print(f"{len(results.failed)} of {counted(n, 'cell')} failed; to run those again: {again}", file=sys.stderr)
     if results.failed or results.unscored:
         raise typer.Exit(1)
 
@@ -179,7 +181,8 @@ def sweep(
     overrides: Overrides = None,
     preset: Preset = None,
     max_flops: Annotated[
-        float | None, typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops).")
+        float | None,
+        typer.Option(min=1, help="Executed forward FLOPs per token not to be exceeded (sweep.max_flops)."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Worker processes. Default: the cores.")] = None,
     hang: Hang = DEFAULT_HANG,
@@ -278,11 +281,12 @@ def power(
     effect: Annotated[
         float | None,
         typer.Option(
+            callback=finite,
             help="Effect to show, in the metric's unit, beyond a hypothesis's margin; a hypothesis over tasks of "
-            "different units is answered for each task. Default: the one seen."
+            "different units is answered for each task. Default: the one seen.",
         ),
     ] = None,
-    power: Annotated[float, typer.Option(help="Probability of showing it.")] = 0.8,
+    power: Annotated[float, typer.Option(callback=finite, help="Probability of showing it.")] = 0.8,
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,

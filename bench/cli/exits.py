@@ -15,6 +15,7 @@ from bench.cli.options import (
     Runs,
     Threshold,
     Thresholds,
+    finite,
     leaving,
 )
 from bench.cli.runs import tell_newer
@@ -33,7 +34,7 @@ def generate(
         str, typer.Option(help="Skipped keys and values: recompute, propagate, share_last or share_first.")
     ] = "recompute",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or as many as fit.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     cycles: Annotated[int | None, typer.Option(min=1, help="Another number of cycles than the model has.")] = None,
 ) -> None:

@@ -90,6 +90,13 @@ Formats = Annotated[str, typer.Option("--formats", help="Of the figures, with co
 DEFAULT_HANG = 60.0
 
 
+def finite(parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """Called with the value of an option that is a number."""
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{parameter.opts[0]}: {value} (allowed: a finite number)")
+    return value
+
+
 def _numbers(values: list[float] | None) -> list[float] | None:
     """Called with the values of ``--threshold``."""
     if any(math.isnan(value) for value in values or ()):

@@ -59,7 +59,7 @@ def status(
         tell_json(_as_json(manifest, found))
         return
     n, at_work, failed = len(manifest.cells), len(found.running), len(found.failed)
-    print(f"{manifest.study}: {found.done} of {n} cells done, {at_work} running, {failed} failed, ", end="")
+    print(f"{manifest.study}: {found.done} of {counted(n, 'cell')} done, {at_work} running, {failed} failed, ", end="")
     print(f"{found.waiting} waiting")
     tell_run(results)
     if found.other_mode:
@@ -220,7 +220,7 @@ def _verify_published(study: str, sample: int, seed: int) -> None:
         say(f"{each.cell.name} ({each.cell.id[:12]}): {told}")
     well = sum(each.holds for each in found)
     say(f"{well} of {len(found)} cells run again gave what was published")
-    if well < len(found):
+    if well < len(found) or (sample and not found):
         raise typer.Exit(1)
 
 

@@ -33,7 +33,7 @@ def export(
     size = _shown(sum(packed.size for packed in index.files.values()))
     print(f"{index.study}: {counted(cells, 'cell')}, {counted(len(index.files), 'file')}, {size}, in {file}")
     if (lack := len(results.manifest.cells) - cells) > 0:
-        print(f"{lack} cells have no record yet and are not in it")
+        print(f"not in it: {counted(lack, 'cell')} without a record yet")
 
 
 def import_(
@@ -50,8 +50,9 @@ def import_(
         if one.note:
             print(f"{one.fate}: {one.name} ({one.id[:12]}): {one.note}")
     count = Counter(one.fate for one in taken)
-    print(f"{manifest.study}: {count['imported']} cells imported, {count['known']} were here already, ", end="")
-    print(f"{count['conflict']} conflicts, {count['refused']} refused")
+    known, imported = count["known"], counted(count["imported"], "cell")
+    print(f"{manifest.study}: {imported} imported, {known} were here already, ", end="")
+    print(f"{counted(count['conflict'], 'conflict')}, {count['refused']} refused")
     if other:
         print(f"{other}; its manifest is kept, and what was imported is there for any study that has these cells")
         print(f"For a store of its own: cyclebench import {file} --runs FOLDER")

@@ -196,7 +196,10 @@ def build(task: Task) -> TaskData:
     """A task's data, made. Raises UserError if they are too large or the options cannot be met."""
     with contained(f"task {task.name!r}: its data cannot be made"):
         check_size(task)
-        return with_augmentation(task.build(), task)
+        found = task.build()
+        if not isinstance(found, TaskData):
+            raise TypeError(f"build() returns {shown(found)}, which is no TaskData")
+        return with_augmentation(found, task)
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
-from bench.evaluate.rules import Rule, SignalWatch, get_rule
+from bench.evaluate.rules import Rule, SignalWatch, get_rule, named
 from bench.evaluate.trace import Trace
 from bench.model.costs import cycle_flops, exit_flops, pass_flops
 from bench.model.network import Network
@@ -140,7 +140,8 @@ def _batch(
         columns["correct"].append((logits.argmax(-1) == goal).double().sum(1))
         for rule in rules:
             if rule.key in signals:
-                columns[rule.key].append(rule.pool(signals[rule.key], state.real))
+                with named(rule):
+                    columns[rule.key].append(rule.pool(signals[rule.key], state.real))
     nothing = torch.full((len(goal),), torch.nan, dtype=torch.double, device=goal.device)
     masses = [state.zero_attention.get(step.depth) for step in schedule.steps]
     found = {name: torch.stack(parts, 1).double() for name, parts in columns.items()}

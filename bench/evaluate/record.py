@@ -34,8 +34,8 @@ from bench.data.task import Metric, TaskData
 from bench.evaluate.evaluation import by_cycles, evaluate
 from bench.evaluate.examples import examples
 from bench.evaluate.loops import loop_points
-from bench.evaluate.rules import all_rules, get_rule
-from bench.evaluate.trace import ORACLES, Curve, Trace, with_bits
+from bench.evaluate.rules import ORACLES, all_rules, get_rule
+from bench.evaluate.trace import Curve, Trace, with_bits
 from bench.model.network import Network
 from bench.store.records import Calibration, ExitsRecord, LoopPoint, Point, RuleRecord, TunedThreshold
 

@@ -6,12 +6,12 @@ A signal at token t reads what cycles up to the exit point computed from tokens 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from bench.registry import Registry
 
 Aggregate = Literal["mean", "last", "max"]
 Leave = Literal["above", "below"]
+ORACLES = {"oracle": "correct", "oracle.loss": "loss"}  # the bounds, and the scores they know
 R = TypeVar("R", bound="Rule")
 
 
@@ -129,22 +130,36 @@ class Rule:
         return signal >= threshold if self.leave == "above" else signal <= threshold
 
 
-rules: Registry[type[Rule]] = Registry("exit rule", "cyclebench.exit_rules", "bench.evaluate.rules")
+rules: Registry[type[Rule]] = Registry("exit rule", "cyclebench.exit_rules", "bench.evaluate.builtin")
 
 
 def register(name: str) -> Callable[[type[R]], type[R]]:
     """Decorator: make a class an exit rule.
 
-    Raises UserError as ``Registry.register`` does, and for a class that does not say on which side of its threshold a
-    sequence leaves.
+    Raises UserError as ``Registry.register`` does, for a name that is a bound's, and for a class that does not say on
+    which side of its threshold a sequence leaves, or pools its signal in ways that there are not.
     """
 
     def add(kind: type[R]) -> type[R]:
+        if name in ORACLES:
+            raise UserError(f"exit rule name {name!r} is that of a bound (allowed: another name)")
         if (leave := getattr(kind, "leave", None)) not in (sides := get_args(Leave)):
             raise UserError(f"exit rule {name!r}: leave = {shown(leave)} (allowed: {', '.join(sides)})")
+        ways, known = kind.aggregates, get_args(Aggregate)
+        if not isinstance(ways, tuple) or not ways or not set(ways) <= {*known}:
+            raise UserError(f"exit rule {name!r}: aggregates = {shown(ways)} (allowed: a tuple of {', '.join(known)})")
         return rules.register(name)(kind)
 
     return add
+
+
+@contextmanager
+def named(rule: Rule) -> Iterator[None]:
+    """Tell whatever is raised inside with the rule's name."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"exit rule {rule.key!r}: {typed_line(error)}") from error
 
 
 def get_rule(key: str) -> Rule:
@@ -161,17 +176,17 @@ def all_rules() -> list[Rule]:
     return [rules.get(name)(aggregate) for name in rules.names() for aggregate in rules.get(name).aggregates]
 
 
-def _signal(rule: Rule, view: View, previous: Tensor | None) -> Tensor:
-    """A rule's signal. What is wrong with it is told with the rule's name."""
-    try:
+def _signal(rule: Rule, view: View, previous: Tensor | None) -> Tensor | None:
+    """A rule's signal, None where the model does not show what it reads. Raises RuntimeError with the rule's name."""
+    with named(rule):
+        if not rule.usable(view):
+            return None
         found = rule.signal(view, previous)
-    except Exception as error:
-        raise RuntimeError(f"exit rule {rule.key!r}: {typed_line(error)}") from error
-    batch, length, _ = view.hidden.shape
-    shape = tuple(getattr(found, "shape", ()))
-    if shape not in ((batch, length), (batch, 1)):  # what is judged once a sequence is predicted once
-        raise ValueError(f"exit rule {rule.key!r}: its signal has the shape {shape} (allowed: {batch, length}, [B, T])")
-    return found
+        batch, length, _ = view.hidden.shape
+        shape = tuple(getattr(found, "shape", ()))
+        if shape not in ((batch, length), (batch, 1)):  # what is judged once a sequence is predicted once
+            raise ValueError(f"its signal has the shape {shape} (allowed: {batch, length}, [B, T])")
+        return found
 
 
 class SignalWatch:
@@ -214,9 +229,8 @@ class SignalWatch:
             state.memory.get("halting"),
             self.rows,
         )
-        self._signals = {
-            rule.key: _signal(rule, view, self._signals.get(rule.key)) for rule in self.rules if rule.usable(view)
-        }
+        found = {rule.key: _signal(rule, view, self._signals.get(rule.key)) for rule in self.rules}
+        self._signals = {key: signal for key, signal in found.items() if signal is not None}
         self._then = view.now
         return logits, self._signals
 
@@ -225,176 +239,3 @@ class SignalWatch:
         self.rows = None if self.rows is None else self.rows[index]
         self._then = None if self._then is None else Prediction(self._then.log_probs[index])
         self._signals = {key: signal[index] for key, signal in self._signals.items()}
-
-
-@register("zero_attention")
-class ZeroAttention(Rule):
-    """The attention on the zero tokens of the last cycle's steps, averaged over steps and heads (arXiv 2502.12214);
-    aggregate ``max`` takes the largest over steps, heads and queries.
-    """
-
-    leave, high = "above", 1.0
-    aggregates = ("mean", "last", "max")
-    reads_zero_attention = True
-
-    def usable(self, view: View) -> bool:
-        return view.zero_attention is not None
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        assert view.zero_attention is not None
-        return view.zero_attention.amax((0, 2)) if self.aggregate == "max" else view.zero_attention.mean((0, 2))
-
-
-class _Reader(Rule):
-    """A rule on what would be predicted if the cycles ended here."""
-
-    reads_logits = True
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        assert view.now is not None
-        return self.compare(view.now, view.then, previous)
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        """The signal [B, T] from this exit point's prediction and the one before, None at the first."""
-        raise NotImplementedError
-
-
-@register("confidence")
-class Confidence(_Reader):
-    """The largest probability (CALM: Schuster et al. 2022, arXiv 2207.07061, softmax response)."""
-
-    leave, high = "above", 1.0
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        return now.log_probs.amax(-1).exp()
-
-
-@register("entropy")
-class Entropy(_Reader):
-    """The entropy of the prediction, nats (BranchyNet: Teerapittayanon et al. 2016, arXiv 1709.01686)."""
-
-    leave = "below"
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        return now.entropy
-
-
-@register("kl")
-class KullbackLeibler(_Reader):
-    """KL(p_{t-1} || p_t) of successive predictions, nats, p_0 being uniform (Geiping et al. 2025, arXiv 2502.05171)."""
-
-    leave = "below"
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        if then is None:
-            return -now.log_probs.mean(-1) - math.log(now.log_probs.shape[-1])
-        return (then.log_probs.exp() * (then.log_probs - now.log_probs)).sum(-1)
-
-
-@register("entropy_diff")
-class EntropyDifference(_Reader):
-    """|H_t - H_{t-1}| of successive predictions, nats, H_0 being that of the uniform distribution (Geiping et al.
-    2025, arXiv 2502.05171).
-    """
-
-    leave = "below"
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        return (now.entropy - (math.log(now.log_probs.shape[-1]) if then is None else then.entropy)).abs()
-
-
-@register("patience")
-class Patience(_Reader):
-    """For how many cycles the likeliest token has not changed (PABEE: Zhou et al. 2020, arXiv 2006.04152)."""
-
-    leave = "above"
-
-    def compare(self, now: Prediction, then: Prediction | None, previous: Tensor | None) -> Tensor:
-        if then is None or previous is None:
-            return torch.zeros_like(now.token, dtype=torch.float)
-        return torch.where(now.token == then.token, previous + 1, 0.0)
-
-
-@register("latent_diff")
-class LatentDifference(Rule):
-    """||h_t - h_{t-1}|| / ||h_t||, the relative change of the state (Geiping et al. 2025, arXiv 2502.05171)."""
-
-    leave = "below"
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        return view.change.norm(dim=-1) / view.hidden.float().norm(dim=-1)
-
-
-@register("latent_norm")
-class LatentNorm(Rule):
-    """||h_t - h_{t-1}||, not normalised (the static delta-h baseline of Ouro, arXiv 2510.25741)."""
-
-    leave = "below"
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        return view.change.norm(dim=-1)
-
-
-@register("latent_rms")
-class LatentRms(Rule):
-    """The root mean square of h_t - h_{t-1} over channels and, for a sequence, over its tokens as well."""
-
-    leave = "below"
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        return view.change.square().mean(-1).sqrt()
-
-    def pool(self, signal: Tensor, real: Tensor | None = None) -> Tensor:
-        return super().pool(signal.square(), real).sqrt()
-
-
-@register("cosine")
-class Cosine(Rule):
-    """1 - cos(h_t, h_{t-1}), the turn of the state."""
-
-    leave, high = "below", 2.0
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        return 1 - torch.cosine_similarity(view.hidden.float(), view.before.float(), dim=-1)
-
-
-@register("halting")
-class Halting(Rule):
-    """The chance of having halted by now, as a trained halting module says (the gate CDF of Ouro, arXiv 2510.25741; ACT
-    leaves where the remainder is below 0.001, hence at a threshold of 0.999).
-    """
-
-    leave, high = "above", 1.0
-
-    def usable(self, view: View) -> bool:
-        return view.halting is not None
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        assert view.halting is not None
-        return view.halting.float()
-
-
-@register("fixed")
-class Fixed(Rule):
-    """The number of cycles done: every sequence leaves after the same one."""
-
-    leave, low = "above", 1.0
-    aggregates = ("mean",)
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        return torch.full(view.hidden.shape[:2], float(view.number), device=view.hidden.device)
-
-
-@register("random")
-class Random(Rule):
-    """A uniform number drawn for every sequence and exit point: at each of them the same share of those still there
-    leaves. What it gives is what the numbers of cycles alone are worth, without knowing whom to give them to.
-    """
-
-    leave, high = "above", 1.0
-    aggregates = ("mean",)
-
-    def signal(self, view: View, previous: Tensor | None) -> Tensor:
-        rows = view.rows.cpu().numpy()
-        drawn = np.random.default_rng([0xE817, view.number]).random(int(rows.max()) + 1, dtype=np.float32)[rows]
-        return torch.from_numpy(drawn).to(view.hidden.device)[:, None].expand(view.hidden.shape[:2])

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import unknown
-from bench.evaluate.rules import get_rule
+from bench.evaluate.rules import ORACLES, get_rule
 
 Array = NDArray[Any]
 Curve = dict[str, NDArray[np.float64]]
 """Columns, one entry for each threshold: ``threshold``, ``flops_per_token``, ``mean_cycles``, ``loss``, ``accuracy``
 and, for text, ``bits_per_byte``; from the cheapest threshold to the one at which no sequence leaves early."""
 
-ORACLES = {"oracle": "correct", "oracle.loss": "loss"}  # the bounds, and the scores they know
 CHANCES = 65  # points of the curve of leaving at random
 
 

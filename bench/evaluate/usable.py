@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bench.config import ModelConfig
-from bench.evaluate.rules import SignalWatch, all_rules
-from bench.evaluate.trace import ORACLES
+from bench.evaluate.rules import ORACLES, Rule, SignalWatch, all_rules, named, rules
 from bench.model.forms import blank
 from bench.model.network import Network
 from bench.model.variant import Variant
@@ -25,4 +25,23 @@ def usable_rules(variant: Variant, model: ModelConfig) -> list[str]:
     lm = Network(variant, narrow, 2, 2).eval()
     state, watch = lm.embed(blank(model.form, 1, 2)[0], with_mass=True), SignalWatch(all_rules())
     _, signals = watch.look(lm, state, next(lm.cycles(state)))
+    for rule in outside_rules():
+        if (signal := signals.get(rule.key)) is not None:
+            _try(rule, signal)
     return [*sorted(signals), *ORACLES]
+
+
+def outside_rules() -> list[Rule]:
+    """Every rule that does not come with the suite: every cell reads it, so that it had better be tried before."""
+    return [rule for rule in all_rules() if type(rule).__module__ != rules.builtin]
+
+
+def _try(rule: Rule, signal: Tensor) -> None:
+    """Raises RuntimeError, with its name, for a rule whose signal [1, T] is of no use."""
+    with named(rule):
+        pooled = rule.pool(signal)
+        if tuple(pooled.shape) != (1,):
+            raise ValueError(f"it pools the signals of 1 sequence into the shape {tuple(pooled.shape)} (allowed: (1,))")
+        if pooled.isnan().any():
+            raise ValueError("its signal is NaN")
+        rule.leaves(pooled, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.run.runner import wanted
 from bench.run.seeds import of_the_same_cells, with_earlier
 from bench.run.status import planned_flops, status
 from bench.store.store import Store
@@ -59,11 +60,14 @@ def ahead(study: Study, store: Store) -> Ahead:
     by_place: dict[tuple[str, str], list[str]] = {}
     for planned in plan.cells:
         by_place.setdefault((planned.variant, planned.task), []).append(planned.cell.id)
+    unique = {planned.cell.id: planned for planned in plan.cells}
+    finished = {id for id in unique if store.done(id)}
+    failures = store.failures(id for id in unique if id not in finished)
+    todo = {planned.cell.id for planned in wanted(unique, finished, failures, retry=False)}
     flops, parts = planned_flops(plan.cells), []
     for (variant, task), ids in by_place.items():
-        done = sum(store.done(id) for id in ids)
-        known = store.failures(id for id in ids if not store.done(id))
-        failed = sum(record.kind == "cell" for record in known.values())
+        done = sum(id in finished for id in ids)
+        failed = sum(id not in finished | todo for id in ids)
         parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)

@@ -66,8 +66,9 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
     folder = published_folder(name)
     study = read_published(folder)
     metrics = {task.label: f"test_{task.metric}" for task in study.manifest.tasks}
-    scores = _scores(folder / RESULTS, {row.id: metrics[row.task] for row in study.manifest.cells})
-    done = [row for row in study.manifest.cells if row.id in study.cells and row.id in scores]
+    cells = [row for row in study.manifest.cells if row.id in study.cells]
+    scores = _scores(folder / RESULTS, {row.id: metrics[row.task] for row in cells})
+    done = [row for row in cells if row.id in scores]
     found = []
     for row in random.Random(seed).sample(done, min(sample, len(done))):
         alike = [scores[other.id] for other in done if (other.variant, other.task) == (row.variant, row.task)]
@@ -82,7 +83,7 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
 
 
 def _scores(path: Path, metrics: Mapping[str, str]) -> dict[str, float]:
-    """The published score of each cell that has one, NaN where its cell of the table is empty.
+    """The published score of each cell that is in the table.
 
     metrics: the column of each cell. Raises UserError for a table that cannot be read.
     """
@@ -91,11 +92,12 @@ def _scores(path: Path, metrics: Mapping[str, str]) -> dict[str, float]:
         with path.open(encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.DictReader(file), 2):
                 if (column := metrics.get(row["id"])) is not None:
-                    text = row.get(column) or "nan"
                     try:
-                        found[row["id"]] = float(text)
+                        found[row["id"]] = float(row[column] or "")
                     except ValueError:
-                        raise UserError(f"{path}: line {number}: {column} = {shown(text)} must be a number") from None
+                        found[row["id"]] = math.nan
+                    if not math.isfinite(found[row["id"]]):
+                        raise UserError(f"{path}: line {number}: {column} = {shown(row[column])} must be a number")
     except KeyError as error:
         raise UserError(f"{path}: column {error} is missing") from None
     except (OSError, UnicodeError, csv.Error) as error:

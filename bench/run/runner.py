@@ -86,7 +86,7 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watch
     failures = store.failures(id for id in unique if id not in done)
     for id in done:
         store.tidy(id)
-    todo = _wanted(unique, done, failures, how.retry)
+    todo = wanted(unique, done, failures, how.retry)
     costs = planned_flops(todo)
     with Progress(len(unique), costs={p.cell.id: costs[p.variant, p.task] for p in todo}) as progress:
         progress.skip(len(done), len(unique) - len(todo) - len(done))
@@ -106,7 +106,7 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watch
     return Records(store, (id for id in unique if id in done), failures)
 
 
-def _wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Failure], retry: bool) -> list[Planned]:
+def wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Failure], retry: bool) -> list[Planned]:
     """The cells to run: those without a result that may get one, now or because what they start from may."""
 
     def open_(id: str) -> bool:

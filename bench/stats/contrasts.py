@@ -69,12 +69,15 @@ def sign_flip_tails(differences: Array) -> tuple[float, float]:
     return float(np.mean(means >= seen - near)), float(np.mean(means <= seen + near))
 
 
-def equivalence_p(differences: Array, within: float) -> float:
+def equivalence_p(differences: Array, within: float, below: Array | None = None) -> float:
     """p of two one-sided sign-flip tests that the centre of differences [n] is between -within and within.
 
     The greater of the two (TOST: Schuirmann 1987), so that it is exact where each of them is. 1 for n = 0.
+
+    below: what is held against the lower bound, [n], if that is not the same.
     """
-    return max(sign_flip_tails(differences + within)[0], sign_flip_tails(differences - within)[1])
+    lower = differences if below is None else below
+    return max(sign_flip_tails(lower + within)[0], sign_flip_tails(differences - within)[1])
 
 
 def _counted_tails(differences: Array) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails
-from bench.stats.intervals import Array, BoolArray
+from bench.stats.intervals import Array, BoolArray, interval
 from bench.stats.power import (
     MOST_SEEDS,
     attainable_level,
@@ -31,8 +31,8 @@ class Contrast:
     kind: "better": the mean difference is above ``margin`` (positive is as claimed); "same": it is within -within and
     within. within: bounds of what counts as no difference, above the margin; a claim of kind "better" that has them may
     end as equivalent. planned: pairs that should be there; failed: those without a difference because a cell failed.
-    silent: pairs [n] that say nothing of equivalence, since neither run has reached the score that its cost is of:
-    their difference is 0 only because both were stopped. By default none is.
+    more, less: pairs [n] whose true difference may lie above, or below, what is seen, since a run was stopped before it
+    reached the score that its cost is of. By default none may.
     Raises ValueError for an infinite difference, and for bounds that are missing or not above the margin.
     """
 
@@ -42,7 +42,8 @@ class Contrast:
     kind: Literal["better", "same"] = "better"
     planned: int = 0
     failed: int = 0
-    silent: BoolArray | None = None
+    more: BoolArray | None = None
+    less: BoolArray | None = None
 
     def __post_init__(self) -> None:
         if np.isinf(self.differences).any():
@@ -55,14 +56,23 @@ class Contrast:
 
     def first(self, pairs: int) -> Contrast:
         """The contrast of the first pairs alone."""
-        silent = None if self.silent is None else self.silent[:pairs]
-        return replace(self, differences=self.differences[:pairs], silent=silent)
+        more, less = (None if one is None else one[:pairs] for one in (self.more, self.less))
+        return replace(self, differences=self.differences[:pairs], more=more, less=less)
 
     @property
-    def telling(self) -> Array:
-        """The differences that are there and say something of equivalence."""
-        there = ~np.isnan(self.differences)
-        return self.differences[there if self.silent is None else there & ~self.silent]
+    def stopped(self) -> bool:
+        """Whether the true difference of a pair is not known to both sides."""
+        return any(one is not None and bool(one.any()) for one in (self.more, self.less))
+
+    def extremes(self) -> tuple[Array, Array]:
+        """The differences that are there as they speak least for equivalence: to be held against the upper bound, and
+        against the lower. A pair that may differ by more than is seen counts as one at the bound, if it is not beyond.
+        """
+        assert self.within is not None
+        there, seen = ~np.isnan(self.differences), present(self)
+        upper = seen if self.more is None else np.where(self.more[there], np.maximum(seen, self.within), seen)
+        lower = seen if self.less is None else np.where(self.less[there], np.minimum(seen, -self.within), seen)
+        return upper, lower
 
 
 class PValues(NamedTuple):
@@ -128,8 +138,19 @@ def p_values(contrast: Contrast) -> PValues:
         assert contrast.within is not None
         upper, lower = contrast.within, -contrast.within
     above, below = sign_flip_tails(differences - upper)[0], sign_flip_tails(differences - lower)[1]
-    equal = math.nan if contrast.within is None else equivalence_p(contrast.telling, contrast.within)
+    equal = math.nan
+    if contrast.within is not None:
+        upper_ends, lower_ends = contrast.extremes()
+        equal = equivalence_p(upper_ends, contrast.within, lower_ends)
     return PValues(above, below, equal)
+
+
+def inside(contrast: Contrast) -> bool:
+    """Whether the 95 % interval lies within the bounds, taken as it speaks least for that."""
+    if contrast.within is None:
+        return False
+    upper, lower = (interval(data) for data in contrast.extremes())
+    return upper.kind == "interval" and -contrast.within < lower.low and upper.high < contrast.within
 
 
 def step_down(p: Sequence[tuple[float, float]]) -> Array:
@@ -186,9 +207,14 @@ def outcome_of(contrast: Contrast, tests: PValues, found: Paired, significant: t
         return "supported"
     elif differs and tests.below < tests.above and gap.high < contrast.margin:
         return "refuted"
-    if equal and contrast.within is not None and -contrast.within < gap.low and gap.high < contrast.within:
+    if equal and inside(contrast):
         return "supported" if contrast.kind == "same" else "equivalent"
     return "inconclusive"
+
+
+def equivalence_level(level: float) -> float:
+    """The level to plan equivalence at: that of its tests, or that of the 95 % interval where this asks for more."""
+    return min(level, SIGNIFICANT / 2)
 
 
 def _note(
@@ -200,7 +226,7 @@ def _note(
         notes.append(f"{contrast.planned - gap.n} of {contrast.planned} pairs missing{failed}")
     if contrast.kind == "better" and outcome == "refuted" and gap.low > 0:
         notes.append("better, but by less than the margin")
-    if contrast.kind == "better" and outcome != "equivalent" and p[1] < SIGNIFICANT:
+    if contrast.kind == "better" and outcome in ("supported", "refuted") and p[1] < SIGNIFICANT and inside(contrast):
         notes.append(f"yet the difference is within {contrast.within:g}")
     if outcome != "inconclusive" or not gap.n:
         return "; ".join(notes)
@@ -211,8 +237,8 @@ def _note(
         notes.append(f"significant, but the interval reaches across the {edge}")
     elif p[1] < SIGNIFICANT:
         notes.append("equivalence is significant, but the interval reaches across the bounds")
-    if contrast.within is not None and not len(contrast.telling):
-        notes.append("no pair tells whether they are the same, as no run reached the score")
+    if contrast.within is not None and contrast.stopped:
+        notes.append("runs that did not reach the score may differ by more than is seen")
     if gap.n > 1 and found.sd == 0:
         notes.append("all differences are equal")
     elif gap.n > 1:
@@ -229,8 +255,8 @@ def _seeds(contrast: Contrast, found: Paired, level: float) -> int | None:
     edge = contrast.margin if contrast.kind == "better" else contrast.within or 0.0
     beyond = abs(mean - edge) if contrast.kind == "better" else abs(mean) - edge
     ways = [seeds_needed(beyond, sd, level)]
-    if contrast.within is not None and len(contrast.telling):
-        ways.append(seeds_for_equivalence(mean, sd, contrast.within, min(level, SIGNIFICANT / 2)))  # for the interval
+    if contrast.within is not None and not contrast.stopped:
+        ways.append(seeds_for_equivalence(mean, sd, contrast.within, equivalence_level(level)))
     return min((way for way in ways if way is not None), default=None)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from bench.errors import UserError, typed_line
 from bench.registry import Registry
 from bench.store.manifest import CellRow, Manifest, SearchRow
 from bench.store.records import Outcome
@@ -17,6 +19,9 @@ from bench.store.store import Store
 
 Key = tuple[str, str]
 """A cell and its attempt ('' for its result), or a search and the digest of what it has found."""
+
+
+HOOKS = {"study", "opened", "entry", "dropped", "log", "search", "tell", "finish"}  # what a tracker may do of its own
 
 
 class Placed(Protocol):
@@ -44,6 +49,23 @@ class Findings:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
+    @wraps(hook)
+    def call(self: Tracker, *arguments: Any) -> None:
+        if self.broken and hook.__name__ not in ("study", "finish"):
+            return
+        try:
+            hook(self, *arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            self.broken = True
+            where = "results are kept in the store, and a later command adds them"
+            print(f"warning: tracker {self.name!r} has failed, {where}: {typed_line(error)}", file=sys.stderr)
+
+    return call
+
+
 class Tracker:
     """A window on the store. Subclass it and decorate it with ``@register("name")``.
 
@@ -61,6 +83,12 @@ class Tracker:
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """What a subclass's hook raises is told once, and the tracker is silent from then on."""
+        super().__init_subclass__()
+        for hook in HOOKS & vars(cls).keys():
+            setattr(cls, hook, _harmless(vars(cls)[hook]))
 
     def __init__(self, uri: str, store: Store) -> None:
         """uri: what ``--tracking-uri`` says; nothing is contacted before a study begins."""
@@ -165,7 +193,7 @@ class Tracker:
             if name != manifest.study and (other := self.store.manifest(name)) is not None:
                 self._show(other, (), None)
         if failed and not self.broken:
-            print(f"MLflow at {self.uri} answers again and holds what the store holds", file=sys.stderr)
+            print(f"{self.name} at {self.uri} answers again and holds what the store holds", file=sys.stderr)
 
     def _show(self, manifest: Manifest, paths: Sequence[Path], found: Findings | None) -> None:
         if self.manifest is None or self.manifest.study != manifest.study:

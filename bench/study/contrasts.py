@@ -47,7 +47,8 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     seeds: set[int] = set()
     failed: set[int] = set()
     gaps: list[dict[int, float]] = []
-    missed, runs, reached = (0, 0), 0, set[int]()
+    missed, runs = (0, 0), 0
+    more, less = set[int](), set[int]()  # seeds whose difference may be greater, or less, than is seen
     for measure in entry.measures:
         a, b = (_records(manifest, results, label, measure.task, pilots) for label in (entry.better, entry.than))
         gap = {}
@@ -57,7 +58,8 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
             if len(finished) == 2:
                 found, late = _gap(finished[0], finished[1], measure)
                 missed, runs = (missed[0] + late[0], missed[1] + late[1]), runs + 1
-                reached |= set() if all(late) else {seed}
+                more |= {seed} if late[1] else set()  # the other run costs more than was seen
+                less |= {seed} if late[0] else set()
                 if not math.isnan(found):
                     gap[seed] = found
             elif any(record is not None and record.status == "failed" for record in records):
@@ -76,7 +78,8 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
         kind=entry.kind,
         planned=len(order),
         failed=len(failed),
-        silent=np.array([seed not in reached for seed in order], dtype=bool),
+        more=np.array([seed in more for seed in order], dtype=bool),
+        less=np.array([seed in less for seed in order], dtype=bool),
     )
     return Pairs(contrast, missed, runs)
 

@@ -67,12 +67,20 @@ class VariantEntry(Entry):
         return spelled_out(value) if isinstance(value, dict) else value
 
 
+def one_line(text: str) -> str:
+    """A text that YAML may have folded, in one line. Raises ValueError for one that is empty or cannot be printed."""
+    line = " ".join(text.split())
+    if not line or not line.isprintable():
+        raise ValueError("must be text that can be printed, and not empty")
+    return line
+
+
 def check_distinct(field: str, entries: Sequence[Entry]) -> None:
     """Raises ValueError if two entries of a list have the same label, or one has a label that is no line of text."""
     labels = [entry.label for entry in entries]
     for label in labels:
-        if not label.isprintable():
-            raise ValueError(f"{field}: label {label!r} must be of letters that can be printed, in one line")
+        if not label.isprintable() or label != label.strip():
+            raise ValueError(f"{field}: label {label!r} must be a line that can be printed, without spaces around it")
     for label, count in Counter(labels).items():
         if count > 1:
             raise ValueError(f"{field}: label {label!r} stands twice; give each entry a label of its own")

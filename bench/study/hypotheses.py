@@ -11,6 +11,7 @@ from bench.config import LARGE, Strict
 from bench.errors import UserError, unknown
 from bench.evaluate.targets import AREA, COSTS, EXITS, rule_of, target_of, unit_of
 from bench.store.manifest import HarnessRow, HypothesisRow, Measure
+from bench.study.entries import one_line
 from bench.study.harness import is_better
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ALL = "all"
 HIGHER_IS_BETTER = {"accuracy": True, "loss": False}  # what every cell is scored by
 BITS = "bits_per_byte"  # only where the data are text
-REACHED = {"accuracy": 1.0, BITS: 8.0}  # the most that a score to reach may be: a byte that is guessed takes 8 bits
+REACHED = {"accuracy": 1.0, BITS: 8.0}  # the most that there is to reach, or to differ by: a byte has 8 bits
 
 
 class Hypothesis(Strict):
@@ -58,7 +59,7 @@ class Hypothesis(Strict):
     @field_validator("claim")
     @classmethod
     def _one_line(cls, value: str) -> str:
-        return " ".join(value.split())  # YAML may fold it, and end it with a line break
+        return one_line(value)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Hypothesis:
@@ -141,6 +142,10 @@ def resolve(
         bound = next((within[name] for name in bound_names(measures) if name in within), None)
     if bound is not None and bound <= hypothesis.margin:
         raise UserError(f"{where}: margin = {hypothesis.margin:g} must be below within = {bound:g}")
+    most = REACHED.get(units[0].partition("@")[0]) if len(units) == 1 else None
+    for name, value in (("margin", hypothesis.margin), ("within", bound)):
+        if most is not None and value is not None and value >= most:
+            raise UserError(f"{where}: {name} = {value:g} must be below {most:g}, in {units[0]}")
     if hypothesis.same is not None and bound is None:
         raise UserError(f"{where}: same needs within, the difference in {' and '.join(units)} that counts as none")
     better, than = hypothesis.pair
@@ -169,12 +174,16 @@ def bound_names(measures: Sequence[Measure]) -> list[str]:
     return list(dict.fromkeys(name for metric in spelled for name in (metric, metric.partition("@")[0])))
 
 
-def check_bounds(within: Mapping[str, float], rows: Sequence[HypothesisRow]) -> None:
-    """Raises UserError for bounds that a study declares for a metric of none of its claims."""
-    known = list(dict.fromkeys(name for row in rows for name in bound_names(row.measures)))
+def check_bounds(within: Mapping[str, float], hypotheses: Sequence[Hypothesis], rows: Sequence[HypothesisRow]) -> None:
+    """Raises UserError for bounds that a study declares for a metric of none of the claims that may take them: those
+    without bounds of their own whose tasks have one unit.
+    """
+    asking = [row for claim, row in zip(hypotheses, rows, strict=True) if claim.within is None]
+    asking = [row for row in asking if len({unit_of(measure) for measure in row.measures}) == 1]
+    known = list(dict.fromkeys(name for row in asking for name in bound_names(row.measures)))
     for name in within:
         if name not in known:
-            raise UserError(f"decide.within: {unknown('metric of a hypothesis:', name, known)}")
+            raise UserError(f"decide.within: {unknown('metric of a hypothesis that asks for it:', name, known)}")
 
 
 def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
@@ -186,8 +195,7 @@ def _of_harness(metric: str | None, row: HarnessRow, where: str) -> Measure:
 
 def usual(metric: str) -> str:
     """A metric, one of exits with its rule's usual name. Raises UserError for an exit rule that is not known."""
-    from bench.evaluate.rules import get_rule  # start-up
-    from bench.evaluate.trace import ORACLES  # start-up
+    from bench.evaluate.rules import ORACLES, get_rule  # start-up
 
     rule = rule_of(metric)
     return metric if rule is None or rule in ORACLES else f"{EXITS}@{get_rule(rule).key}"

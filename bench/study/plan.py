@@ -11,7 +11,7 @@ from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, pars
 from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, contained, unknown
 from bench.evaluate.targets import rule_of
-from bench.evaluate.usable import usable_rules
+from bench.evaluate.usable import outside_rules, usable_rules
 from bench.form import TEXT, Form
 from bench.model.costs import meta_model
 from bench.model.freezing import freeze
@@ -142,7 +142,8 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
     chosen: dict[str, dict[str, str]] = {entry.label: {} for entry in study.variants}
     tasks, built = [], {}
     for task in study.tasks:
-        check_size(get_task(task.name, task.options))  # before hours are spent on the data of another one
+        with contained(f"task {task.name!r}"):
+            check_size(get_task(task.name, task.options))  # before hours are spent on the data of another one
     for task in study.tasks:
         maker = get_task(task.name, task.options)
         task_options = maker.options.model_dump(mode="json", exclude_defaults=True)
@@ -230,21 +231,29 @@ def _check_alike(cells: Iterable[Planned]) -> None:
 def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[HarnessRow]) -> list[HypothesisRow]:
     """The study's hypotheses, with the differences that count as none. Raises UserError for such of no claim."""
     within = study.decide.within if study.decide is not None else {}
-    within = {usual(metric): bound for metric, bound in within.items()}
+    keys = [usual(metric) for metric in within]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"decide.within: {twice[0]!r} stands twice, under two names (allowed: once)")
+    within = dict(zip(keys, within.values(), strict=True))
     rows = [resolve(hypothesis, data, within, harness) for hypothesis in study.hypotheses]
-    check_bounds(within, rows)
+    check_bounds(within, study.hypotheses, rows)
     return rows
 
 
 def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
-    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by."""
+    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, and for a rule from outside
+    that does not work.
+    """
     first = {(planned.variant, planned.task): planned.cell for planned in reversed(list(cells))}
 
     @cache
     def usable(label: str, task: str) -> list[str]:
         cell = first[label, task]
-        return usable_rules(get_variant(cell.variant, cell.options), cell.model)
+        with contained(f"{label} on {task}"):
+            return usable_rules(get_variant(cell.variant, cell.options), cell.model)
 
+    for place in first if outside_rules() else ():
+        usable(*place)  # every cell reads them all
     for row in hypotheses:
         for measure in row.measures:
             for label, metric in ((row.better, measure.metric), (row.than, measure.than_metric or measure.metric)):

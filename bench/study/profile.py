@@ -109,8 +109,8 @@ def profile(
     asked = comparison(variants, set)
     found = []
     for entry in asked.variants:
-        variant, model, chosen = asked.shape(entry, vocab_size, length)
         with contained(entry.label):
+            variant, model, chosen = asked.shape(entry, vocab_size, length)
             cost = costs(variant, model, vocab_size, length)
         found.append(Profiled(entry.label, model, variant.schedule(model), cost, entry.match, chosen))
     return found

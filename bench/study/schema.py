@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bench.config import CELL_SOURCE, FIRST_PILOT, LARGEST, EvalConfig, ModelConfig, Strict, TrainConfig, parse
-from bench.errors import UserError, shown, unknown
+from bench.errors import UserError, shown
 from bench.model.variant import Variant, get_variant
 from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
-from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference
+from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference, one_line
 from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import ALL, Hypothesis, check_labels
 from bench.study.naming import LONGEST_NAME, NAME, Change, name_of
@@ -117,16 +117,22 @@ class Study(Strict):
             return tuple(range(value))
         return value
 
+    @field_validator("question")
+    @classmethod
+    def _question(cls, value: str) -> str:
+        return one_line(value)
+
     @field_validator("exit_rule")
     @classmethod
     def _rule(cls, value: str | None) -> str | None:
-        if value is not None:
-            from bench.evaluate.rules import all_rules  # start-up
+        if value is None:
+            return None
+        from bench.evaluate.rules import get_rule  # start-up
 
-            allowed = [rule.key for rule in all_rules()]
-            if value not in allowed:
-                raise ValueError(str(unknown("exit rule", value, allowed)))
-        return value
+        try:
+            return get_rule(value).key
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -153,8 +159,9 @@ class Study(Strict):
         check_distinct("variants", self.variants)
         check_reference(self.reference, self.variants)
         labels = [entry.label for entry in self.variants]
-        if ALL in [entry.label for entry in self.tasks]:
-            raise ValueError(f"tasks: the label {ALL!r} stands for all tasks together; give the task another one")
+        for field, taken in (("tasks", [t.label for t in self.tasks]), ("harness", [t.key for t in self.harness])):
+            if ALL in taken:
+                raise ValueError(f"{field}: the label {ALL!r} stands for all tasks together; give the task another one")
         try:
             tasks = [*(entry.label for entry in self.tasks), *(entry.key for entry in self.harness)]
             check_labels(self.hypotheses, labels, tasks)

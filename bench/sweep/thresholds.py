@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, Trial
 
 from bench.evaluate.record import BUDGETS
-from bench.evaluate.rules import get_rule
-from bench.evaluate.trace import ORACLES, Trace
+from bench.evaluate.rules import ORACLES, get_rule
+from bench.evaluate.trace import Trace
 from bench.processes import pulse
 from bench.store.manifest import ThresholdRow, TunedShares
 from bench.store.store import Split, Store
