@@ -61,9 +61,10 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     changed = [study.manifest.study for study in found if study.manifest.decide and study.manifest.decide.changed]
     sizes = [study.params for study in found if study.params[1]]
     flops = [study.train_flops[1] for study in found]
+    claiming = sum(bool(study.verdicts) for study in found)
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
     lines = [
-        f"{counted(len(rows), 'hypothesis', 'hypotheses')} of {counted(len(found), 'study', 'studies')}: {told}. "
+        f"{counted(len(rows), 'hypothesis', 'hypotheses')} of {counted(claiming, 'study', 'studies')}: {told}. "
         f"Decided: {decided}; on fewer than {ENOUGH} pairs of seeds: {few}.",
         "",
     ]
