@@ -268,8 +268,9 @@ def check_sample(name: str, sample: Sample, vocab_size: int, form: Form = TEXT) 
     """Raises ValueError for a split that is not of the form, or that no model can be trained on."""
     if not len(sample.ids):
         raise ValueError(f"split {name!r} has no sequence")
-    scored = sample.targets.min(initial=vocab_size, where=sample.targets != IGNORED)
-    if scored == vocab_size:
+    none = np.iinfo(sample.targets.dtype).max
+    scored = sample.targets.min(initial=none, where=sample.targets != IGNORED)
+    if scored == none:
         raise ValueError(f"split {name!r} has no target that is scored: all are {IGNORED}")
     tokens = [sample.targets.max(), scored]
     if form.features is None:
