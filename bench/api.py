@@ -186,7 +186,7 @@ class Results:
         Args:
             out: folder, by default ``reports/STUDY`` in the folder of the results.
             formats: of the figures: ``png``, ``svg``, ``pdf``.
-            published: only what a repository shows: PNG, Markdown and CSV.
+            published: only what a repository shows: PNG, Markdown and CSV; those of the study's sweep as well.
 
         Returns:
             The paths of all files.
@@ -197,8 +197,14 @@ class Results:
         with renderers(len(self.manifest.cells)) as pool:
             from reports.page import write_report  # start-up
 
-            sweeps = [] if published else [s for s in self.store.sweeps() if (s.of or s.study) == self.manifest.study]
-            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool, sweeps)
+            sweeps = [s for s in self.store.sweeps() if (s.of or s.study) == self.manifest.study]
+            shown = () if published else sweeps
+            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool, shown)
+        for sweep in sweeps if published else ():
+            from reports.sweeps import write_sweep  # start-up
+
+            if sweep.study == self.manifest.study:  # as it is written
+                self.paths += write_sweep(sweep, folder, ("png",))
         return self.paths
 
     def _finished(self) -> Iterator[tuple[CellRow, Record]]:

@@ -120,10 +120,8 @@ def findings(result: SweepResult) -> list[str]:
     return found
 
 
-def write_sweep(result: SweepResult, out: Path) -> list[Path]:
-    """Write the tables (CSV), for every task a figure (PNG, SVG), and what was found (``sweep.md``) into ``out``; their
-    paths.
-    """
+def write_sweep(result: SweepResult, out: Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
+    """Write the tables (CSV), for every task a figure, and what was found (``sweep.md``) into ``out``; their paths."""
     paths, pictures = [], []
     for name, rows in (("thresholds", threshold_rows(result, every_budget=True)), ("budgets", budget_rows(result))):
         if rows:
@@ -137,7 +135,7 @@ def write_sweep(result: SweepResult, out: Path) -> list[Path]:
             if figure is None:
                 continue
             cells = named(_ids(search for search in _searches(result, kind) if search.task == task.label))
-            for suffix, data in render(figure, cells, ("png", "svg")).items():
+            for suffix, data in render(figure, cells, formats).items():
                 paths.append(out / f"{stem}.{suffix}")
                 atomic_write(paths[-1], data)
         pictures += [markdown_image(f"{kind} of {task.label}", f"{stem}.png"), "", f"From {cells}.", ""]

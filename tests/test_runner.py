@@ -188,6 +188,10 @@ def test_the_command_from_study_to_report_and_sweep(
     runs = runs_of(client)
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
     app(["sweep", "tiny.yaml", "--jobs", "1"], standalone_mode=False)
+    app(["report", "tiny.yaml", "--publish"], standalone_mode=False)
+    names = {path.name for path in (tmp_path / "reports/published/tiny").iterdir()}
+    assert {"sweep.md", "sweep_thresholds.csv", "sweep_budgets_p_hop.png", "study.json", "report.md"} <= names
+    assert not [name for name in names if name.endswith(("svg", "html", "tex"))]
     swept = json.loads(Path("runs/sweeps/tiny.json").read_text())
     assert {(row["variant"], row["rule"], row["trials"]) for row in swept["thresholds"]} == {
         ("htc", "confidence", 20),
