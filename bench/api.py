@@ -200,11 +200,10 @@ class Results:
             sweeps = [s for s in self.store.sweeps() if (s.of or s.study) == self.manifest.study]
             shown = () if published else sweeps
             self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool, shown)
-        for sweep in sweeps if published else ():
+        if published and (own := [s for s in sweeps if s.study == self.manifest.study]):  # as it is written
             from reports.sweeps import write_sweep  # start-up
 
-            if sweep.study == self.manifest.study:  # as it is written
-                self.paths += write_sweep(sweep, folder, ("png",))
+            self.paths += write_sweep(own[0], folder, ("png",))
         return self.paths
 
     def _finished(self) -> Iterator[tuple[CellRow, Record]]:

@@ -67,7 +67,7 @@ def ahead(study: Study, store: Store) -> Ahead:
     flops, parts = planned_flops(plan.cells), []
     for (variant, task), ids in by_place.items():
         done = sum(id in finished for id in ids)
-        failed = sum(id not in finished | todo for id in ids)
+        failed = len(ids) - done - sum(id in todo for id in ids)
         parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)
