@@ -61,13 +61,12 @@ def ahead(study: Study, store: Store) -> Ahead:
     for planned in plan.cells:
         by_place.setdefault((planned.variant, planned.task), []).append(planned.cell.id)
     unique = {planned.cell.id: planned for planned in plan.cells}
-    finished = {id for id in unique if store.done(id)}
-    failures = store.failures(id for id in unique if id not in finished)
-    todo = {planned.cell.id for planned in wanted(unique, finished, failures, retry=False)}
+    finished, _, todo = wanted(unique, store, retry=False)
+    open_ = {planned.cell.id for planned in todo}
     flops, parts = planned_flops(plan.cells), []
     for (variant, task), ids in by_place.items():
         done = sum(id in finished for id in ids)
-        failed = len(ids) - done - sum(id in todo for id in ids)
+        failed = len(ids) - done - sum(id in open_ for id in ids)
         parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)

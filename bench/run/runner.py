@@ -82,11 +82,9 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watch
     """
     store.write_manifest(plan.study.name, plan.manifest)
     unique = {planned.cell.id: planned for planned in plan.cells}
-    done = {id for id in unique if store.done(id)}
-    failures = store.failures(id for id in unique if id not in done)
+    done, failures, todo = wanted(unique, store, how.retry)
     for id in done:
         store.tidy(id)
-    todo = wanted(unique, done, failures, how.retry)
     costs = planned_flops(todo)
     with Progress(len(unique), costs={p.cell.id: costs[p.variant, p.task] for p in todo}) as progress:
         progress.skip(len(done), len(unique) - len(todo) - len(done))
@@ -106,8 +104,12 @@ def run_study(plan: Plan, store: Store, how: Running, on_record: OnRecord, watch
     return Records(store, (id for id in unique if id in done), failures)
 
 
-def wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Failure], retry: bool) -> list[Planned]:
-    """The cells to run: those without a result that may get one, now or because what they start from may."""
+def wanted(unique: dict[str, Planned], store: Store, retry: bool) -> tuple[set[str], dict[str, Failure], list[Planned]]:
+    """The ids that are done, the failures by id, and the cells to run: those without a result that may get one, now or
+    because what they start from may.
+    """
+    done = {id for id in unique if store.done(id)}
+    failures = store.failures(id for id in unique if id not in done)
 
     def open_(id: str) -> bool:
         if id in failures:
@@ -115,11 +117,12 @@ def wanted(unique: dict[str, Planned], done: set[str], failures: dict[str, Failu
         return id not in done
 
     sources = {f"{CELL_SOURCE}{id}" for id in unique if open_(id)}
-    return [
+    todo = [
         planned
         for id, planned in unique.items()
         if open_(id) or (id in failures and planned.cell.init is not None and planned.cell.init.source in sources)
     ]
+    return done, failures, todo
 
 
 def _executor(how: Running, todo: list[Planned]) -> Executor:
