@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, first_line
+from bench.errors import UserError
 from bench.store.manifest import Manifest, SearchRow, ThresholdRow
 from bench.store.records import Outcome, configuration, dotted
 from bench.store.store import Store
@@ -47,21 +46,8 @@ class TrackioTracker(Tracker):
     def study(self, manifest: Manifest) -> None:
         """Look what its project holds; a run is written at once, so that one that is there is whole."""
         self.project = f"cyclebench {manifest.study} study"  # some ends of names are Trackio's own
-        there = self._contained(self.files.get_run_records, self.project) or []
-        held = {str(run["id"]) for run in there}
+        held = {str(run["id"]) for run in self.files.get_run_records(self.project)}
         self.known = {key for key in self.holding(manifest) if _run_id(key) in held}
-
-    def _contained(self, call: Callable[..., Any], *told: Any, **named: Any) -> Any:
-        """Turn a failure into one warning; after that the tracker is silent."""
-        if self.broken:
-            return None
-        try:
-            return call(*told, **named)
-        except Exception as error:
-            self.broken = True
-            where = "results are kept in the store, and a later command adds them"
-            print(f"warning: Trackio is not available, {where}: {first_line(error)}", file=sys.stderr)
-            return None
 
     def log(self, record: Outcome, place: Placed) -> None:
         """A run of the cell: its configuration, its curves, its totals."""
@@ -98,8 +84,7 @@ class TrackioTracker(Tracker):
         for metric, value, at, step in rows:
             together.setdefault((step, at), {})[metric] = value
         now = 1000 * time.time()
-        self._contained(
-            self.files.bulk_log,
+        self.files.bulk_log(
             self.project,
             name,
             list(together.values()),
