@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Buffers:
 
 
 class ExitCache(Cache):
-    """Keys and values [B, H_kv, T, d] by slot, and what is needed to fill the slots that sequences have skipped.
+    """Keys and values by slot, [B, 2, H_kv, T, d], and what is needed to fill the slots that sequences have skipped.
 
     A slot is (depth of the step, exit): the exit is 0 but where the coda is computed again for every exit. states: what
     the tokens are at the exit points, by (exit point, name), [B, T, ...]; done: how many tokens of each sequence
@@ -72,7 +72,7 @@ class ExitCache(Cache):
     def __init__(self, batch: int) -> None:
         super().__init__(layers=[])
         self.length = 0
-        self.slots, self.states = Buffers(batch, 2), Buffers(batch, 1)
+        self.slots, self.states = Buffers(batch, 3), Buffers(batch, 1)
         self.done: dict[Name, list[int]] = {}
         self.exit_depth: Tensor | None = None
         self.schedule: Schedule | None = None
@@ -135,26 +135,20 @@ class Window(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Store keys and values [N, H_kv, T, d] of a step; return all from the first token to the last of these."""
-        stop = self.start + key_states.shape[2]
-        for kind, new in (("key", key_states), ("value", value_states)):
-            self.cache.slots.write((kind, layer_idx, self.exit), self.rows, self.start, new)
-        key, value = (
-            self.cache.slots.read((kind, layer_idx, self.exit), self.rows, 0, stop) for kind in ("key", "value")
-        )
-        return key, value
+        new = torch.stack([key_states, value_states], 1)
+        self.cache.slots.write((layer_idx, self.exit), self.rows, self.start, new)
+        return self.stored(layer_idx, self.start + key_states.shape[2])
 
     def stored(self, layer_idx: int, total: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a step for the first ``total`` tokens."""
-        key, value = (
-            self.cache.slots.read((kind, layer_idx, self.exit), self.rows, 0, total) for kind in ("key", "value")
-        )
+        key, value = self.cache.slots.read((layer_idx, self.exit), self.rows, 0, total).unbind(1)
         return key, value
 
-    def copy(self, source: int, target: int, stop: int) -> None:
-        """Give the step at depth ``target`` the keys and values of that at ``source`` for the walk's tokens."""
-        for kind in ("key", "value"):
-            found = self.cache.slots.read((kind, source, self.exit), self.rows, self.start, stop)
-            self.cache.slots.write((kind, target, self.exit), self.rows, self.start, found)
+    def copy(self, source: int, targets: Iterable[int], stop: int) -> None:
+        """Give the steps at the depths ``targets`` the keys and values of that at ``source`` for the walk's tokens."""
+        found = self.cache.slots.read((source, self.exit), self.rows, self.start, stop)
+        for target in targets:
+            self.cache.slots.write((target, self.exit), self.rows, self.start, found)
 
 
 def groups(rows: list[int], key: Callable[[int], int]) -> Iterator[tuple[int, list[int]]]:

@@ -254,17 +254,19 @@ class _Pass:
             return
         state = self._load(number, rows, self.past)
         window = cast(Window, state.context.cache)
-        made: dict[Step | int, tuple[Tensor, Tensor]] = {}
-        for step in skipped:
-            if self.exits.kv == "propagate":
+        if self.exits.kv == "propagate":
+            made: dict[Step | int, tuple[Tensor, Tensor]] = {}
+            for step in skipped:
                 # Without an adapter every cycle makes the same of a frozen state.
                 kind = step.block if self.lm.adapter is None else step
                 if kind not in made:
                     made[kind] = self.lm.keys_and_values(step, state)
                 window.update(*made[kind], step.depth)
-            else:
-                same = [other.depth for other in self.schedule.steps[:begin] if other.block == step.block]
-                window.copy(same[0 if self.exits.kv == "share_first" else -1], step.depth, self.total)
+            return
+        run, nearest = self.schedule.steps[:begin], 0 if self.exits.kv == "share_first" else -1
+        sources = {block: [step.depth for step in run if step.block == block] for block in {s.block for s in skipped}}
+        for block, depths in sources.items():
+            window.copy(depths[nearest], (step.depth for step in skipped if step.block == block), self.total)
 
     def _rows(self, rows: list[int]) -> Rows:
         return None if len(rows) == self.batch else self._index(rows)
