@@ -275,3 +275,14 @@ def test_targets_that_are_not_scored_do_not_train(data: TaskData) -> None:
         histories.append(timeless(run(replace(made, valid=data.valid), CONFIG)[1]))
     assert histories[0] == histories[1]
     assert np.isfinite(histories[0][-1]["valid_loss"])
+
+
+@pytest.mark.parametrize(("variant", "why"), [("mor", "gives tokens"), ("sequence", "within one pass")])
+def test_sequences_have_no_numbers_of_cycles_where_they_would_not_run_them(
+    data: TaskData, variant: str, why: str
+) -> None:
+    with pytest.raises(UserError, match=rf"train.sequence_cycles: True with '{variant}', which .*{why}.*allowed: off"):
+        run(data, CONFIG.model_copy(update={"sequence_cycles": True}), variant)
+    lm = make(variant, {})
+    with pytest.raises(UserError, match=f"^sequence_cycles with '{variant}', which .*{why}"):
+        lm(tokens(2, 8), sequence_cycles=torch.tensor([1, 2]))

@@ -109,9 +109,14 @@ def test_each_sequence_runs_its_own_number_of_cycles(name: str, options: dict[st
     if backward is not None and name in ("ztt", "universal"):
         pytest.skip("refused: nothing would train the prelude, or nothing is before the cycles")
     lm, x, counts = make(name, options).train(), tokens(4, T), torch.tensor([1, 3, 5, 2])
-    out = lm(x, n_cycles=5, sequence_cycles=counts, backward_cycles=backward).logits
-    alone = [lm(x[row, None], n_cycles=int(n), backward_cycles=backward).logits[0] for row, n in enumerate(counts)]
+    whole = lm(x, n_cycles=5, sequence_cycles=counts, backward_cycles=backward)
+    each = [lm(x[row, None], n_cycles=int(n), backward_cycles=backward) for row, n in enumerate(counts)]
+    out, alone = whole.logits, [one.logits[0] for one in each]
     torch.testing.assert_close(out, torch.stack(alone))
+    losses = [one.auxiliary_loss for one in each if one.auxiliary_loss is not None]
+    assert (whole.auxiliary_loss is not None) == bool(losses) == (name == "universal")
+    if whole.auxiliary_loss is not None:
+        torch.testing.assert_close(whole.auxiliary_loss, torch.stack(losses).mean())
     weight = lm.blocks[1].mlp.up.weight
     found, expected = (torch.autograd.grad(part.square().sum(), weight)[0] for part in (out, torch.stack(alone)))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -77,7 +77,8 @@ class UniversalRecurrence(Recurrence):
     def begin(self, state: Walk) -> None:
         if self.halt is not None:
             nothing = torch.zeros_like(state.hidden[..., 0])
-            state.memory |= {"halting": nothing, "expected_cycles": nothing, "output": torch.zeros_like(state.hidden)}
+            state.memory |= {"halting": nothing, "ran": nothing, "remainder": nothing}
+            state.memory["output"] = torch.zeros_like(state.hidden)
 
     def enter(self, cycle: int, state: Walk) -> None:
         if self.embedding is not None:
@@ -93,12 +94,13 @@ class UniversalRecurrence(Recurrence):
         after = total.where(goes_on, 1.0)
         memory["output"] = memory["output"] + (after - before).unsqueeze(-1) * state.hidden
         memory["halting"] = after
-        last = cycle + 1 == state.schedule.n_cycles
-        ends = running if last else running & ~goes_on
-        memory["expected_cycles"] = memory["expected_cycles"] + running + (1 - before).where(ends, 0.0)
-        if last and self.training and self.cost:
-            state.losses.append(self.cost * memory["expected_cycles"].mean())
+        memory["ran"] = memory["ran"] + running
+        memory["remainder"] = (1 - before).where(running, memory["remainder"])
         state.active = goes_on if state.active is None else goes_on & state.active
+
+    def end(self, state: Walk) -> None:
+        if self.halt is not None and self.training and self.cost:
+            state.losses.append(self.cost * (state.memory["ran"] + state.memory["remainder"]).mean())
 
     def output(self, state: Walk) -> Tensor:
         if self.halt is None:

@@ -49,6 +49,20 @@ def added_scores(pairs: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(pairs, dtype=dtype).masked_fill(pairs == 0, lowest)
 
 
+def check_own_cycles(name: str, variant: Variant, model: ModelConfig, schedule: Schedule, routes: bool) -> None:
+    """Raises InputError where sequences cannot have numbers of cycles of their own.
+
+    Args:
+        name: of what asks for it.
+        variant, model, schedule: the model's.
+        routes: whether its cycles run on different tokens (``Recurrence.routes``).
+    """
+    in_a_row = variant.cycled and schedule.n_cycles != model.n_cycles
+    if routes or in_a_row:
+        why = "gives tokens numbers of cycles itself" if routes else "repeats its blocks within one pass"
+        raise InputError(f"{name} with {variant.name!r}, which {why} (allowed: off)")
+
+
 def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int, learned: int) -> None:
     """Raises InputError for one of ``total`` tokens that stands beyond the learned positions. real: [B, total]."""
     last = total - 1

@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
 from bench.errors import InputError, UserError
+from bench.model import inputs
 from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
 from bench.model.context import Context
 from bench.model.forms import first_layer, judged, real_of
 from bench.model.halting import HaltingGate
-from bench.model.inputs import added_scores, check_positions, default_positions, fit_cache, masks_of, packed
 from bench.model.kernels import Linear
 from bench.model.keys import windows
 from bench.model.outcome import Outcome
@@ -76,9 +76,11 @@ class Network(nn.Module):
         self.adapter = variant.adapter(model, schedule)
         self.recurrence = variant.recurrence(model, schedule)
         self.gate = variant.gate(model, schedule)
-        routes, mixes = self.recurrence is not None and self.recurrence.routes, bool(windows(self.adapter, schedule))
-        if model.kv != "own" and (routes or mixes):
-            why = "whose cycles run on different tokens" if routes else "whose cycles read their own and the first's"
+        self.routes = self.recurrence is not None and self.recurrence.routes
+        if model.kv != "own" and (self.routes or windows(self.adapter, schedule)):
+            why = (
+                "whose cycles run on different tokens" if self.routes else "whose cycles read their own and the first's"
+            )
             raise UserError(f"model.kv: {model.kv!r} with {variant.name!r}, {why} (allowed: 'own')")
         self.halting = HaltingGate(model.d_model) if model.halting == "gate" else None
         self.norm = make_norm(model)
@@ -172,16 +174,16 @@ class Network(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in a static cache
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
-            fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
-        real, pairs = masks_of(attention_mask)
+            inputs.fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
+        real, pairs = inputs.masks_of(attention_mask)
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
-            check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
+            inputs.check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
         documents = None
         if position_ids is None:
-            position_ids = default_positions(real, past, input_ids)
+            position_ids = inputs.default_positions(real, past, input_ids)
         elif pairs is None:
-            documents = packed(position_ids, real, past, cache)
+            documents = inputs.packed(position_ids, real, past, cache)
         hidden = self.tokens(input_ids).to(self.tokens.weight.dtype)  # under autocast a projection has another
         if self.positions is not None:
             hidden = hidden + self.positions(position_ids)
@@ -212,7 +214,7 @@ class Network(nn.Module):
         turn = rotation(position_ids, self.model_shape, dtype) if self.model_shape.family == "llama" else None
         n_prefix = self.prefix.n_tokens if self.prefix is not None else 0
         visible = None if real is None else real != 0
-        pairs = None if pairs is None else added_scores(pairs, dtype)
+        pairs = None if pairs is None else inputs.added_scores(pairs, dtype)
         causal = self.model_shape.form.attention == "causal"
         how = attend if causal else partial(attend, causal=False)
         total = past + length
@@ -241,6 +243,8 @@ class Network(nn.Module):
                 if sequence_cycles is not None:
                     at = number if backward_cycles is None else n_cycles - 1 - number
                     state.hold(before, sequence_cycles > at)
+            if self.recurrence is not None and number + 1 == n_cycles:
+                self.recurrence.end(state)
             yield number + 1
 
     def start(self, state: Walk) -> None:
@@ -361,8 +365,10 @@ class Network(nn.Module):
             sequence_cycles: [B], how many of the cycles each sequence runs (see ``cycles``); without a cache.
             shortcut: a second pass of so many cycles, with the lengths of their steps (``Walk.way``), is run as well.
         """
-        if sequence_cycles is not None and cache is not None:
-            raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
+        if sequence_cycles is not None:
+            inputs.check_own_cycles("sequence_cycles", self.variant, self.model_shape, self.schedule, self.routes)
+            if cache is not None:
+                raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
         state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
         exits, halting = [], []
         for number in self.cycles(state, backward_cycles, sequence_cycles):

@@ -186,6 +186,9 @@ class Recurrence(Part):
     def leave(self, cycle: int, state: Walk) -> None:
         """Called after the steps of cycle 0, 1, ...; may replace ``state.hidden`` [B, T, D]."""
 
+    def end(self, state: Walk) -> None:
+        """Called once after the last cycle, when sequences that ran fewer cycles are what they were after their own."""
+
     def output(self, state: Walk) -> Tensor:
         """The state [B, T, D] that the coda reads if the cycles end here; changes nothing."""
         return state.hidden

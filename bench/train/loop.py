@@ -21,6 +21,7 @@ from bench.errors import CellError, UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
+from bench.model.inputs import check_own_cycles
 from bench.model.language_model import CycleModel
 from bench.model.losses import added_loss, exit_losses
 from bench.processes import pulse
@@ -103,12 +104,8 @@ class Training:
                 f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
                 "gradient (allowed: none, or a variant that re-injects the prelude's output)"
             )
-        routes = lm.recurrence is not None and lm.recurrence.tokens(1, data.length) != data.length
-        if config.sequence_cycles and routes:
-            raise UserError(
-                f"train.sequence_cycles: True with {lm.variant.name!r}, which gives tokens numbers of cycles itself "
-                "(allowed: False)"
-            )
+        if config.sequence_cycles:
+            check_own_cycles("train.sequence_cycles: True", lm.variant, lm.model_shape, lm.schedule, lm.routes)
         self.lm, self.data, self.config, self.seed = lm, data, config, seed
         self.report, self.checkpoints, self.watch, self.team = report, checkpoints, watch, team
         self.cycles = draw_cycles(config, lm.model_shape.n_cycles, seed)
