@@ -38,15 +38,19 @@ def import_files(paths: Iterable[str | Path], where: str) -> None:
         resolved = Path(path).resolve()
         if not resolved.is_file():
             raise UserError(f"{where}: {str(path)!r} is not a file (allowed: a Python file that registers something)")
-        _imported(resolved, where)
+        try:
+            _imported(resolved)
+        except ImportError as error:
+            raise UserError(f"{where}: {str(resolved)!r} {error}") from None
 
 
 @cache
-def _imported(path: Path, where: str) -> ModuleType:
+def _imported(path: Path) -> ModuleType:
+    """The module of a file. Raises ImportError with what is the matter with it, UserError where the file does."""
     name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{where}: {str(path)!r} is not a Python file")
+        raise ImportError("is not a Python file")
     module = module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -55,7 +59,7 @@ def _imported(path: Path, where: str) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where}: {str(path)!r} cannot be imported: {typed_line(error)}") from None
+        raise ImportError(f"cannot be imported: {typed_line(error)}") from None
     return module
 
 

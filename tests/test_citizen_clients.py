@@ -23,6 +23,7 @@ from bench.data.task import TaskData, get_task
 from bench.data.tokenizers import number_tokenizer, text_tokenizer
 from bench.downstream.run import Meter
 from bench.exits.generation import EarlyExit
+from bench.model.costs import flop_counter
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import get_variant
 from bench.train.loop import Training
@@ -189,12 +190,13 @@ def test_generating_tasks_of_the_harness(name: str) -> None:
     models = pytest.importorskip("lm_eval.models.huggingface", reason="the extra eval is not installed")
     from lm_eval.api.instance import Instance
 
-    lm = make(name, {}, "llama")
+    lm = make(name, {}, "llama").requires_grad_(False)  # as it is opened; gradients stand in the way of the counter
     tokenizer = number_tokenizer(VOCAB)
     client = models.HFLM(pretrained=lm, tokenizer=tokenizer, batch_size=2, max_length=40)
     asked = [Instance("generate_until", {}, (" 1 2 3", {"until": [], "max_gen_toks": 4}), number) for number in (0, 1)]
-    with Meter(lm, 5) as meter:
+    with Meter(lm, 5) as meter, flop_counter() as counter:
         told = client.generate_until(asked, disable_tqdm=True)
     ids = torch.tensor([[1, 2, 3]])
     expected = make(name, {}, "llama").generate(ids, n_cycles=5, use_cache=False, **GREEDY)[0, 3:]
-    assert told == [" ".join(map(str, expected.tolist()))] * 2 and meter.tokens
+    assert told == [" ".join(map(str, expected.tolist()))] * 2
+    assert meter.flops == counter.get_total_flops() > 0 and meter.tokens >= 2 * 6

@@ -24,7 +24,7 @@ from bench.model.schedule import cycle, middle_cycle
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.sharing import sources_of
-from bench.pretrained.sources import load, outline
+from bench.pretrained.sources import digest, load, outline
 from bench.run.going import run_cell
 from bench.store.store import Store
 from bench.study.conversion import convert_to
@@ -312,6 +312,13 @@ def test_a_cell_starts_from_a_folder_and_notices_when_it_changes(sources: dict[s
     assert run_cell(cells[1], Store(tmp_path)).schedule == "0 1 2 3 4 5 0 1 2 3 4 5"
     other = plan(init=sources["linear"], variants=entries, model={"n_cycles": 2}).cells[0].cell
     assert other.id != cells[0].id
+
+
+def test_a_source_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    source = gpt2(tmp_path / "source")
+    before, blocks = digest(source), outline(source).shape.n_blocks
+    gpt2(tmp_path / "source", n_layer=blocks + 1)
+    assert digest(source) != before and outline(source).shape.n_blocks == blocks + 1
 
 
 PLAIN = {"name": "vanilla", "label": "original"}

@@ -20,8 +20,10 @@ from bench.data.classes import LINEAR, stratified
 from bench.data.pictures import HELD_OUT, SPLIT, Images, augmented, patches
 from bench.data.prepared import load_prepared, save
 from bench.data.task import TaskData, get_task, task_data
-from bench.errors import UserError
+from bench.errors import InputError, UserError
 from bench.evaluate.examples import examples
+from bench.form import Form
+from bench.model.forms import cut
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
@@ -111,6 +113,15 @@ def test_data_are_prepared_and_come_back(digits: TaskData, tmp_path: Path) -> No
     made = processor(pixels, return_tensors="np")
     mean, spread = processor.image_mean[0], processor.image_std[0]
     np.testing.assert_allclose(made["pixel_values"][0], (pixels / 16 - mean) / spread, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_are_square() -> None:
+    """The place of a patch tells its row and column, in the figures of a report too."""
+    form = Form(features=4, patch=2)
+    assert cut(torch.zeros(1, 1, 8, 8), form).shape == (1, 16, 4)
+    for height, width in ((4, 16), (8, 16), (7, 7)):
+        with pytest.raises(InputError, match=f"{height} x {width} pixels .allowed: a square, its side a multiple of 2"):
+            cut(torch.zeros(1, 1, height, width), form)
 
 
 def test_another_reading_is_another_fingerprint(digits: TaskData) -> None:

@@ -115,6 +115,27 @@ def walked(lm: Any, ids: Any, targets: Any, row: int) -> list[tuple[dict[str, fl
     return found
 
 
+def test_rules_are_tried_on_a_model_that_is_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever memory held before: PyTorch's deterministic mode fills it with what is no number."""
+    monkeypatch.setattr(rules, "_found", dict(rules.items()))
+    seen = []
+
+    @register("tried")
+    class Tried(Rule):
+        leave = "above"
+
+        def signal(self, view: View, previous: torch.Tensor | None) -> torch.Tensor:
+            seen.append(view.hidden)
+            return view.hidden.norm(dim=-1)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        lm = model("ztt")
+        assert "tried" in usable_rules(lm.variant, lm.model_shape) and seen[0].isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", CYCLED)

@@ -22,7 +22,9 @@ from bench.store.manifest import SweepResult
 from bench.store.store import Store
 from bench.store.tracking import SEARCH, STUDY
 from bench.study.load import load_study, study_from
+from bench.study.naming import changes_between
 from bench.study.plan import make_plan
+from bench.study.schema import Study
 from reports.drawing import Drawing, figures
 
 RAW: dict[str, Any] = {
@@ -93,6 +95,14 @@ def test_entries_that_come_and_go_are_told() -> None:
         "hypotheses.zero tokens help",
     ]
     assert study.changed[0].startswith("variants.ztt=not given (as written: {")
+
+
+def test_entries_of_one_name_are_told_apart() -> None:
+    """Those of a harness have no labels: the same of its tasks may be asked of the models of two of the study's."""
+    rows = [{"name": "arc_easy", "on": "p_hop", "limit": 10}, {"name": "arc_easy", "on": "kjv"}]
+    written, now = ({**RAW, "harness": [{**rows[0], "limit": limit}, rows[1]]} for limit in (10, 20))
+    changed = changes_between(*(Study.model_validate(json.loads(json.dumps(raw))) for raw in (written, now)))
+    assert [change.key for change in changed] == ["harness"]
 
 
 def test_the_same_change_has_the_same_name_and_another_has_another() -> None:

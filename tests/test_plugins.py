@@ -190,9 +190,10 @@ def gate_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_a_file_registers_reaches_other_processes_by_its_definition(gate_file: Path) -> None:
     import_files([gate_file], "--import")
-    import_files([gate_file], "--import")  # once is enough, twice does no harm
-    packed = pack()
     kind = gates.get("of_a_file")
+    import_files([gate_file], "the study's imports")
+    assert gates.get("of_a_file") is kind, "a file runs once, whoever names it"
+    packed = pack()
     gates._found.pop("of_a_file")  # type: ignore[attr-defined]
     unpack(packed)
     assert gates.get("of_a_file").__qualname__ == kind.__qualname__

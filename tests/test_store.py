@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.run.cells import failure
 from bench.run.status import status
 from bench.store.digests import read_sealed, write_sealed
 from bench.store.files import atomic_write
-from bench.store.records import ExecutionRow, Stored
+from bench.store.records import ExecutionRow, HarnessScores, Stored
 from bench.store.store import Records, Store
 
 CELL = MANIFEST.cells[0]
@@ -52,6 +53,23 @@ def test_results_are_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not overwritten"):
         store.write_result("a", RECORD.but(schedule="2"))
     assert store.record("a") == RECORD
+
+
+def test_what_several_add_to_one_file_is_all_there(tmp_path: Path) -> None:
+    """Scores of a cell, by processes that score at once; and the searches that had it trained."""
+    store, id = Store(tmp_path), "a" * 64
+    store.write_result(id, RECORD)
+    scores = HarnessScores(of="", scores={"acc": 0.25}, flops_per_token=1.0, version="0")
+
+    def add(writer: int) -> None:
+        for number in range(25):
+            store.write_harness(id, {f"{writer} {number}": scores})
+            store.note_trained_for(id, f"{writer} {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    told = {f"{writer} {number}" for writer in range(4) for number in range(25)}
+    assert {*store.harness(id)} == told and all(store.trained_for(name) == [id] for name in told)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"status": "do', b"[1]", b"\xff\xfe"])

@@ -110,6 +110,17 @@ def test_an_id_is_told_by_its_first_letters(runs: Path) -> None:
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "ID: " in missing.stderr
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cell_without_a_result_is_shown(tmp_path: Path, damaged: bool) -> None:
+    store, planned = Store(tmp_path / "runs"), plan().cells[0]
+    store.write_cell("f" * 64, planned.cell)
+    if damaged:
+        (store.folder("f" * 64) / "cell.json").write_text("{")
+    shown = cyclebench(tmp_path, "show", "ffff")
+    assert shown.returncode == 0 and "no result yet" in shown.stdout and "digest" not in shown.stdout
+    assert ("train.steps" in shown.stdout) != damaged
+
+
 @pytest.mark.long
 def test_a_dry_run_tells_and_runs_nothing(runs: Path, tmp_path: Path) -> None:
     made = plan(["seeds=3"])

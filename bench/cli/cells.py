@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ def show_(
     """Show what a cell is: the studies it belongs to, its configuration, and what came out of it."""
     from bench.run.upgrade import open_store  # start-up
     from bench.store.records import configuration, dotted  # start-up
+    from bench.store.versions import read  # start-up
     from reports.units import human  # start-up
 
     store = open_store(runs)
@@ -42,10 +42,7 @@ def show_(
         if row.id == id
     ]
     if record is None:
-        path = store.folder(id) / "cell.json"
-        told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        told = {key: value for key, value in told.items() if key != "sealed"}
-        state = "no result yet"
+        told, state = read(store.folder(id) / "cell.json") or {}, "no result yet"
     else:
         told, state = configuration(record), record.status
     rows = {"id": id, "state": state, "in": "\n".join(places) or "no study", "folder": str(store.folder(id))}

@@ -53,7 +53,7 @@ def class_data(
         splits: train, valid and test.
         names: of the classes.
         options: what the task's users have chosen.
-        patch: pixels on a side of the squares that the vectors are, if they are such.
+        patch: pixels on a side of the squares that the vectors are, if they are cut from square pictures.
         processor: makes what makes the vectors of pictures.
         notes: what there is to know of how the data were made.
     """

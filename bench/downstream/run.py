@@ -27,8 +27,9 @@ from bench.store.digests import DamagedError, check_model
 class Meter:
     """Runs a model at a number of cycles and counts what it executes, padding and the LM head included.
 
-    What is executed follows from the length alone, or is counted by PyTorch as it runs where that depends on the text:
-    where sequences leave early or decide on how many tokens a cycle runs. A context manager.
+    What a pass over whole sequences executes follows from their length alone. All else is counted by PyTorch as it
+    runs: where sequences leave early or decide on how many tokens a cycle runs, and where a cache holds what was
+    before, as in generation. A context manager.
 
     Attributes:
         tokens: positions computed.
@@ -63,16 +64,13 @@ class Meter:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         batch, length = ids.shape
-        if depends(self.lm):
+        cached = kwargs.get("cache", kwargs.get("past_key_values")) is not None
+        if depends(self.lm) or cached or kwargs.get("use_cache") or kwargs.get("logits_to_keep"):
             self._counter = flop_counter(self.lm.model_shape.flops).__enter__()
         else:
             if length not in self._of:
                 self._of[length] = pass_flops(self.lm, length, self.n_cycles).forward
-            cache = kwargs.get("cache", kwargs.get("past_key_values"))
-            past = cache.get_seq_length() if cache is not None else 0
-            shape, depth = self.lm.model_shape, self.lm.schedule_at(self.n_cycles).depth
-            before = 4 * depth * shape.n_heads * length * past * shape.head_dim  # attention to what the cache holds
-            self.flops += batch * (self._of[length] + before)
+            self.flops += batch * self._of[length]
         self.tokens += batch * length
         return args, {**kwargs, "n_cycles": self.n_cycles}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def examples(data: TaskData, trace: Trace, exits: ExitsRecord) -> list[Example] 
     vectors = torch.from_numpy(arrays(test)[0][chosen])
     if data.form.judged == "last":  # a class token stands behind them
         vectors = vectors[:, :-1, :-1]
-    side = round(vectors.shape[1] ** 0.5)
+    side = math.isqrt(vectors.shape[1])  # pictures are square
     pictures = pixel_shuffle(vectors.transpose(1, 2).unflatten(2, (side, -1)), patch)
     low, high = pictures.min(), pictures.max()
     pixels = ((pictures - low) / (high - low).clamp_min(1e-9) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

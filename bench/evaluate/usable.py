@@ -23,6 +23,7 @@ def usable_rules(variant: Variant, model: ModelConfig) -> list[str]:
     if variant.schedule(narrow).n_cycles < 2:
         return []
     lm = Network(variant, narrow, 2, 2).eval()
+    lm.reset_parameters(0)  # what memory happens to hold may be no number
     state, watch = lm.embed(blank(model.form, 1, 2)[0], with_mass=True), SignalWatch(all_rules())
     _, signals = watch.look(lm, state, next(lm.cycles(state)))
     for rule in outside_rules():

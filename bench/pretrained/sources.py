@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,7 +72,6 @@ class Pretrained:
     probe: Tensor
     logits: Tensor
     tokenizer: PreTrainedTokenizerBase | None = None
-    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=16)
@@ -127,22 +126,35 @@ def _from_hub(source: str) -> Path:
         ) from None
 
 
-@lru_cache(maxsize=16)
 def digest(source: str) -> str:
     """SHA-256 of the source's configuration and weights."""
-    where = locate(source)
+    return _digest(_files(locate(source)))
+
+
+def _files(where: Location) -> tuple[tuple[Path, int, int], ...]:
+    """The files of a source, with what tells that one of them was written anew: time and size."""
     paths = [where.folder / where.gguf] if where.gguf else [where.folder / "config.json", *where.folder.glob(WEIGHTS)]
+    return tuple((path, (told := path.stat()).st_mtime_ns, told.st_size) for path in sorted(paths))
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     whole = hashlib.sha256()
-    for path in sorted(paths):
+    for path, *_ in files:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
 
 
-@lru_cache(maxsize=16)
 def outline(source: str) -> Outline:
     """Shape, vocabulary and length of a source. Raises UserError if it cannot be read or represented."""
     where = locate(source)
+    return _outline_of(where, _files(where))
+
+
+@lru_cache(maxsize=16)
+def _outline_of(where: Location, files: tuple[tuple[Path, int, int], ...]) -> Outline:
+    source = where.source
     try:
         return _outline(_config(where), source)
     except (TypeError, ValueError, AttributeError, LookupError) as error:  # a configuration that makes no sense

@@ -260,7 +260,8 @@ class Store:
 
     def write_harness(self, id: str, scores: dict[str, HarnessScores]) -> None:
         """Store scores of a finished cell beside those of other keys."""
-        self._dump(self.folder(id) / "harness.json", HarnessFile({**self.harness(id), **scores}).dump())
+        with locked(self.root):
+            self._dump(self.folder(id) / "harness.json", HarnessFile({**self.harness(id), **scores}).dump())
 
     def write_usage(self, id: str, samples: list[dict[str, float]], room: Path) -> None:
         """Store what the cell took of the machine (see ``bench.run.usage``)."""
@@ -273,9 +274,10 @@ class Store:
 
     def note_trained_for(self, id: str, search: str) -> None:
         """Note that a search has had a cell trained: its database may be lost."""
-        known = self._load(self.folder(id) / TRAINED_FOR, _Searches) or _Searches()
-        if search not in known.searches:
-            self._dump(self.folder(id) / TRAINED_FOR, {"searches": [*known.searches, search]})
+        with locked(self.root):
+            known = self._load(self.folder(id) / TRAINED_FOR, _Searches) or _Searches()
+            if search not in known.searches:
+                self._dump(self.folder(id) / TRAINED_FOR, {"searches": [*known.searches, search]})
 
     def trained_for(self, search: str) -> list[str]:
         """The cells that a search has had trained."""

@@ -102,13 +102,18 @@ def _differences(told: Pair, whole: Pair, path: tuple[str, ...]) -> Iterator[tup
 
 
 def _parts(value: Any) -> Mapping[str, Any] | None:
-    """What ``--set`` addresses below a value: fields, or the entries of a list by their labels."""
+    """What ``--set`` addresses below a value: fields, or the entries of a list by labels of their own."""
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(entry, Mapping) for entry in value):
         return None
-    labels = [next((entry[key] for key in ADDRESSES if entry.get(key)), "") for entry in value]
-    return dict(zip(labels, value, strict=True))
+    labels = [address(entry) for entry in value]
+    return dict(zip(labels, value, strict=True)) if len(set(labels)) == len(labels) else None
+
+
+def address(entry: Mapping[str, Any]) -> str:
+    """How ``--set`` calls an entry of a list."""
+    return next((str(entry[key]) for key in ADDRESSES if entry.get(key)), "")
 
 
 def _text(value: Any) -> str:

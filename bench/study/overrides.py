@@ -11,7 +11,7 @@ from bench.errors import UserError, shown, unknown
 from bench.study.decide import Decide
 from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
-from bench.study.naming import ADDRESSES
+from bench.study.naming import ADDRESSES, address
 from bench.study.schema import Study, TaskEntry, Tune, VariantEntry
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.study.yaml_text import parse_yaml
@@ -103,8 +103,7 @@ def _descend(here: Any, part: str, parents: Sequence[str], keys: Keys) -> Any:
                 labelled = [e for e in here if isinstance(e, Mapping) and e.get("label") == part]
                 return labelled[0] if labelled else entry
         named = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in here]
-        labels = [next((entry[key] for key in ADDRESSES if entry.get(key)), "") for entry in named]
-        raise unknown("label in --set:", path, [".".join([*parents, str(label)]) for label in labels])
+        raise unknown("label in --set:", path, [".".join([*parents, address(entry)]) for entry in named])
     if part not in here or here[part] is None:
         keys.check(parents, part)
         here[part] = {}

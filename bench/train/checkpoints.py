@@ -195,14 +195,14 @@ def _restore(
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
             state.setdefault(int(number), {})[key] = laid_out(tensor, trained[int(number)])
-    device = next(lm.parameters()).device
+    device, random = next(lm.parameters()).device, tensors[f"random.cpu{_of(rank)}"]
     pending = list(tensors["pending"].to(device)) if "pending" in tensors else []
     position = Position(pending=pending, **{key: told[key] for key in TOLD})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(laid_out(tensors[name], tensor))
-    torch.set_rng_state(tensors[f"random.cpu{_of(rank)}"])
+    torch.set_rng_state(random)
     if "random.cuda" in tensors and device.type == "cuda":
         torch.cuda.set_rng_state(tensors[f"random.cuda{_of(rank)}"], device)
     return position
