@@ -336,7 +336,9 @@ def run(
     from bench.sweep.storage import default_url  # start-up
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
+    from reports.render import check_formats  # start-up
 
+    check_formats(formats)
     every, silent = Every.parse(checkpoint_every), hang_seconds(hang)
     how = Running(jobs, retry, every, executor, address, pack=pack, hang=silent)
     store = open_store(runs)

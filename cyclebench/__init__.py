@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from bench.evaluate.rules import register as register_rule
     from bench.exits.generation import EarlyExit as EarlyExit
     from bench.form import Form as Form
+    from bench.model.configuration import CycleConfig as CycleConfig
     from bench.model.flops import Flops as Flops
     from bench.model.gates import register as register_gate
-    from bench.model.language_model import CycleConfig as CycleConfig
     from bench.model.language_model import CycleForCausalLM as CycleForCausalLM
     from bench.model.language_model import CycleForClassification as CycleForClassification
     from bench.model.parts import Adapter as Adapter
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Adapter": ("bench.model.parts", "Adapter"),
     "AttentionPrefix": ("bench.model.parts", "AttentionPrefix"),
-    "CycleConfig": ("bench.model.language_model", "CycleConfig"),
+    "CycleConfig": ("bench.model.configuration", "CycleConfig"),
     "CycleForCausalLM": ("bench.model.language_model", "CycleForCausalLM"),
     "CycleForClassification": ("bench.model.language_model", "CycleForClassification"),
     "EarlyExit": ("bench.exits.generation", "EarlyExit"),

@@ -57,6 +57,8 @@ def _digest(parts: Sequence[str]) -> str:
 
 def check_formats(formats: Sequence[str]) -> None:
     """Raises UserError for a format that there is not, and without PNG."""
+    if isinstance(formats, str):
+        raise UserError(f"formats: {formats!r} is one text (allowed: a list of {', '.join(KINDS)})")
     for kind in formats:
         if kind not in KINDS:
             raise unknown("format of figures:", kind, KINDS)

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from bench.config import IGNORED, Objective, TrainConfig
 from bench.errors import InputError, UserError
 from bench.exits.generation import EarlyExit
+from bench.model.configuration import CycleConfig
 from bench.model.language_model import CycleForCausalLM
 from bench.train.loop import loss_of
 
@@ -353,3 +354,38 @@ def test_nothing_is_swallowed() -> None:
             lm(ids, **{name: value})
     with pytest.raises(InputError, match="attention_mask: 3 dimensions"):
         lm(ids, attention_mask=block_diagonal().expand(2, -1, -1))
+    batch, length = ids.shape
+    for shape in ((batch, length - 1), (1, length), (batch + 1, 2)):
+        for ones in (True, False):
+            mask = torch.ones(shape) if ones else torch.zeros(shape)
+            with pytest.raises(InputError, match=f"attention_mask: of shape .* .allowed: {batch}, {length}"):
+                lm(ids, attention_mask=mask)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"logits_to_keep": -1}, "logits_to_keep: -1 .allowed: a whole number from 0 on"),
+        ({"logits_to_keep": torch.arange(2)}, "logits_to_keep: tensor"),
+        ({"n_cycles": 0}, "n_cycles: 0 .allowed: a whole number from 1 on"),
+        ({"n_cycles": 1.5}, "n_cycles: 1.5"),
+        ({"n_cycles": True}, "n_cycles: True"),
+        ({"backward_cycles": -1}, "backward_cycles: -1"),
+        ({"sequence_cycles": torch.tensor([99] * batch)}, "sequence_cycles: .*allowed: a number from 1 to "),
+        ({"sequence_cycles": torch.tensor([1])}, f"sequence_cycles: .*for each of {batch} sequences"),
+        ({"labels": ids[:, 1:]}, "labels: of shape"),
+        ({"labels": ids, "logits_to_keep": 1}, "logits_to_keep: 1 with labels"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(InputError, match=f"^{message}"):
+            lm(ids, **arguments)
+
+
+def test_a_configuration_takes_sizes_in_its_shape_alone(tmp_path: Path) -> None:
+    for name, value in (("hidden_size", 64), ("num_hidden_layers", 6), ("n_cycles", 7), ("d_model", 64)):
+        with pytest.raises(InputError, match=rf"^{name} = {value} .allowed: in shape, as shape="):
+            CycleConfig(variant="htc", **{name: value})
+    for name, size in (("vocab_size", -5), ("max_position_embeddings", 0)):
+        with pytest.raises(InputError, match=f"^{name}: {size} .allowed: a whole number from 1 on"):
+            CycleConfig(variant="htc", **{name: size})
+    make("htc", {}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^hidden_size = 64"):
+        CycleForCausalLM.from_pretrained(tmp_path, hidden_size=64)
+    lm = CycleForCausalLM.from_pretrained(tmp_path, shape={"n_cycles": 5})
+    assert lm.config.num_hidden_layers == lm.schedule.depth and lm.schedule.n_cycles == 5

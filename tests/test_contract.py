@@ -16,6 +16,7 @@ from bench.config import TrainConfig
 from bench.model.costs import (
     cache_bytes,
     costs,
+    exit_flops,
     flop_counter,
     measured_flops,
     non_embedding,
@@ -89,7 +90,7 @@ def test_costs_are_those_of_the_model(name: str, options: dict[str, Any], family
     assert found.train_flops_per_token * LENGTH == training_flops(lm, LENGTH)
     assert found.params_non_embedding == non_embedding(lm)
     assert found.kv_bytes_per_token == -(-cache_bytes(lm, LENGTH) // LENGTH)
-    exits = found.exit_flops_per_token
+    exits = exit_flops(lm, LENGTH)
     assert exits[-1] == found.forward_flops_per_token
     assert list(exits) == sorted(set(exits)) and len(exits) == lm.schedule.n_cycles
 

@@ -314,6 +314,12 @@ def test_a_cell_starts_from_a_folder_and_notices_when_it_changes(sources: dict[s
     assert other.id != cells[0].id
 
 
+def test_several_end_tokens_are_kept(tmp_path: Path) -> None:
+    source = llama(tmp_path / "source", eos_token_id=[5, 6, 7])
+    convert_to(source, "htc", ["model.n_cycles=2"], 0, tmp_path / "made")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "made").generation_config.eos_token_id == [5, 6, 7]
+
+
 def test_a_source_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
     source = gpt2(tmp_path / "source")
     before, blocks = digest(source), outline(source).shape.n_blocks

@@ -9,11 +9,12 @@ import torch
 from settings import make
 from transformers import AutoTokenizer
 
-from bench.cli.exits import execute
+from bench.cli.exits import execute, generate
 from bench.data.tokenizers import text_tokenizer
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
+from bench.pretrained.share import README, add_scores
 from bench.run.execution import execute_study
 from bench.run.going import run_cell
 from bench.store.store import Store
@@ -95,11 +96,27 @@ def test_without_a_tokeniser_text_is_token_numbers(tmp_path: Path) -> None:
             checkpoint.encode(prompt)
 
 
+def test_scores_on_the_card_are_no_damage(store: Store) -> None:
+    """``cyclebench eval runs/ID/model`` writes them there: the cell stays done, and what reads its model goes on."""
+    model = folder(store) / "model"
+    add_scores(model, [{"task": "cyclebench_kjv", "metric": "bits_per_byte", "value": 1.0, "cycles": 3}])
+    assert "## Scores" in (model / README).read_text(encoding="utf-8")
+    record = store.record(model.parent.name)
+    assert record is not None and record.status == "done" and store.whole(record)
+    assert store.model(record.id) == model and Checkpoint(str(model)).lm.schedule.n_cycles == 3
+
+
 def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder with a saved model"):
         Checkpoint(str(tmp_path))
     with pytest.raises(UserError, match=r"--max-new-tokens: 40 .* 32 positions \(allowed: at most 30\)"):
         stream(Checkpoint(str(folder(store))), "In", None, str, 40)
+    with pytest.raises(UserError, match=r"--prompt: 40 tokens \(allowed: at most 31"):
+        stream(Checkpoint(str(folder(store))), "I" * 40, None, str)
+    with pytest.raises(UserError, match="threshold: 3 given"):
+        stream(Checkpoint(str(folder(store))), "In", EarlyExit("confidence", [0.5] * 3), pytest.fail)
+    with pytest.raises(UserError, match="--kv: needs --exit and --threshold"):
+        generate(str(folder(store)), "In", kv="propagate")
     with pytest.raises(UserError, match="has not been run"):
         execute(str(store.root / "tiny.yaml"), runs=tmp_path)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from settings import DEFAULT_ID, DEFAULTS, FAMILIES, make, tokens
@@ -212,7 +214,23 @@ def test_errors() -> None:
         EarlyExit("latent_diff", 0.5, "propagte")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exit rule"):
         EarlyExit("latent_dif", 0.5)
+    for threshold in ("0.9", None, math.nan, [0.5, math.nan], [], [[0.5]]):
+        with pytest.raises(ValueError, match=r"^threshold: .*allowed: a number, or one for each exit point"):
+            EarlyExit("latent_diff", threshold)  # type: ignore[arg-type]
+    assert (
+        EarlyExit("latent_diff", np.float32(0.5)).threshold
+        == 0.5
+        == EarlyExit("latent_diff", torch.tensor(0.5)).threshold
+    )  # type: ignore[arg-type]
     lm, x = model("htc", {}), tokens()
+    points = lm.schedule.n_cycles - 1
+    for several in (points - 1, points + 1):
+        lm.exits = EarlyExit("latent_diff", [0.5] * several)
+        with pytest.raises(ValueError, match=f"threshold: {several} given .*one for each of {points} exits"):
+            lm(x)
+    for name, value in (("output_exits", True), ("output_zero_attention", True), ("backward_cycles", 1)):
+        with pytest.raises(ValueError, match=f"{name}: .* with exits"):
+            lm(x, **{name: value})
     lm.exits = EarlyExit("zero_attention", 0.5)
     with pytest.raises(UserError, match=r"'zero_attention' cannot be used with this 'htc' model"):
         lm(x)

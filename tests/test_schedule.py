@@ -19,7 +19,7 @@ def blocks(schedule: Schedule) -> list[int]:
 def test_stack_runs_every_block_once(n: int) -> None:
     schedule = stack(n)
     assert blocks(schedule) == list(range(n))
-    assert not schedule.shared and schedule.exits == (n,)
+    assert schedule.exits == (n,)
 
 
 @given(SIZES, SIZES)
@@ -55,7 +55,6 @@ def test_parts_partition_the_schedule(b: int, repeats: int, prelude: int, coda: 
         assert [step.depth for step in schedule.steps] == list(range(schedule.depth))
         assert schedule.n_blocks == b + prelude + coda
         assert schedule.depth == prelude + b * repeats + coda
-        assert schedule.shared == (repeats > 1)
 
 
 @given(SIZES, SIZES, ENDS, ENDS)

@@ -157,10 +157,13 @@ def test_records_are_written_as_they_were_read(tmp_path: Path) -> None:
     row |= {"flops_per_token": 9.0, "flops_saved": 0.1, "time_saved": 0.05, "time_saved_quartiles": [0.0, 0.1]}
     store.write_result("a", RECORD)
     store.write_execution("a", "kl by token", [ExecutionRow.model_validate({**row, "rounds": 3})])
+    store.write_execution("a", "kl by token", [ExecutionRow.model_validate({**row, "threshold": 0.2, "rounds": 3})])
+    store.write_execution("a", "kl by token", [ExecutionRow.model_validate({**row, "rounds": 4})])
     store.write_execution("a", "kl", [])
     told = json.loads((store.folder("a") / "execution.json").read_text())
     assert told.pop("digest")
-    assert told == {"kl by token": [{**row, "rounds": 3}], "kl": []}
+    first, second = {**row, "threshold": 0.2, "rounds": 3}, {**row, "rounds": 4}
+    assert told == {"kl by token": [first, second], "kl": []}, "beside those of other thresholds"
     found = store.record("a")
     assert found is not None and found.status == "done" and found.execution["kl by token"][0].time_saved == 0.05
 

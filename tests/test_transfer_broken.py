@@ -128,6 +128,9 @@ def test_other_files_are_told_in_one_line(tmp_path: Path, here: Store, sound: Pa
         with pytest.raises(UserError, match="not a whole archive") as caught:
             taken(tmp_path / "a.zip", here)
         assert "\n" not in str(caught.value)
+        with pytest.raises(UserError, match="not a whole archive"):
+            import_archive(tmp_path / "a.zip", open_store(tmp_path / "new"))
+        assert not (tmp_path / "new").exists(), "no store is left behind"
 
 
 def test_a_flipped_bit_is_never_imported(tmp_path: Path, made: Plan, sound: Path) -> None:

@@ -73,16 +73,17 @@ def _sides(studies: list[str], presets: tuple[str, ...] | list[str], runs: Path)
     if presets and len(studies) > 1:
         raise UserError(f"--preset: {', '.join(presets)} are of one study, but {len(studies)} are named (allowed: one)")
     asked = [(studies[0], preset) for preset in presets] if presets else [(study, None) for study in studies]
-    sides = []
+    sides, places = [], set[tuple[Path, str]]()
     for study, preset in asked:
         folder, between, name = study.rpartition(BETWEEN)
         where = Path(folder) if between else runs
         if between and not where.is_dir():
             raise UserError(f"STUDY: {folder!r}, before {BETWEEN}, is no folder (allowed: one of results)")
         results = load_results(name, where, preset)
+        places.add((where.resolve(), results.manifest.study))
         label = results.manifest.study if not between else f"{folder}{BETWEEN}{results.manifest.study}"
         sides.append(Side(label, results.manifest, results.records))
-    if len({side.name for side in sides}) < max(2, len(sides)):
+    if len(places) < max(2, len(sides)):
         raise UserError(
             f"STUDY: {', '.join(side.name for side in sides)} is one run (allowed: two or more that differ)"
         )

@@ -21,6 +21,7 @@ from bench.cli.options import (
 from bench.cli.runs import tell_newer
 from bench.cli.screen import say, show, starting
 from bench.errors import UserError
+from bench.tables import counted
 
 Granularity = Literal["sequence", "token"]
 
@@ -31,11 +32,12 @@ def generate(
     exit: Annotated[str | None, typer.Option(metavar="RULE", help="Leave early by this rule, e.g. confidence.")] = None,
     threshold: Threshold = None,
     kv: Annotated[
-        str, typer.Option(help="Skipped keys and values: recompute, propagate, share_last or share_first.")
-    ] = "recompute",
+        str | None,
+        typer.Option(help="Skipped keys and values: recompute (default), propagate, share_last or share_first."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 64, or as many as fit.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of sampling.")] = 0,
     cycles: Annotated[int | None, typer.Option(min=1, help="Another number of cycles than the model has.")] = None,
 ) -> None:
     """Generate behind a prompt; small digits behind every token tell how many cycles it took.
@@ -43,6 +45,8 @@ def generate(
     For example: cyclebench generate runs/ID --prompt "In the beginning" --exit latent_diff --threshold 0.2
     """
     given = leaving(exit, threshold)
+    if kv is not None and given is None:
+        raise UserError("--kv: needs --exit and --threshold, without which nothing is skipped")
     starting(f"loading {checkpoint}")
     from transformers.utils import logging  # start-up
 
@@ -51,7 +55,7 @@ def generate(
 
     logging.disable_progress_bar()
 
-    leave = None if given is None else EarlyExit(*given, kv)  # type: ignore[arg-type]
+    leave = None if given is None else EarlyExit(*given, kv or "recompute")  # type: ignore[arg-type]
     loaded = Checkpoint(whole_path(checkpoint))
     taken = stream(
         loaded,
@@ -90,6 +94,8 @@ def execute(
     logging.disable_progress_bar()
     results, rows, found = load_results(study, runs, preset, overrides or ()), [], []
     tell_newer(results)
+    if lack := len(results.manifest.cells) - sum(record.status == "done" for record in results.records.values()):
+        say(f"{counted(lack, 'cell')} of {len(results.manifest.cells)} without a result; they are left out")
     for label, measured in execute_study(results.store, results.manifest, rule, threshold or None, rounds, granularity):
         rows.append(columns(label, measured))
         found.append(measured)

@@ -33,6 +33,7 @@ def convert(
     starting(f"reading {source}")
     from bench.study.conversion import convert_to  # start-up
 
+    source = whole_path(source)
     rows = convert_to(source, variant, overrides or (), seed, out)
     show(f"{source} -> {out}", [{"": key, variant: value} for key, value in rows.items()])
 

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, Storage
 from bench.cli.screen import starting
+from bench.errors import UserError
 from bench.tables import counted
 
 
@@ -45,7 +46,7 @@ def import_(
     from bench.run.transfer import import_archive  # start-up
     from bench.run.upgrade import open_store  # start-up
 
-    manifest, taken, other = import_archive(file, open_store(runs, begin=True))
+    manifest, taken, other = import_archive(file, open_store(runs))
     for one in taken:
         if one.note:
             print(f"{one.fate}: {one.name} ({one.id[:12]}): {one.note}")
@@ -75,6 +76,8 @@ def clean(
     from bench.run.upgrade import open_store  # start-up
     from bench.store.store import TRIALS  # start-up
 
+    if not runs.is_dir():
+        raise UserError(f"--runs: {str(runs)!r} is no folder (allowed: one of results)")
     store, trials = open_store(runs), set[str]()
     sweeps = {sweep.study: sweep.storage for sweep in store.sweeps()}
     if storage is not None or sweeps or (runs / TRIALS).exists():

@@ -58,7 +58,7 @@ def shared_passages(documents: Mapping[str, Iterable[str]], n_bytes: Mapping[str
         for name, split in held.items():
             split.mark(digests, seen[name])
     among |= {(name, "train"): seen[name] for name in ("test", "valid")}
-    return [text for (name, other), found in among.items() if (text := held[name].told(name, other, found, skipped))]
+    return [text for (name, other), found in among.items() if (text := held[name].told(name, other, found))]
 
 
 class _Held:
@@ -86,12 +86,12 @@ class _Held:
             self.mark(digests, seen)
         return seen
 
-    def told(self, name: str, other: str, found: NDArray[np.bool_], skipped: int) -> str:
+    def told(self, name: str, other: str, found: NDArray[np.bool_]) -> str:
         """How many of the passages were found, in words; '' for none."""
         n, total = int(self.counts[found].sum()), int(self.counts.sum())
         if not n:
             return ""
-        sample = f", in a sample of one in {1 << skipped:,}" if skipped else ""
+        sample = f", in a sample of one in {1 << self.skipped:,}" if self.skipped else ""
         return (
             f"{n:,} of {total:,} passages of {PASSAGE} bytes in {name} stand in {other} too ({n / total:.2%}{sample})"
         )

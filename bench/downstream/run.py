@@ -191,7 +191,7 @@ class Harness:
             )
         if found is None:
             raise UserError(f"task {asked.name!r}: the harness gave no result")
-        return _rows(found, lm.schedule.n_cycles if n_cycles is None else n_cycles, meter)
+        return _rows(found, lm.schedule_at(n_cycles).n_cycles, meter)
 
 
 def evaluate_checkpoint(

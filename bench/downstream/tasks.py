@@ -55,8 +55,9 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     is_instruction = issubclass(task, Instruction)
     is_text = issubclass(task.Options, TextOptions) and not is_instruction
     # A text is read in one piece: its first windows, not some all over it.
+    asked = get_task(name, options)  # with all options, so that each is checked
     keep = options.pop("n_test", None) if is_text else None
-    data = build(get_task(name, options))
+    data = build(get_task(name, options) if keep is not None else asked)
     if data.form != TEXT:
         raise UserError(f"task {name!r} has no tokens that a tokeniser could read (allowed: a task of text)")
     if is_text:

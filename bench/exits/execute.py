@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED
-from bench.errors import UserError
+from bench.errors import InputError, UserError, shown
 from bench.evaluate.evaluation import EVAL_BATCH, rule_flops
 from bench.evaluate.rules import Rule, SignalWatch, get_rule
 from bench.exits.tokens import TokenCycle, tokens_of, upload
@@ -60,9 +60,23 @@ class Executed:
         }
 
 
-def threshold_at(threshold: Threshold, number: int) -> float:
-    """The threshold after cycle 1, 2, ..."""
-    return float(threshold) if isinstance(threshold, int | float) else threshold[number - 1]
+def numbers_of(threshold: Any) -> Threshold:
+    """A threshold, or one for each exit point, from whatever holds numbers. Raises InputError for anything else."""
+    values = np.asarray(threshold)
+    if values.dtype.kind not in "fiu" or values.ndim > 1 or not values.size or np.isnan(values).any():
+        raise InputError(f"threshold: {shown(threshold)} (allowed: a number, or one for each exit point)")
+    return [float(value) for value in values] if values.ndim else float(values)
+
+
+def threshold_at(threshold: Threshold, number: int, points: int) -> float:
+    """The threshold after cycle 1, 2, ... Raises InputError where there are several, but not one for each of ``points``
+    exit points.
+    """
+    if isinstance(threshold, int | float):
+        return float(threshold)
+    if len(threshold) != points:
+        raise InputError(f"threshold: {len(threshold)} given (allowed: one, or one for each of {points} exits)")
+    return threshold[number - 1]
 
 
 @torch.no_grad()
@@ -182,9 +196,8 @@ def leaving(lm: Network, state: Walk, rows: Tensor, rule: Rule | None, threshold
         logits, leaves = None, np.full(len(at), number == last)
         if rule is not None and number < last:
             logits, signals = watch.look(lm, state, number)
-            leaves = _host(
-                rule.leaves(rule.pool(_signal(rule, signals, lm), state.real), threshold_at(threshold, number))
-            )
+            at_most = threshold_at(threshold, number, last - 1)
+            leaves = _host(rule.leaves(rule.pool(_signal(rule, signals, lm), state.real), at_most))
         if not leaves.any():
             continue
         gone, stay = np.flatnonzero(leaves), np.flatnonzero(~leaves)
@@ -247,7 +260,7 @@ def _tokens(
         if number < last:
             own = lm.lm_head(lm.read_out(state).flatten(0, 1)[cycle.at]).float()[:, None] if rule.reads_logits else None
             signal = _signal(rule, watch.look(lm, tokens_of(state, cycle.at), number, own)[1], lm)[:, 0]
-            leaves = _host(rule.leaves(signal, threshold_at(threshold, number)))
+            leaves = _host(rule.leaves(signal, threshold_at(threshold, number, last - 1)))
             watch.keep(upload(np.flatnonzero(~leaves), device))
             gone = np.zeros_like(inside)
             gone[inside] = leaves

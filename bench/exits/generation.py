@@ -25,13 +25,14 @@ from transformers.cache_utils import Cache
 from bench.errors import InputError, UserError, unknown
 from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
-from bench.exits.execute import Threshold, threshold_at
+from bench.exits.execute import Threshold, numbers_of, threshold_at
 from bench.exits.policy import Policy
 from bench.exits.tokens import upload
+from bench.model.configuration import CycleOutput
 from bench.model.context import Context, rows_of
 from bench.model.inputs import other_cycles, packed
 from bench.model.keys import filled
-from bench.model.language_model import CycleModel, CycleOutput
+from bench.model.language_model import CycleModel
 from bench.model.schedule import Step
 from bench.model.walk import Walk
 
@@ -46,7 +47,7 @@ class EarlyExit:
         kv: the policy of the cache.
 
     Raises:
-        UserError: for a rule or a policy that is not known.
+        UserError: for a rule or a policy that is not known, or a threshold that is no number.
     """
 
     rule: str
@@ -55,6 +56,7 @@ class EarlyExit:
 
     def __post_init__(self) -> None:
         get_rule(self.rule)
+        object.__setattr__(self, "threshold", numbers_of(self.threshold))
         if self.kv not in get_args(Policy):
             raise unknown("kv policy", self.kv, get_args(Policy))
 
@@ -172,8 +174,9 @@ class _Pass:
         _, signals = watch.look(self.lm, tail, number, logits)
         if self.rule.key not in signals:
             raise UserError(f"exit rule {self.rule.key!r} cannot be used with this {self.lm.variant.name!r} model")
+        points = self.schedule.n_cycles - 1
         signal = signals[self.rule.key][:, -1]  # of one token alone, whatever the aggregate
-        return cast(list[bool], self.rule.leaves(signal, threshold_at(self.exits.threshold, number)).tolist())
+        return cast(list[bool], self.rule.leaves(signal, threshold_at(self.exits.threshold, number, points)).tolist())
 
     def _cycle(self, number: int, rows: list[int]) -> Walk:
         """Run a cycle on the rows, and on their earlier tokens that have not been through it; their last tokens."""

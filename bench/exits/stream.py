@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from bench.errors import UserError, first_line
+from bench.exits.execute import threshold_at
 from bench.exits.generation import EarlyExit
-from bench.model.language_model import CycleForCausalLM, CycleOutput
+from bench.model.configuration import CycleOutput
+from bench.model.language_model import CycleForCausalLM
 from bench.store.digests import check_model
 from bench.store.versions import located
 
@@ -35,6 +37,8 @@ class Checkpoint:
         try:
             check_model(folder)
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
+            if torch.cuda.is_available():
+                self.lm.to("cuda")
         except (OSError, ValueError) as error:
             raise UserError(f"checkpoint {source!r} cannot be loaded: {first_line(error)}") from None
         self.tokenizer: Any = None
@@ -111,22 +115,26 @@ def stream(
 
     Args:
         max_new_tokens: None: 64, or as many as fit.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; else all tokens may come.
         n_cycles: another number than the model was built with.
 
     Raises:
         UserError: if the prompt and the new tokens exceed the positions the model has learned.
     """
-    lm, ids = checkpoint.lm, checkpoint.encode(prompt)
+    lm, ids = checkpoint.lm, checkpoint.encode(prompt).to(checkpoint.lm.device)
     limit = lm.config.max_position_embeddings
     room = limit - ids.shape[1] if lm.positions is not None else None  # rotary positions know no end
-    wanted = max_new_tokens or max(1, min(DEFAULT_NEW, DEFAULT_NEW if room is None else room))
+    if room is not None and room < 1:
+        raise UserError(f"--prompt: {ids.shape[1]} tokens (allowed: at most {limit - 1}, one less than the positions)")
+    wanted = max_new_tokens or min(DEFAULT_NEW, DEFAULT_NEW if room is None else room)
     if room is not None and wanted > room:
         raise UserError(
             f"--max-new-tokens: {wanted} behind a prompt of {ids.shape[1]} tokens exceed the model's {limit} positions "
             f"(allowed: at most {room})"
         )
     ends = [exit + lm.schedule.n_coda for exit in lm.schedule_at(n_cycles).exits]
+    if exits is not None and len(ends) > 1:
+        threshold_at(exits.threshold, 1, len(ends) - 1)  # as many as there are exits: known before anything is written
     cycles: list[int] = []
 
     def note(_lm: Any, _inputs: Any, output: CycleOutput) -> None:
@@ -136,7 +144,7 @@ def stream(
     lm.exits = exits
     hook = lm.register_forward_hook(note)
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     try:
         lm.generate(
             ids,

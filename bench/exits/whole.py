@@ -15,7 +15,8 @@ from bench.evaluate.rules import get_rule
 from bench.exits.execute import leaving
 from bench.exits.generation import EarlyExit
 from bench.exits.tokens import upload
-from bench.model.language_model import CycleModel, CycleOutput
+from bench.model.configuration import CycleOutput
+from bench.model.language_model import CycleModel
 
 
 @dataclass(frozen=True)

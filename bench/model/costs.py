@@ -54,7 +54,6 @@ class Costs:
     params_non_embedding: int  # without token and position embeddings and an untied LM head
     forward_flops_per_token: float
     train_flops_per_token: float  # forward and backward
-    exit_flops_per_token: tuple[float, ...]  # forward, when a sequence leaves after cycle 1, 2, ...
     kv_bytes_per_token: int  # of the whole cache of such a sequence, with what a recurrence remembers there, rounded up
     activation_bytes: int  # kept by autograd for the backward pass of one sequence
     additions: dict[str, Addition]
@@ -92,7 +91,6 @@ def costs(
         params_non_embedding=non_embedding(lm),
         forward_flops_per_token=total.forward / length,
         train_flops_per_token=training_flops(lm, length) / length,
-        exit_flops_per_token=exit_flops(lm, length),
         kv_bytes_per_token=-(-cache_bytes(lm, length) // length),
         activation_bytes=activation_bytes(variant, model, vocab_size, length),
         additions=additions(lm, length),
@@ -309,11 +307,11 @@ def non_embedding(lm: Network) -> int:
     return count(lm.parameters()) - count(parameter for part in outside for parameter in part.parameters())
 
 
-def cache_bytes(lm: Network, length: int, n_cycles: int | None = None) -> int:
+def cache_bytes(lm: Network, length: int) -> int:
     """Bytes that the KV cache keeps of a sequence of ``length`` tokens, in float32: of a step with a window, the tokens
     that the next one will see.
     """
-    model, schedule = lm.model_shape, lm.schedule_at(n_cycles)
+    model, schedule = lm.model_shape, lm.schedule
     near = windows(lm.adapter, schedule)
     tokens = sum(
         min(length, near[depth] - 1) if depth in near else length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +26,29 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def masks_of(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises InputError for a value that is given and is no whole number of at least so much."""
+    if value is None or traced():
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}: {value!r} (allowed: a whole number from {least} on)")
+
+
+def check_labels(labels: Tensor | None, input_ids: Tensor, logits_to_keep: int) -> None:
+    """Raises InputError for labels that are not one for each token, or of whose tokens some have no logits."""
+    if labels is None or traced():
+        return
+    if labels.shape != input_ids.shape:
+        raise InputError(
+            f"labels: of shape {tuple(labels.shape)} (allowed: that of input_ids, {tuple(input_ids.shape)})"
+        )
+    if logits_to_keep:
+        raise InputError(f"logits_to_keep: {logits_to_keep} with labels, which are of all tokens (allowed: 0)")
+
+
+def masks_of(attention_mask: Tensor | None, batch: int, total: int) -> tuple[Tensor | None, Tensor | None]:
     """What a mask tells: the real tokens [B, S], or which token sees which [B or 1, H or 1, T, S]; None where it tells
-    nothing. Raises InputError for a mask of another form.
+    nothing. Raises InputError for a mask of another form. batch, total: B and S.
     """
     if attention_mask is None:
         return None, None
@@ -38,6 +59,8 @@ def masks_of(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | Non
             f"attention_mask: {attention_mask.dim()} dimensions (allowed: 2, of batch and keys, or 4, of batch, heads, "
             "queries and keys)"
         )
+    if not traced() and attention_mask.shape != (batch, total):
+        raise InputError(f"attention_mask: of shape {tuple(attention_mask.shape)} (allowed: {batch}, {total})")
     return (None if not traced() and bool(attention_mask.all()) else attention_mask), None
 
 
@@ -47,6 +70,21 @@ def added_scores(pairs: Tensor, dtype: torch.dtype) -> Tensor:
     if pairs.is_floating_point():
         return pairs.to(dtype).clamp_min(lowest)
     return torch.zeros_like(pairs, dtype=dtype).masked_fill(pairs == 0, lowest)
+
+
+def check_counts(counts: Tensor, batch: int, schedule: Schedule, cache: Cache | None) -> None:
+    """Raises InputError for numbers of cycles of a batch's sequences that are not [B], or not what the schedule runs
+    (which is not asked of another device, that would have to be waited for).
+    """
+    if cache is not None:
+        raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
+    most = schedule.n_cycles
+    if traced():
+        return
+    if counts.shape != (batch,) or (counts.device.type == "cpu" and not bool(((counts >= 1) & (counts <= most)).all())):
+        raise InputError(
+            f"sequence_cycles: {counts!r} (allowed: a number from 1 to {most} for each of {batch} sequences)"
+        )
 
 
 def check_own_cycles(name: str, variant: Variant, model: ModelConfig, schedule: Schedule, routes: bool) -> None:

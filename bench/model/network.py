@@ -1,6 +1,5 @@
-"""The network: shared blocks and a variant's parts, walked over in the order of its schedule. It is what is trained,
-counted and taken apart; ``bench.model.language_model`` makes a Hugging Face model of it. Nothing here needs
-transformers, which takes as long to import as torch.
+"""The network: shared blocks and a variant's parts, walked over in the order of its schedule. Nothing here needs
+transformers, which takes as long to import as torch: ``bench.model.language_model`` makes a model of that kind of it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
-from bench.errors import InputError, UserError
+from bench.errors import UserError
 from bench.model import inputs
 from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
@@ -136,6 +135,7 @@ class Network(nn.Module):
         """The schedule with another number of cycles over the same blocks; None: the one the model was built with."""
         if n_cycles is None:
             return self.schedule
+        inputs.check_whole("n_cycles", n_cycles, 1)
         self._make_schedule(n_cycles)
         return self._schedules[n_cycles]
 
@@ -175,7 +175,7 @@ class Network(nn.Module):
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
             inputs.fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
-        real, pairs = inputs.masks_of(attention_mask)
+        real, pairs = inputs.masks_of(attention_mask, len(input_ids), past + input_ids.shape[1])
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
             inputs.check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
@@ -365,10 +365,11 @@ class Network(nn.Module):
             sequence_cycles: [B], how many of the cycles each sequence runs (see ``cycles``); without a cache.
             shortcut: a second pass of so many cycles, with the lengths of their steps (``Walk.way``), is run as well.
         """
+        inputs.check_whole("logits_to_keep", logits_to_keep, 0)
+        inputs.check_whole("backward_cycles", backward_cycles, 0)
         if sequence_cycles is not None:
             inputs.check_own_cycles("sequence_cycles", self.variant, self.model_shape, self.schedule, self.routes)
-            if cache is not None:
-                raise InputError("sequence_cycles: cannot be had with a cache, which all sequences fill alike")
+            inputs.check_counts(sequence_cycles, len(input_ids), self.schedule_at(n_cycles), cache)
         state = self.embed(input_ids, attention_mask, position_ids, cache, output_zero_attention, n_cycles)
         exits, halting = [], []
         for number in self.cycles(state, backward_cycles, sequence_cycles):

@@ -104,11 +104,6 @@ class Schedule:
         starts = (self.n_prelude, *self.exits[:-1])
         return tuple(self.steps[start:end] for start, end in zip(starts, self.exits, strict=True))
 
-    @property
-    def shared(self) -> bool:
-        """Whether any block runs more than once."""
-        return self.depth > self.n_blocks
-
     def __str__(self) -> str:
         return " ".join(str(step.block) for step in self.steps)
 

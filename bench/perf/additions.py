@@ -68,9 +68,9 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
 def shown(row: Row) -> dict[str, str]:
     """A row of the table as it is read: what is added, the share it is of the reference, and the ratio of the times."""
 
-    def added(key: str, digits: int = 0) -> str:
+    def added(key: str) -> str:
         more = row[f"added_{key}"]
-        return f"{more:+,.{digits}f} ({more / (row[key] - more):+.2%})" if more else "0"
+        return f"{more:+,.0f} ({more / (row[key] - more):+.2%})" if more else "0"
 
     return {
         "variant": row["variant"],

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bench.config import ModelConfig, Sharing
 from bench.errors import UserError, first_line
-from bench.model.language_model import CycleConfig, CycleForCausalLM
+from bench.model.configuration import CycleConfig
+from bench.model.language_model import CycleForCausalLM
 from bench.model.parts import PARTS
 from bench.model.variant import Variant
 from bench.pretrained.recover import recover, recovers

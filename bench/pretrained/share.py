@@ -12,12 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.errors import UserError, first_line
 from bench.form import TEXT
+from bench.model.configuration import CycleConfig
 from bench.model.costs import cache_bytes, count, meta_model, non_embedding, pass_flops
-from bench.model.language_model import CycleConfig, CycleModel
+from bench.model.language_model import CycleModel
 from bench.pretrained.sources import no_bars
+from bench.store.digests import CARD
 from bench.tables import markdown
 
-FACTS = "cyclebench.json"  # what the card is written from: lineage, and scores as they come
+README, FACTS = CARD  # the card, and what it is written from: lineage, and scores as they come
 
 
 def save_checkpoint(
@@ -72,7 +74,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, facts: dict[str, Any]) -> None:
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(_card(CycleConfig.from_pretrained(folder), facts), encoding="utf-8")
+    (folder / README).write_text(_card(CycleConfig.from_pretrained(folder), facts), encoding="utf-8")
 
 
 def _card(config: CycleConfig, facts: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from bench.config import ModelConfig
 from bench.errors import UserError, first_line
-from bench.model.language_model import CycleConfig
+from bench.model.configuration import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of_stock
 from bench.store.digests import check_model
 from bench.store.versions import located
@@ -54,7 +54,7 @@ class Outline:
     shape: ModelConfig
     vocab_size: int
     positions: int
-    special: dict[str, int | None]  # bos, eos and pad token ids
+    special: dict[str, Any]  # bos, eos and pad token ids; of eos perhaps a list
 
 
 @dataclass
@@ -83,6 +83,8 @@ def locate(source: str) -> Location:
     if source in PACKAGED:
         return _packaged(source)
     path = located(Path(source))
+    if (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():  # a cell's folder
+        path = path / "model"
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"source {source!r}: not a GGUF file (allowed: a .gguf file, a folder, a hub id, smollm2)")
@@ -170,18 +172,19 @@ def _config(where: Location) -> PreTrainedConfig:
 
 def _outline(config: PreTrainedConfig, source: str) -> Outline:
     shape = config.model if isinstance(config, CycleConfig) else shape_of_stock(config, source)
-    special = {key: _one(getattr(config, key, None)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    special = {key: _special(getattr(config, key, None)) for key in keys}
     sizes = (config.vocab_size, config.max_position_embeddings)
     if not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"vocab_size and max_position_embeddings are {sizes}")
     return Outline(shape, *sizes, special)
 
 
-def _one(token: int | list[int] | None) -> int | None:
-    one = token[0] if isinstance(token, list) else token
-    if one is not None and type(one) is not int:
-        raise ValueError(f"{one!r} is not the number of a token")
-    return one
+def _special(token: Any) -> Any:
+    for one in token if isinstance(token, list) else [token]:
+        if one is not None and type(one) is not int:
+            raise ValueError(f"{one!r} is not the number of a token")
+    return token
 
 
 def load(source: str) -> Pretrained:

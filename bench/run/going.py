@@ -122,7 +122,7 @@ class Going:
         scores, known = trace.leaving(trace.n_cycles), valid.leaving(valid.n_cycles)
         tokens = cell.train.steps * cell.train.batch_size * data.length
         train_seconds = history[-1]["seconds"]
-        told = {key: value for key, value in asdict(cost).items() if key not in ("additions", "exit_flops_per_token")}
+        told = {key: value for key, value in asdict(cost).items() if key != "additions"}
         if trace.ran is not None:
             told["forward_flops_per_token"] = depth_flops(lm, data.length, None, trace.ran)
         zero = zip(lm.schedule.steps, trace.zero_attention.tolist(), strict=True)

@@ -13,6 +13,7 @@ import torch
 
 from bench.config import CELL_SOURCE
 from bench.data.prepared import prepare
+from bench.errors import UserError, unknown
 from bench.run.cells import Job, add_to_log, failure, give_up
 from bench.run.executors import HANG, Event, Executor
 from bench.run.executors.local import LocalExecutor
@@ -60,6 +61,15 @@ class Running:
     expiry: float = EXPIRY
     pack: int | None = None
     hang: float = HANG
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers below 1, and for an executor that there is not."""
+        for name in ("jobs", "pack"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{name}: {value!r} (allowed: a whole number from 1 on, or none)")
+        if self.executor not in (known := ("local", "ray")):
+            raise unknown("executor", self.executor, known)
 
 
 class Watcher(Protocol):

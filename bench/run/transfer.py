@@ -111,6 +111,7 @@ def import_archive(file: Path, store: Store) -> tuple[Manifest, list[Taken], str
         theirs = staged.manifest(index.study)
         if theirs is None:
             raise UserError(f"{file}: its study {index.study!r} is missing or damaged")
+        store = open_store(store.root, begin=True)  # not before: what is no archive leaves no store behind
         taken = _take_all(staged, store, theirs, {name.partition("/")[0]: why for name, why in damaged.items()})
         if any((store.folder(one.id) / FORMER).exists() for one in taken):
             write_former(store.root, {})
@@ -120,6 +121,8 @@ def import_archive(file: Path, store: Store) -> tuple[Manifest, list[Taken], str
         return manifest, taken, why
     finally:
         shutil.rmtree(room, ignore_errors=True)
+        with suppress(OSError):
+            store.root.rmdir()  # if there is nothing in it
 
 
 def _take_all(staged: Store, store: Store, manifest: Manifest, damaged: dict[str, str]) -> list[Taken]:

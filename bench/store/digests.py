@@ -20,6 +20,7 @@ RESULT = "result.json"
 KEY = "digest"
 HEAD = f'{{\n "{KEY}": "'.encode()  # then 64 digits, and the rest, which they are the SHA-256 of
 END = len(HEAD) + 64
+CARD = ("README.md", "cyclebench.json")  # of a model, with what it is written from: they gain scores later
 
 
 class DamagedError(ValueError):
@@ -67,12 +68,19 @@ def check_model(folder: Path) -> None:
         files = read_sealed(folder.parent / RESULT).get("files", {})
     except (OSError, DamagedError):
         return
-    for name, digest in files.items():
+    for name, digest in without_card(files).items():
         path = folder.parent / name
         if path.is_relative_to(folder) and path.is_file() and digest_of(path) != digest:
             raise DamagedError(
                 f"{path.name} is damaged (`cyclebench verify STUDY` sets it aside, `run` makes it again)"
             )
+
+
+def without_card(files: Mapping[str, str]) -> dict[str, str]:
+    """Digests by path but for those of a model's card: nothing is computed from it, and it is no damage if scores were
+    written there.
+    """
+    return {name: digest for name, digest in files.items() if name.rpartition("/")[2] not in CARD}
 
 
 def digests_in(folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from bench.config import Cell
 from bench.errors import UserError
-from bench.store.digests import END, DamagedError, digest_of, is_sealed, read_sealed, write_sealed
+from bench.store.digests import END, DamagedError, digest_of, is_sealed, read_sealed, without_card, write_sealed
 from bench.store.files import locked, sweep
 from bench.store.manifest import SWEPT, TUNING, Manifest, SearchRow, SweepResult
 from bench.store.records import ExecutionRow, Executions, Failure, HarnessFile, HarnessScores, Outcome, Record
@@ -195,7 +195,7 @@ class Store:
     def _as_written(self, id: str, files: Mapping[str, str], weights: bool) -> bool:
         """Whether the files of a cell have their digests. Those that are missing are somebody's own doing."""
         folder = self.folder(id)
-        for name, digest in files.items():
+        for name, digest in without_card(files).items():
             with suppress(FileNotFoundError):
                 read = weights or name in TRACES or (folder / name).stat().st_size <= LIGHT
                 if read and digest_of(folder / name) != digest:
@@ -241,7 +241,8 @@ class Store:
         write_sealed(self.folder(id) / "failure.json", record.dump(), room)
 
     def write_execution(self, id: str, rule: str, rows: list[ExecutionRow]) -> None:
-        """Store what was measured of a finished cell's exits, in place of what was measured of the rule before.
+        """Store what was measured of a finished cell's exits beside what is known of the rule, in place of what was
+        measured at the same thresholds before.
 
         Args:
             id: of the cell.
@@ -251,7 +252,9 @@ class Store:
         path = self.folder(id) / "execution.json"
         with locked(self.root):
             before = self._load(path, Executions)
-            self._dump(path, Executions({**(before.root if before else {}), rule: rows}).dump())
+            known, at = before.root if before else {}, {row.threshold for row in rows}
+            kept = [row for row in known.get(rule, []) if row.threshold not in at]
+            self._dump(path, Executions({**known, rule: [*kept, *rows]}).dump())
 
     def harness(self, id: str) -> dict[str, HarnessScores]:
         """What the cell's model scores on tasks of lm-evaluation-harness, by key."""

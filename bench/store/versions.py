@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bench.store.digests import digest_of, digests_in, is_sealed, read_sealed, write_sealed
+from bench.store.digests import digest_of, digests_in, is_sealed, read_sealed, without_card, write_sealed
 from bench.store.files import sweep
 
 VERSION = 4  # of the store: raise it when ids or files change, and teach bench.run.upgrade the step
@@ -168,7 +168,8 @@ def clear_room(root: Path) -> None:
 def left_by(folder: Path) -> dict[str, str]:
     """SHA-256 of what a cell has left beside its result, by path in its folder: its traces and its model."""
     traces = {name: digest_of(folder / name) for name in TRACES if (folder / name).is_file()}
-    return traces | {f"{MODEL}/{name}": digest for name, digest in digests_in(folder / MODEL).items()}
+    model = without_card(digests_in(folder / MODEL))
+    return traces | {f"{MODEL}/{name}": digest for name, digest in model.items()}
 
 
 def seal_all(root: Path) -> None:

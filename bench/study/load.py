@@ -76,6 +76,8 @@ def study_from(
     if not isinstance(raw, dict):
         raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
     raw = at_preset(raw, preset, where)
+    if isinstance(overrides, str):
+        raise UserError(f"set: {overrides!r} is one text (allowed: a list of KEY=VALUE)")
     written = deepcopy(raw) if overrides else raw
     for override in overrides:
         apply_override(raw, override)

@@ -92,7 +92,7 @@ class _Search:
             )
         self.trials.append(TrialRow(id=record.id, value=value, **self.params))
 
-    def row(self, seed: int) -> TuningRow:
+    def row(self) -> TuningRow:
         """What the manifest keeps. Raises UserError if no trial has finished."""
         finished = [(trial.value, trial) for trial in self.trials if trial.value is not None]
         if not finished:
@@ -102,7 +102,7 @@ class _Search:
         return TuningRow(
             variant=self.entry.label,
             task=self.task,
-            seed=seed,
+            seed=self.seed,
             metric=self.metric,
             value=value,
             chosen={key: best.params[key] for key in self.space},
@@ -145,7 +145,7 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
         records = run(so_far)
         for planned in asked.cells:
             searches[planned.variant, planned.task].tell(records[planned.cell.id])
-    rows = {place: search.row(study.tune.seed) for place, search in searches.items()}
+    rows = {place: search.row() for place, search in searches.items()}
     tuned = {place: _with(searches[place].entry, row.chosen) for place, row in rows.items()}
     plan = make_plan(study, command, revision, tuned)
     return replace(plan, manifest=plan.manifest.but(tuning=list(rows.values())))

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from bench.config import Cell
 from bench.errors import RankError, UserError, reason_of
-from bench.model.language_model import CycleConfig, CycleModel, model_of
+from bench.model.configuration import CycleConfig
+from bench.model.language_model import CycleModel, model_of
 from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
 from bench.train.device import pick_device
