@@ -15,7 +15,7 @@ class Form(Strict):
     Attributes:
         features: numbers of the vector at each place (a patch of a picture, a frame of speech), which a linear layer
             brings to the model's width; None: a token of a vocabulary, which is looked up.
-        patch: the vectors are squares of so many pixels on a side, cut from a square picture row by row.
+        patch: the vectors are squares of so many pixels on a side, cut from a picture row by row.
         attention: with ``causal`` a place sees itself and those before it, with ``full`` the whole sequence.
         judged: every place for itself (``tokens``), or the sequence once, by the ``mean`` of its states or by its
             ``last`` state (that of a class token, which is put there).

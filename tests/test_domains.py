@@ -16,14 +16,12 @@ from scipy.io import wavfile
 from bench.config import ModelConfig, TrainConfig
 from bench.data.audio import Audio, frames_of, log_mel, mel_bands
 from bench.data.batches import Batches, arrays
-from bench.data.classes import LINEAR, stratified
+from bench.data.classes import LINEAR, ClassOptions, Labelled, class_data, stratified
 from bench.data.pictures import HELD_OUT, SPLIT, Images, augmented, patches
 from bench.data.prepared import load_prepared, save
 from bench.data.task import TaskData, get_task, task_data
-from bench.errors import InputError, UserError
+from bench.errors import UserError
 from bench.evaluate.examples import examples
-from bench.form import Form
-from bench.model.forms import cut
 from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
@@ -113,15 +111,6 @@ def test_data_are_prepared_and_come_back(digits: TaskData, tmp_path: Path) -> No
     made = processor(pixels, return_tensors="np")
     mean, spread = processor.image_mean[0], processor.image_std[0]
     np.testing.assert_allclose(made["pixel_values"][0], (pixels / 16 - mean) / spread, rtol=1e-5, atol=1e-6)
-
-
-def test_pictures_are_square() -> None:
-    """The place of a patch tells its row and column, in the figures of a report too."""
-    form = Form(features=4, patch=2)
-    assert cut(torch.zeros(1, 1, 8, 8), form).shape == (1, 16, 4)
-    for height, width in ((4, 16), (8, 16), (7, 7)):
-        with pytest.raises(InputError, match=f"{height} x {width} pixels .allowed: a square, its side a multiple of 2"):
-            cut(torch.zeros(1, 1, height, width), form)
 
 
 def test_another_reading_is_another_fingerprint(digits: TaskData) -> None:
@@ -288,6 +277,15 @@ def test_pictures_are_kept_by_the_cycle_they_leave_after(digits: TaskData) -> No
             assert one.label == str(known.target[places[row]])
             assert one.right == bool(found.test.correct[row, cycle - 1])
     assert examples(digits, found.test, found.exits.but(rules={})) is None
+    upper = {}
+    for name, split in digits.splits.items():
+        vectors, classes = arrays(split)
+        upper[name] = Labelled(vectors[:40, :8], classes[:40, 0])
+    halves = class_data(upper, list("0123456789"), ClassOptions(), 2)
+    lm = build_model(get_variant("ztt"), model, halves.vocab_size, halves.max_length)
+    lm.reset_parameters(0)
+    wide = examine(lm, halves, EvalConfig(max_cycles=2))
+    assert wide.exits is not None and wide.exits.examples is None, "how wide pictures of 8 patches are, nobody says"
 
 
 @pytest.mark.long

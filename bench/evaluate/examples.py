@@ -21,7 +21,7 @@ SHOWN = 12  # pictures of a cycle
 
 def examples(data: TaskData, trace: Trace, exits: ExitsRecord) -> list[Example] | None:
     """The first test pictures that leave after every cycle, and whether they are told right there; None where the data
-    are no pictures, or no threshold keeps the budget.
+    are no square pictures, or no threshold keeps the budget.
     """
     patch = data.form.patch
     key = next((rule for rule in RULES if rule in exits.rules), None)
@@ -35,7 +35,9 @@ def examples(data: TaskData, trace: Trace, exits: ExitsRecord) -> list[Example] 
     vectors = torch.from_numpy(arrays(test)[0][chosen])
     if data.form.judged == "last":  # a class token stands behind them
         vectors = vectors[:, :-1, :-1]
-    side = math.isqrt(vectors.shape[1])  # pictures are square
+    side = math.isqrt(vectors.shape[1])
+    if side * side != vectors.shape[1]:  # no square: how wide it is, nobody says
+        return None
     pictures = pixel_shuffle(vectors.transpose(1, 2).unflatten(2, (side, -1)), patch)
     low, high = pictures.min(), pictures.max()
     pixels = ((pictures - low) / (high - low).clamp_min(1e-9) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

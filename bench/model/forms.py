@@ -54,17 +54,19 @@ def blank(form: Form, batch: int, length: int, device: torch.device | None = Non
 
 
 def cut(pictures: Tensor, form: Form) -> Tensor:
-    """The vectors of square pictures [B, C, H, H]: patches [B, T, C p p], row by row, with a class token behind them
-    where the form judges the last state.
+    """The vectors of pictures [B, C, H, W]: patches [B, T, C p p], row by row, with a class token behind them where the
+    form judges the last state.
 
-    Raises InputError if the form has no patches, or pictures are not square or no multiple of them.
+    Raises InputError if the form has no patches, or pictures are no multiple of them.
     """
     size = form.patch
     if size is None:
         raise InputError("pixel_values: 4 dimensions, of pictures (allowed: 3, of vectors: the model has no patches)")
     height, width = pictures.shape[2:]
-    if height != width or height % size:
-        raise InputError(f"pixel_values: {height} x {width} pixels (allowed: a square, its side a multiple of {size})")
+    if height % size or width % size:
+        raise InputError(
+            f"pixel_values: {height} x {width} pixels (allowed: multiples of the patches, {size} x {size})"
+        )
     found = pixel_unshuffle(pictures, size).flatten(2).transpose(1, 2)
     return found if form.judged != "last" else with_class_token(found)
 
