@@ -17,7 +17,7 @@ from bench.exits.generation import EarlyExit
 from bench.model.configuration import CycleOutput
 from bench.model.language_model import CycleForCausalLM
 from bench.store.digests import check_model
-from bench.store.versions import located
+from bench.store.versions import model_folder
 
 Write = Callable[[str], object]
 SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -30,8 +30,7 @@ class Checkpoint:
 
     def __init__(self, source: str) -> None:
         """source: the folder of a model, or of a finished cell. Raises UserError if it holds no model."""
-        folder = located(Path(source))
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        folder = model_folder(Path(source))
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:

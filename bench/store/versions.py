@@ -107,6 +107,13 @@ def located(path: Path) -> Path:
     return path
 
 
+def model_folder(path: Path) -> Path:
+    """The folder of a model, which may be named by that of its cell (``located``)."""
+    folder = located(path)
+    of_cell = (folder / MODEL / "config.json").is_file() and not (folder / "config.json").is_file()
+    return folder / MODEL if of_cell else folder
+
+
 def first_id(cell: Mapping[str, Any], schema: int) -> str:
     """The id that versions before 3 gave to a configuration: it told every field but those that came later and were
     not used.
