@@ -325,6 +325,16 @@ class TrainConfig(Objective, Execution):
             )
         return self
 
+    @property
+    def steps_between(self) -> int:
+        """Optimizer steps between validations."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def validates_once(self) -> bool:
+        """Whether there is a validation at the end alone."""
+        return self.eval_every_flops is None and self.steps_between >= self.steps
+
     def check(self, model: ModelConfig) -> None:
         """Raises UserError if the model cannot be trained so: it has a halting gate that nothing would train, or
         rotary frequencies that are made on the host.

@@ -58,7 +58,7 @@ def hypotheses(
 
 
 def _by_task(entry: HypothesisRow) -> list[HypothesisRow]:
-    if len({measure.metric for measure in entry.measures}) == 1:
+    if len({(measure.metric, measure.of) for measure in entry.measures}) == 1:
         return [entry]
     return [entry.but(claim=f"{entry.claim} (alone)", task=one.task, measures=[one]) for one in entry.measures]
 
@@ -104,6 +104,8 @@ def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow
     if pairs.runs and any(target_of(measure.metric) for measure in entry.measures):
         a, b = (pairs.runs - missed for missed in pairs.missed)
         told = f"reached by {a} of {pairs.runs} runs of {entry.better} and {b} of {entry.than}"
+        if pairs.cut:
+            told += f", in {pairs.cut} of {pairs.runs} pairs beyond the smaller training: there the ratio is cut off"
     return Claim(entry.claim, entry.better, entry.than, entry.task, unit, pairs.contrast, bounds, told)
 
 

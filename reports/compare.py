@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.config import FIRST_PILOT
 from bench.stats import Contrast, interval, judge
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
@@ -77,9 +78,10 @@ def side_by_side(sides: Sequence[Side]) -> Rows:
 
 def apart(sides: Sequence[Side]) -> Rows:
     """Every other run against the first, variant by variant: differences of the seeds that both have, corrected over
-    the whole table. Positive: the metric is higher in the other run.
+    all that can differ. Positive: the metric is higher in the other run. Pilot seeds are left out, and nothing is
+    tested where a run added seeds by what they showed.
     """
-    claims, signs, same = [], [], []
+    claims, signs, untested = [], [], []
     first = sides[0]
     for found in shared(sides):
         task, label = found.task, found.task.label
@@ -87,27 +89,33 @@ def apart(sides: Sequence[Side]) -> Rows:
             if other is first:
                 continue
             before, after = first.done(found.variant, label), other.done(found.variant, label)
-            seeds = sorted(before.keys() & after.keys())
+            seeds = sorted(seed for seed in before.keys() & after.keys() if seed < FIRST_PILOT)
             sign = 1 if task.higher_is_better else -1
             gaps = [score(after[seed], task.metric) - score(before[seed], task.metric) for seed in seeds]
             contrast = Contrast(sign * np.array(gaps, dtype=float), planned=max(len(before), len(after)))
             unit, limits = metric_name(task.metric), gap_bounds(task.metric)
             claims.append(Claim(found.variant, other.name, first.name, label, unit, contrast, limits))
             signs.append(sign)
-            same.append(bool(seeds) and all(before[seed].id == after[seed].id for seed in seeds))
+            if not seeds:
+                pilots = before.keys() & after.keys()
+                untested.append(f"no seed in common{', pilot seeds are not compared' if pilots else ''}")
+            elif all(before[seed].id == after[seed].id for seed in seeds):
+                untested.append("the same cells")
+            else:
+                adding = any(side.manifest.decide is not None for side in (first, other))
+                untested.append("not tested: seeds were added by what they showed" if adding else "")
     rows, shown = [], []
-    verdicts = judge([claim.contrast for claim in claims])
+    judged = iter(judge([claim.contrast for claim, why in zip(claims, untested, strict=True) if not why]))
     words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
-    for claim, one, sign, equal in zip(claims, verdicts, signs, same, strict=True):
+    for claim, sign, why in zip(claims, signs, untested, strict=True):
+        one = judge([claim.contrast])[0] if why else next(judged)
         row = {"task": claim.task, "variant": claim.text, "run": claim.better, "against": claim.than}
         row |= {"metric": claim.unit, **numbers(claim, one, "difference", sign)}
         for name in ("p of equivalence", "detectable"):
             del row[name]
+        if why:
+            row |= dict.fromkeys(("p", "corrected p"), "-")
         reading = "; ".join(part for part in (words.get(one.verdict, one.verdict), one.note) if part)
-        if equal:
-            reading = "the same cells"
-        elif not one.found.difference.n:
-            reading = "no seed in common"
-        rows.append({**row, "reading": reading})
+        rows.append({**row, "reading": why or reading})
         shown.append(one.found.difference)
     return titled(rows, {ENDS: shown})

@@ -77,7 +77,8 @@ def findings(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
 
     The comparisons of the zero attention with every other rule, of every variant, are one family on a task, for which
     they are corrected: otherwise the best of many rules would be taken and judged by the same numbers. Below
-    FEWEST_FOR_INTERVAL seeds nothing is ranked and nothing compared.
+    FEWEST_FOR_INTERVAL seeds nothing is ranked and nothing compared; nor is anything tested on pilot seeds, or where
+    seeds were added by what they showed.
     """
     found = []
     for task in manifest.tasks:
@@ -85,12 +86,13 @@ def findings(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
             _Case(task.label, label, _areas(records), gap_bounds(task.metric))
             for label, records in with_exits(manifest, results, task)
         ]
-        found += _of_a_task([case for case in cases if set(case.areas) - set(BOUNDS)])
+        found += _of_a_task([case for case in cases if set(case.areas) - set(BOUNDS)], manifest.tested)
     return found
 
 
-def _of_a_task(cases: list[_Case]) -> list[str]:
-    pairs = [(number, other) for number, case in enumerate(cases) for other in case.others if _enough(case)]
+def _of_a_task(cases: list[_Case], tested: bool) -> list[str]:
+    compared = [(number, case) for number, case in enumerate(cases) if tested and _enough(case)]
+    pairs = [(number, other) for number, case in compared for other in case.others]
     found = judge([cases[number].contrast(other) for number, other in pairs])
     told_apart: dict[int, dict[str, str]] = {}
     for (number, other), one in zip(pairs, found, strict=True):

@@ -113,9 +113,16 @@ def ends(found: Interval, digits: int = 3, sign: int = 1, plus: bool = False) ->
 
 
 def digits_of(difference: Interval) -> int:
-    """Digits after the point: three, and more where all of a difference and its ends would look like none."""
-    largest = max((abs(x) for x in (difference.mean, difference.low, difference.high) if math.isfinite(x)), default=0.0)
-    return 3 if largest == 0 or largest >= 1e-3 else min(8, 1 - math.floor(math.log10(largest)))
+    """Digits after the point: three, and more where all of a difference and its ends would look like none, or an end of
+    an interval without 0 like 0.
+    """
+    ends = difference.low, difference.high
+    largest = max((abs(x) for x in (difference.mean, *ends) if math.isfinite(x)), default=0.0)
+    digits = 3 if largest == 0 or largest >= 1e-3 else 1 - math.floor(math.log10(largest))
+    nearest = min(map(abs, ends))
+    if difference.kind == "interval" and ends[0] * ends[1] > 0 and nearest < 1e-3:
+        digits = max(digits, -math.floor(math.log10(nearest)))
+    return min(8, digits)
 
 
 def told(found: Interval, digits: int = 3, plus: bool = False) -> str:

@@ -112,7 +112,7 @@ def findings(found: Sequence[Family]) -> list[str]:
             lines.append(
                 f"{family.task.label}, {family.name}: a block that runs r times is worth r^phi blocks of its own, with "
                 f"phi = {told(fit.phi, 2)}; the curve explains {fit.r2:.0%} of what {fit.configurations} "
-                "configurations differ in."
+                f"configurations differ in{f' ({fit.note})' if fit.note else ''}."
             )
     return lines
 

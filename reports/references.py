@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import UserError, first_line
+from bench.stats import Interval, interval
 from bench.store.published import STUDY
 from bench.tables import counted, markdown
-from reports.units import plain
+from reports.policy import told as with_ends
 
 
 @dataclass(frozen=True)
@@ -21,24 +23,27 @@ class Reference:
         source: where it stands.
         theirs: their figures, with the size of their models.
         ours: published study, task and two labels: the mean test accuracy of the first less that of the second.
-        reading: what both together say, of our mean differences.
+        reading: what both together say, of our mean differences with their intervals.
     """
 
     what: str
     source: str
     theirs: str
     ours: tuple[tuple[str, str, str, str], ...] = ()
-    reading: Callable[[list[float]], str] | None = None
+    reading: Callable[[list[Interval]], str] | None = None
 
 
 NONE = 0.01  # an accuracy that counts as no difference
 
 
-def _gap(gaps: list[float]) -> str:
-    if all(gap > NONE for gap in gaps):
+def _gap(gaps: list[Interval]) -> str:
+    if any(gap.kind != "interval" for gap in gaps):
+        return "Too few seeds to say whether it agrees."
+    if all(gap.low > NONE for gap in gaps):
         return "It agrees."
-    seen = sum(gap > NONE for gap in gaps)
-    return f"It disagrees: a gap of more than {NONE:g} is seen on {seen} of {len(gaps)} tasks."
+    seen, none = sum(gap.low > NONE for gap in gaps), sum(gap.high < NONE for gap in gaps)
+    told = f"a gap of more than {NONE:g} is shown on {seen} of {len(gaps)} tasks, and excluded on {none}"
+    return f"It {'disagrees' if none else 'is not shown to agree'}: {told}."
 
 
 REFERENCES = (
@@ -91,15 +96,23 @@ def _ours(reference: Reference, folder: Path) -> str:
     for study, task, first, second in reference.ours:
         if not (folder / study / STUDY).is_file():
             continue
-        frame: Any = pd.read_csv(folder / study / "results.csv")
-        mine = frame[(frame["task"] == task) & (frame["status"] == "done")]
-        columns = ["seed", "variant", "test_accuracy"]  # the last one is not there where no cell is done
-        scores = mine.reindex(columns=columns).pivot(index="seed", columns="variant", values="test_accuracy")
+        path = folder / study / "results.csv"
+        try:
+            frame: Any = pd.read_csv(path)
+            mine = frame[(frame["task"] == task) & (frame["status"] == "done")]
+            columns = ["seed", "variant", "test_accuracy"]  # the last one is not there where no cell is done
+            scores = mine.reindex(columns=columns).pivot(index="seed", columns="variant", values="test_accuracy")
+        except (OSError, KeyError, ValueError) as error:
+            why = f"column {error} is missing" if isinstance(error, KeyError) else first_line(error)
+            raise UserError(f"{path} cannot be read: {why} (allowed: the table of a report)") from None
         gap = (scores[first] - scores[second]).dropna() if {first, second} <= {*scores} else mine["seed"][:0]
         if gap.empty:
             continue
-        gaps.append(float(gap.mean()))
-        told.append(f"{task} {plain(gaps[-1], plus=True)} (sd {plain(gap.std())}, {counted(len(gap), 'seed')})")
-    if not gaps:
+        if scores.loc[gap.index, [first, second]].mean().min() > 1 - NONE:
+            told.append(f"{task} no room for a gap, both have more than {1 - NONE:g}")
+            continue
+        gaps.append(interval(gap))
+        told.append(f"{task} {with_ends(gaps[-1], plus=True)} ({counted(len(gap), 'seed')})")
+    if not told:
         return "not measured with this version yet"
-    return f"{'; '.join(told)}. {reference.reading(gaps) if reference.reading else ''}".strip()
+    return f"{'; '.join(told)}. {reference.reading(gaps) if reference.reading and gaps else ''}".strip()

@@ -93,7 +93,8 @@ def findings(result: SweepResult) -> list[str]:
     for (task, variant), searches in groups.items():
         name, way = searches[0].metric, ways[task]
         points = [(s.rule, point) for s in searches for point in s.tuned]
-        shown = [pair for pair in points if abs(pair[1].share_of_full - SHOWN) < 0.01] or points[-1:]
+        shown = [pair for pair in points if abs(pair[1].share_of_full - SHOWN) < 0.01]
+        shown = shown or [(s.rule, s.tuned[-1]) for s in searches if s.tuned]
         if shown:
             rule, point = max(shown, key=lambda pair: way * pair[1].valid[name])
             found.append(

@@ -89,10 +89,10 @@ def cost_to_score(manifest: Manifest, results: dict[str, Outcome], task: TaskRow
 
 
 def _median(found: list[Reading]) -> str:
-    """The middle one of the costs; above the whole training where half of the runs or more have not reached it."""
-    costs = [math.inf if reading.censored else reading.value for reading in found]
-    middle = float(np.quantile(costs, 0.5, method="inverted_cdf"))
-    return human(middle) if math.isfinite(middle) else f"> {human(max(reading.value for reading in found))}"
+    """The median of the costs; above the whole training where half of the runs or more have not reached it."""
+    if 2 * sum(reading.censored for reading in found) >= len(found):
+        return f"> {human(max(reading.value for reading in found))}"
+    return human(float(np.median([math.inf if reading.censored else reading.value for reading in found])))
 
 
 def _range(found: list[Reading]) -> str:

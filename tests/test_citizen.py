@@ -384,6 +384,10 @@ def test_a_configuration_takes_sizes_in_its_shape_alone(tmp_path: Path) -> None:
     for name, size in (("vocab_size", -5), ("max_position_embeddings", 0)):
         with pytest.raises(InputError, match=f"^{name}: {size} .allowed: a whole number from 1 on"):
             CycleConfig(variant="htc", **{name: size})
+    with pytest.raises(InputError, match=r"^tie_word_embeddings = False .allowed: in shape, as"):
+        CycleConfig(variant="htc", tie_word_embeddings=False)
+    untied = CycleConfig(variant="htc", shape={"tie_embeddings": False}, tie_word_embeddings=False)
+    assert CycleConfig.from_dict(untied.to_dict()).tie_word_embeddings is False
     make("htc", {}).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"^hidden_size = 64"):
         CycleForCausalLM.from_pretrained(tmp_path, hidden_size=64)

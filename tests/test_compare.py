@@ -12,7 +12,8 @@ from commands import cyclebench
 from records import MANIFEST, RESULTS, of_seeds
 from stored import plan, stored
 
-from bench.store.manifest import CellRow
+from bench.config import FIRST_PILOT
+from bench.store.manifest import CellRow, DecideRow
 from reports.compare import Side, apart, shared, side_by_side
 
 
@@ -57,7 +58,33 @@ def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
     none = apart([side("a", range(2)), side("b", range(5, 7))])
     assert {row["reading"] for row in none} == {"no seed in common"}
     a = side("a", range(2))
-    assert {row["reading"] for row in apart([a, a._replace(name="again")])} == {"the same cells"}
+    same = apart([a, a._replace(name="again")])
+    assert {row["reading"] for row in same} == {"the same cells"} and {row["corrected p"] for row in same} == {"-"}
+
+
+def test_what_cannot_differ_costs_the_others_no_correction() -> None:
+    a, b = side("a", range(7)), side("b", range(7), gain=0.2)
+    mixed = {cell.id: cell for cell in a.manifest.cells if (cell.variant, cell.task) != ("ztt", "p_hop")}
+    changed = [cell for cell in b.manifest.cells if (cell.variant, cell.task) == ("ztt", "p_hop")]
+    cells = [*mixed.values(), *changed]
+    found = {cell.id: {**a.results, **b.results}[cell.id] for cell in cells}
+    rows = apart([a, Side("b", b.manifest.but(cells=cells), found)])
+    (row,) = [row for row in rows if row["reading"] != "the same cells"]
+    assert row["p"] == row["corrected p"] == "0.0156" and row["reading"].startswith("better")
+
+
+def test_added_and_pilot_seeds_are_not_tested() -> None:
+    looks = DecideRow(looks=[6, 8], shares=[0.5, 0.5], alpha=0.05)
+    for row in apart([side("a", range(8)), side("b", range(8), gain=0.2, decide=looks)]):
+        assert row["reading"] == "not tested: seeds were added by what they showed"
+        assert row["p"] == row["corrected p"] == "-" and row["pairs"] == "8/8" and row["difference"] != "-"
+    a, b = side("a", range(8)), side("b", range(8), gain=0.2)
+    pilots = []
+    for one in (a, b):
+        cells = [cell.but(seed=cell.seed + FIRST_PILOT) for cell in one.manifest.cells]
+        pilots.append(one._replace(manifest=one.manifest.but(cells=cells)))
+    readings = {row["reading"] for row in apart(pilots)}
+    assert readings == {"no seed in common, pilot seeds are not compared"}
 
 
 def test_what_is_missing_or_has_failed_is_no_pair() -> None:

@@ -382,3 +382,12 @@ def test_wrong_overrides_are_one_line(override: str, message: str, sources: dict
     with pytest.raises(UserError, match=message) as found:
         convert_to(sources["gpt2"], "ztt", [override], 0, tmp_path / "out")
     assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_cycles", "4"), ("kv", "first"), ("halting", "gate")])
+def test_fields_of_cycles_are_refused_where_nothing_cycles(
+    field: str, value: str, sources: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^--set model.{field}: .?{value}.? with 'vanilla', which has no cycles"):
+        convert_to(sources["gpt2"], "vanilla", [f"model.{field}={value}"], 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -20,6 +20,11 @@ def test_an_exit_rule_that_a_variant_does_not_have_is_refused_before_anything_ru
     refused = r"hypothesis 'gated better': unknown exit rule of htc: 'zero_attention'"
     with pytest.raises(UserError, match=refused):
         make_plan(study({**CLAIM, "metric": "exits@zero_attention"}), "cmd", None)
+    area = {**CLAIM, "metric": "area"}
+    for once in (("train.steps=9", "train.eval_every=9"), ("train.steps=1",)):
+        with pytest.raises(UserError, match="'gated better': metric 'area' of gated on p_hop, which is validated once"):
+            make_plan(study(area, overrides=once), "", None)
+    make_plan(study(area, overrides=("train.steps=9", "train.eval_every=8")), "", None)
     with pytest.raises(UserError, match=r"exit rule of gated: 'halting'.*allowed: confidence, "):
         make_plan(study({**CLAIM, "metric": "exits@halting", "than_metric": "exits@random"}), "cmd", None)
     with pytest.raises(UserError, match="exit rule of gated, which has a single exit point: 'random'"):

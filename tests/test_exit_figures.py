@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from records import MANIFEST, ONE_TASK, RESULTS, of_seeds
 from scipy.stats import spearmanr
 
+from bench.config import FIRST_PILOT
 from bench.data.task import Metric
 from bench.evaluate.record import calibration, exits_record, rank
 from bench.evaluate.trace import Trace
-from bench.store.manifest import BudgetRow, SweepResult, ThresholdRow
+from bench.store.manifest import BudgetRow, DecideRow, SweepResult, ThresholdRow
 from bench.store.records import Example, Record
 from reports.drawing import figures
 from reports.exit_figures import (
@@ -108,7 +109,8 @@ def test_curves_show_every_rule_and_every_bound() -> None:
     assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)", "other rules"]
     htc, ztt = figure.axes
     assert (len(htc.lines), len(ztt.lines)) == (4, 5)
-    assert htc.get_title() == "htc\n(best: confidence)" and ztt.get_title() == "ztt\n(best: zero_attention)"
+    assert htc.get_title() == "htc\n(by validation data: confidence)"
+    assert ztt.get_title() == "ztt\n(by validation data: zero_attention)"
     grey = [line for line in ztt.lines if line.get_linewidth() < 0.7]
     assert len(grey) == 1, "the study declares no rule, so only the best one and the bounds stand out"
     declared = exit_curves(MANIFEST.but(exit_rule="confidence"), RESULTS, P_HOP)
@@ -205,6 +207,15 @@ def test_rules_are_corrected_over_all_variants_of_a_task() -> None:
     assert all("worse than 1 of 1 other rules (6 seeds)" in line for line in findings(alone, results))
 
 
+def test_seeds_that_were_added_or_are_pilots_test_no_rules() -> None:
+    manifest, results = with_zero_attention(8, 0.2)
+    looks = DecideRow(looks=[6, 8], shares=[0.5, 0.5], alpha=0.05)
+    pilots = manifest.but(seeds=[FIRST_PILOT + seed for seed in manifest.seeds])
+    for untested in (manifest.but(decide=looks), pilots):
+        (text,) = [line for line in findings(untested, results) if line.startswith("p_hop, htc")]
+        assert "the one worth most against leaving at random is confidence" in text and "correction" not in text
+
+
 def test_few_seeds_rank_no_rules() -> None:
     (text,) = [line for line in findings(*with_zero_attention(2, 0.2)) if line.startswith("p_hop, htc")]
     assert text == (
@@ -259,6 +270,12 @@ def test_a_sweep_is_written_as_tables_and_figures(tmp_path: Path) -> None:
     text = (tmp_path / "sweep.md").read_text()
     assert "validation data choose zero_attention of 1 rule; its test accuracy is 0.7000 (" in text
     assert "of 7 trials, one seed each, validation data choose model.d_model=32, train.lr=0.00123; its test acc" in text
+    # With a limit each rule has one point, at whatever share of the full depth that is.
+    rules = [("confidence", 0.9), ("entropy", 0.7), ("zero_attention", 0.2)]
+    at_limit = {rule: {**point, "share_of_full": 0.6, "valid": {**scores, "accuracy": valid}} for rule, valid in rules}
+    limited = [ThresholdRow.model_validate({**search, "rule": rule, "tuned": [at_limit[rule]]}) for rule, _ in rules]
+    write_sweep(result.but(max_flops=10.0, thresholds=limited), tmp_path / "limited")
+    assert "validation data choose confidence of 3 rules;" in (tmp_path / "limited" / "sweep.md").read_text()
     lines = "".join(f"{letter * 64}\n" for letter in "ab")
     trials = f"2 cells (sha256 {sha256(lines.encode()).hexdigest()[:12]})"
     assert f"- budgets, p_hop, ztt: {trials}: `{'a' * 64}`, `{'b' * 64}`\n" in text

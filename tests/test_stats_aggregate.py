@@ -78,6 +78,22 @@ def test_tasks_may_lack_seeds() -> None:
     assert (better.kind, better.n) == ("none", 1) and math.isnan(better.low)
 
 
+def test_seeds_that_a_variant_lacks_do_not_narrow_its_intervals() -> None:
+    """In a study that adds seeds one variant may have many more than another."""
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(0.5, 0.1, (2, 8)), rng.normal(0.4, 0.1, (2, 48))
+    short, wide = many[:, :8], np.concatenate([few, np.full((2, 40), math.nan)], axis=1)
+    assert interquartile_mean(wide) == interquartile_mean(few)
+    alone, beside = probability_of_improvement(few, short), probability_of_improvement(wide, many)
+    assert beside.n == 8 and beside.high - beside.low == pytest.approx(alone.high - alone.low, abs=0.1)
+    assert beside.mean == pytest.approx(
+        np.mean([(row[:, None] > other).mean() for row, other in zip(few, many, strict=True)])
+    )
+    ends = performance_profile(few, TAU), performance_profile(wide, TAU)
+    assert ends[1].n == 8
+    np.testing.assert_array_equal(ends[0].low, ends[1].low)
+
+
 @pytest.mark.parametrize("n", [0, 1, 4])
 def test_few_seeds_have_no_interval(n: int) -> None:
     data = np.random.default_rng(0).random((2, n))

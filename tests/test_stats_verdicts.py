@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 from sizes import drawn
 from statsmodels.stats.multitest import multipletests
@@ -57,7 +58,7 @@ def test_the_family_is_what_corrects() -> None:
     assert too_many.verdict == "inconclusive" and too_many.detectable == np.inf
     assert too_many.note == (
         "too few seeds: p cannot go below 0.00781 x 7 comparisons = 0.0547 with 8 pairs; 9 are the least that can; "
-        "about 9 pairs would decide, if mean and sd stay as they are (power 0.8)"
+        "a study of its own with about 9 pairs would decide, if mean and sd stay as they are (power 0.8)"
     )
     assert too_many.seeds == 9
 
@@ -203,13 +204,13 @@ def test_runs_that_were_stopped_say_nothing_of_equivalence() -> None:
     """Where neither of a pair reached the score the difference is 0 since both were stopped; where one did, it is only
     the least that it may be.
     """
-    nothing, every = np.zeros(16), np.ones(16, dtype=bool)
+    nothing, every = np.zeros(16), np.full(16, math.inf)
     for kind in ("same", "better"):
-        for stopped in ({"more": every, "less": every}, {"more": every}, {"less": every}):
+        for stopped in ({"most": every, "least": -every}, {"most": every}, {"least": -every}):
             contrast = Contrast(nothing, within=0.1, kind=kind, **stopped)
             (found,) = judge([contrast])
             assert found.verdict == "inconclusive" and found.p_equivalent == 1.0 and found.seeds is None
-            assert "runs that did not reach the score may differ by more than is seen" in found.note
+            assert "runs that did not reach the score" in found.note and "may differ by more than is seen" in found.note
             looks = replay([contrast], Looks((8, 16), (0.5, 0.5)))[0]
             assert looks.verdict.verdict == "inconclusive" and looks.pairs == 16
             waiting = replay([contrast.first(8)], Looks((8, 16), (0.5, 0.5)))[0]
@@ -218,16 +219,38 @@ def test_runs_that_were_stopped_say_nothing_of_equivalence() -> None:
 
 def test_what_is_seen_counts_where_it_speaks_against_equivalence() -> None:
     seen, few = around(0.0, 16, 0.01), np.arange(16) < 4
-    some = Contrast(seen, within=0.1, more=few, less=few)
+
+    def open_in(pairs: NDArray[np.bool_], data: NDArray[np.float64] = seen, both: bool = True) -> Contrast:
+        least = np.where(pairs, -math.inf, data) if both else None
+        return Contrast(data, within=0.1, most=np.where(pairs, math.inf, data), least=least)
+
+    some = open_in(few)
     assert p_values(some).equal == p_values(Contrast(seen[4:], within=0.1)).equal  # as if those were not there
     assert judge([some])[0].verdict == "equivalent"
-    most = np.arange(16) < 13
-    assert judge([Contrast(seen, within=0.1, more=most, less=most)])[0].verdict == "inconclusive"  # three pairs tell
-    assert judge([Contrast(seen, within=0.1, more=np.arange(16) < 1)])[0].verdict == "equivalent"
-    far = Contrast(np.where(few, 0.5, seen), within=0.1, more=few)
+    assert judge([open_in(np.arange(16) < 13)])[0].verdict == "inconclusive"  # three pairs tell
+    assert judge([open_in(np.arange(16) < 1, both=False)])[0].verdict == "equivalent"
+    far = open_in(few, np.where(few, 0.5, seen), both=False)
     assert p_values(far).equal == p_values(Contrast(far.differences, within=0.1)).equal
-    gap = Contrast(np.insert(seen, 3, math.nan), within=0.1, more=np.insert(few, 3, True), less=np.insert(few, 3, True))
+    gap = open_in(np.insert(few, 3, True), np.insert(seen, 3, math.nan))
     assert p_values(gap).equal == p_values(some).equal
+
+
+def test_a_difference_that_is_known_beyond_what_is_seen_counts_as_it_is() -> None:
+    seen = around(0.0, 16, 0.01)
+    assert (
+        p_values(Contrast(seen, within=0.1, most=seen + 0.3)).equal == p_values(Contrast(seen + 0.3, within=0.1)).equal
+    )
+    assert (
+        p_values(Contrast(seen, within=0.1, least=seen - 0.3)).equal == p_values(Contrast(seen - 0.3, within=0.1)).equal
+    )
+    for ends in ({"most": seen + 0.3}, {"least": seen - 0.3}):
+        (found,) = judge([Contrast(seen, within=0.1, **ends)])
+        assert found.verdict == "inconclusive" and found.seeds is None and "may differ by more" in found.note
+    (near,) = judge(
+        [Contrast(seen, within=0.1, most=seen + 0.001)]
+    )  # budgets that are nearly equal hide next to nothing
+    assert near.verdict == "equivalent"
+    assert not Contrast(seen, within=0.1, most=seen + 0.001).stopped
 
 
 def test_the_note_does_not_contradict_itself() -> None:

@@ -258,3 +258,11 @@ def test_mistakes_of_a_command_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown exit rule 'confidense'; did you mean 'confidence'"):
         thresholds.tunable(trace(0), ("confidense",))
     assert thresholds.tunable(trace(0), ("zero_attention", "entropy")) == ["entropy"]
+
+
+def test_ranges_of_cycles_mean_nothing_to_a_stack() -> None:
+    entry = study_from({**RAW, "variants": ["vanilla"]}, (), "x").variants[0]
+    for field, values in (("n_cycles", [1, 2]), ("kv", ["own", "first"]), ("halting", ["none", "gate"])):
+        ranges = {f"model.{field}": values}
+        with pytest.raises(UserError, match=rf"none of model.{field} means anything to 'vanilla'"):
+            budgets.space(entry, BudgetSweep.model_validate({"trials": 1, "ranges": ranges}))

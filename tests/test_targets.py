@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from records import MANIFEST, RESULTS
 from test_hypotheses import CLAIM, DATA, TINY, study
@@ -193,10 +194,34 @@ def test_a_cost_that_runs_have_not_reached_is_not_the_same() -> None:
             }
             entry = HypothesisRow(**named, task=tasks[0], metric="m", measures=measures[: len(tasks)])
             contrast = pairs_of(manifest, seen, entry).contrast
-            assert contrast.more is not None and contrast.less is not None
-            assert (contrast.more.sum(), contrast.less.sum()) == stopped
+            assert contrast.most is not None and contrast.least is not None
+            assert (np.isinf(contrast.most).sum(), np.isinf(contrast.least).sum()) == stopped
             expected = "inconclusive" if verdict == "refuted" and len(tasks) == 2 else verdict
             assert verdicts_of(manifest, [contrast])[0].verdict == expected, (ztt, htc, tasks)
+
+
+def test_costs_that_differ_beyond_the_smaller_training_are_not_the_same() -> None:
+    """One variant costs twice as much a step, and both reach the score at their end: what both had shows nothing."""
+    of = {"higher_is_better": False, "of": "accuracy", "of_higher_is_better": True}
+    measure = Measure(task="p_hop", metric="flops_to@0.9", **of)
+    known = next(record for record in RESULTS.values() if record.status == "done")
+    cells = [CellRow(variant=name, task="p_hop", seed=n, id=f"{name}{n}") for name in ("ztt", "htc") for n in range(12)]
+    manifest = MANIFEST.but(cells=cells, decide=None)
+    cheap = history(0.2, 0.3, 0.95)
+    dear = [entry.but(flops=2 * entry.flops) for entry in cheap]
+    seen = {cell.id: known.but(history=dear if cell.variant == "htc" else cheap) for cell in cells}
+    for better, than, sign in (("ztt", "htc", 1), ("htc", "ztt", -1)):
+        for kind in ("better", "same"):
+            common = {"task": "p_hop", "metric": "m", "measures": [measure], "margin": 0.0, "within": 0.2}
+            pairs = pairs_of(manifest, seen, HypothesisRow(claim="c", better=better, than=than, kind=kind, **common))
+            assert pairs.missed == (0, 0) and pairs.cut == pairs.runs == 12
+            ends = pairs.contrast.least, pairs.contrast.differences, pairs.contrast.most
+            assert [float(end[0]) for end in ends if end is not None] == pytest.approx(
+                sorted([0, 0, sign * math.log(2)])
+            )
+            (verdict,) = verdicts_of(manifest, [pairs.contrast])
+            assert verdict.verdict == "inconclusive" and verdict.p_equivalent == 1.0
+            assert "may differ by more than is seen" in verdict.note
 
 
 @pytest.mark.parametrize("score", ["-1", "0", "1e300", "8.1"])

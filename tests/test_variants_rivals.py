@@ -113,6 +113,7 @@ def test_each_sequence_runs_its_own_number_of_cycles(name: str, options: dict[st
     each = [lm(x[row, None], n_cycles=int(n), backward_cycles=backward) for row, n in enumerate(counts)]
     out, alone = whole.logits, [one.logits[0] for one in each]
     torch.testing.assert_close(out, torch.stack(alone))
+    assert torch.equal(whole.exit_depth, torch.cat([one.exit_depth for one in each]))
     losses = [one.auxiliary_loss for one in each if one.auxiliary_loss is not None]
     assert (whole.auxiliary_loss is not None) == bool(losses) == (name == "universal")
     if whole.auxiliary_loss is not None:

@@ -213,7 +213,7 @@ def _verify_published(study: str, sample: int, seed: int) -> None:
         elif each.found == each.published:
             told += ": the same to the last digit"
         elif math.isnan(each.tolerance):
-            told += ": not the same, and with one seed published nothing says how far they may lie apart"
+            told += ": not the same, and the published seeds (one, or all equal) do not say how far it may lie off"
         else:
             off = "within" if each.holds else "beyond"
             told += f": {off} the tolerance ({each.tolerance:.3g}, 3 sd between seeds)"

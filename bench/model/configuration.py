@@ -101,6 +101,7 @@ class CycleConfig(Installed, PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    tie_word_embeddings: bool | None = None  # follows from the shape
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the names that transformers' own tools read (caches, generation) from the shape and the schedule."""
@@ -118,6 +119,9 @@ class CycleConfig(Installed, PreTrainedConfig):
             "num_hidden_layers": variant.cache_slots(variant.schedule(model)),  # of the KV cache
         }
         vars(self).update(follows)
+        if self.tie_word_embeddings not in (None, model.tied):
+            given = f"tie_word_embeddings = {self.tie_word_embeddings!r}"
+            raise InputError(f"{given} (allowed: in shape, as shape={{'tie_embeddings': ...}})")
         self.tie_word_embeddings = model.tied
         self._refuse({key: value for key, value in kwargs.items() if key not in follows or value != follows[key]})
         super().__post_init__(**{key: value for key, value in kwargs.items() if key not in follows})

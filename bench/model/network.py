@@ -390,7 +390,7 @@ class Network(nn.Module):
         seen = [signal for signal in signals if signal is not None]
         return Outcome(
             logits=logits,
-            exit_depth=torch.full((len(input_ids),), state.schedule.depth, device=input_ids.device),
+            exit_depth=inputs.depths(state.schedule, sequence_cycles, input_ids),
             exit_signals=torch.stack(seen, 1) if seen else None,
             zero_attention=tuple(state.zero_attention.values()) if output_zero_attention else None,
             exit_logits=(*exits, logits) if output_exits else None,

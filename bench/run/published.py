@@ -31,7 +31,7 @@ class Comparison:
         cell: where it stands in the study.
         metric: of its task, on the test split.
         published, found: in the metric's unit; found is NaN where ``problem`` says why.
-        tolerance: how far they may lie apart, NaN where there is one seed alone.
+        tolerance: how far they may lie apart, NaN where the seeds do not tell: there is one alone, or all are equal.
         problem: why the cell could not be run again.
     """
 
@@ -72,7 +72,7 @@ def run_again(name: str, sample: int, seed: int = 0) -> list[Comparison]:
     found = []
     for row in random.Random(seed).sample(done, min(sample, len(done))):
         alike = [scores[other.id] for other in done if (other.variant, other.task) == (row.variant, row.task)]
-        tolerance = SPREADS * float(np.std(alike, ddof=1)) if len(alike) > 1 else math.nan
+        tolerance = SPREADS * float(np.std(alike, ddof=1)) if len(set(alike)) > 1 else math.nan
         metric, score, problem = metrics[row.task].removeprefix("test_"), math.nan, ""
         try:
             score = _score(row, study, metric)

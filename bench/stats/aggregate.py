@@ -19,7 +19,6 @@ from bench.stats.intervals import (
     Array,
     Bounds,
     Interval,
-    fewest,
     jackknife,
     over_seeds,
     share_ends,
@@ -28,7 +27,7 @@ from bench.stats.intervals import (
 
 @dataclass(frozen=True)
 class Profile:
-    """Share of runs with a score above each tau [K] and its pointwise interval; n: fewest seeds of a task.
+    """Share of runs with a score above each tau [K] and its pointwise interval; n: seeds that have every task.
 
     low, high: NaN for n < FEWEST_FOR_INTERVAL.
     """
@@ -56,7 +55,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> Interval:
         raise ValueError(f"scores of shapes {one.shape} and {other.shape} cannot be paired")
     both = np.concatenate([one, other])
     share, pseudo = jackknife(_improvement, both)
-    n = fewest(both)
+    n = len(pseudo)
     if n < FEWEST_FOR_INTERVAL or not np.isfinite(pseudo).all():
         return Interval(float(share), math.nan, math.nan, n, "none")
     low, high = share_ends(share, pseudo)
@@ -73,7 +72,7 @@ def performance_profile(scores: ArrayLike, tau: ArrayLike) -> Profile:
         return np.asarray(np.mean((some[:, :, None] > taus).sum(axis=1) / np.where(runs, runs, math.nan), axis=0))
 
     share, pseudo = jackknife(above, data)
-    n = fewest(data)
+    n = len(pseudo)
     if n < FEWEST_FOR_INTERVAL or not np.isfinite(pseudo).all():
         return Profile(taus, share, np.full(len(taus), math.nan), np.full(len(taus), math.nan), n)
     return Profile(taus, share, *share_ends(share, pseudo), n)

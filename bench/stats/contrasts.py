@@ -121,7 +121,9 @@ def hedges_g(differences: ArrayLike) -> float:
     return float(correction * data.mean() / data.std(ddof=1))
 
 
-def over_tasks(differences: ArrayLike, same_unit: bool, first: int | None = None) -> Array:
+def over_tasks(
+    differences: ArrayLike, same_unit: bool, first: int | None = None, scaled_by: ArrayLike | None = None
+) -> Array:
     """One difference a seed [n] from those on several tasks [T, n], so that a seed stays one observation.
 
     It is the plain mean over tasks where all have one unit. Otherwise each task's differences are first divided by
@@ -133,9 +135,11 @@ def over_tasks(differences: ArrayLike, same_unit: bool, first: int | None = None
         same_unit: of all tasks.
         first: seeds whose root mean square is taken, all by default. A study that looks at its data several times takes
             those of the first look: what a look has seen is then never changed by later seeds.
+        scaled_by: other differences [T, n] whose root mean square is taken; then ``differences`` may be infinite.
     """
     data = np.asarray(differences, dtype=float)
     if not same_unit and data.size:
-        scale = np.sqrt(np.mean(data[:, :first] ** 2, axis=1, keepdims=True))
-        data = np.divide(data, scale, out=np.zeros_like(data), where=scale > 0)
+        by = data if scaled_by is None else np.asarray(scaled_by, dtype=float)
+        scale = np.sqrt(np.mean(by[:, :first] ** 2, axis=1, keepdims=True))
+        data = np.divide(data, scale, out=np.where(np.isinf(data), data, 0.0), where=scale > 0)
     return np.asarray(data.mean(axis=0))

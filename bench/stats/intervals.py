@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from bench.stats.distributions import chi_square_above, normal_below, student_quantile
 
 Array = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 Bounds = tuple[float, float] | None
 CONFIDENCE = 0.95
 FEWEST_FOR_INTERVAL = 5
@@ -116,19 +115,19 @@ def over_seeds(statistic: Callable[[Array], Array], scores: ArrayLike, bounds: B
 
     Args:
         statistic: maps scores [..., K, n] to [...]; it has to cope with NaN.
-        scores: [K, n], a column a seed; NaN where a seed lacks a row. n is told as the fewest seeds a row has.
+        scores: [K, n], a column a seed; NaN where a seed lacks a row. The interval is of the seeds that have all rows,
+            whose number is told; the statistic itself is of all scores.
         bounds: as of ``interval``.
     """
     data = np.asarray(scores, dtype=float)
     estimate, pseudo = jackknife(statistic, data)
-    n = fewest(data)
+    n = len(pseudo)
     if n < FEWEST_FOR_INTERVAL or not np.isfinite(pseudo).all():
         return Interval(float(estimate), math.nan, math.nan, n, "none")
-    columns = data.shape[1]
     shifted = pseudo - pseudo.mean() + estimate
     first = interval(shifted)
-    drawn = np.random.default_rng(0).integers(columns, size=(RESAMPLES, columns))
-    resampled = statistic(np.moveaxis(data[:, drawn], 0, 1))
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    resampled = statistic(np.moveaxis(whole_seeds(data)[:, drawn], 0, 1))
     tail = normal_below(-math.sqrt(n / (n - 1)) * student_quantile(n - 1, (1 + CONFIDENCE) / 2))
     low, high = np.nanquantile(resampled, (tail, 1 - tail))
     return _within(float(estimate), min(first.low, float(low)), max(first.high, float(high)), n, bounds)
@@ -152,18 +151,20 @@ def share_ends(share: Array, pseudo: Array) -> tuple[Array, Array]:
 
 
 def jackknife(statistic: Callable[[Array], Array], scores: Array) -> tuple[Array, Array]:
-    """The statistic [...] of scores [K, n] and its pseudo-values [n, ...]: n times it less n - 1 times it without i."""
-    n = scores.shape[1]
-    whole = np.asarray(statistic(scores))
+    """The statistic [...] of scores [K, N], and its pseudo-values [n, ...] of the n seeds that have every row: n times
+    it less n - 1 times it without seed i.
+    """
+    estimate, seeds = np.asarray(statistic(scores)), whole_seeds(scores)
+    n = seeds.shape[1]
     if n < 2:
-        return whole, np.full((n, *whole.shape), math.nan)
-    without = np.stack([statistic(np.delete(scores, seed, axis=1)) for seed in range(n)])
-    return whole, n * whole - (n - 1) * without
+        return estimate, np.full((n, *estimate.shape), math.nan)
+    without = np.stack([statistic(np.delete(seeds, seed, axis=1)) for seed in range(n)])
+    return estimate, n * np.asarray(statistic(seeds)) - (n - 1) * without
 
 
-def fewest(scores: Array) -> int:
-    """The fewest seeds that a row of scores [K, n] has; 0 without rows."""
-    return int(np.isfinite(scores).sum(axis=1).min()) if scores.size else 0
+def whole_seeds(scores: Array) -> Array:
+    """The columns of scores [K, N] that have every row, since a seed counts with all of its rows; none without rows."""
+    return scores[:, np.isfinite(scores).all(axis=0) & (len(scores) > 0)]
 
 
 def sd_interval(values: ArrayLike) -> Interval:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bench.stats.contrasts import Paired, equivalence_p, paired, sign_flip_tails
-from bench.stats.intervals import Array, BoolArray, interval
+from bench.stats.intervals import Array, interval
 from bench.stats.power import (
     MOST_SEEDS,
     attainable_level,
@@ -31,8 +31,8 @@ class Contrast:
     kind: "better": the mean difference is above ``margin`` (positive is as claimed); "same": it is within -within and
     within. within: bounds of what counts as no difference, above the margin; a claim of kind "better" that has them may
     end as equivalent. planned: pairs that should be there; failed: those without a difference because a cell failed.
-    more, less: pairs [n] whose true difference may lie above, or below, what is seen, since a run was stopped before it
-    reached the score that its cost is of. By default none may.
+    least, most: between which the true difference of a pair lies, where costs are cut off at the smaller training of
+    the pair (``restricted``); infinite where a run did not reach the score that its cost is of. By default as is seen.
     Raises ValueError for an infinite difference, and for bounds that are missing or not above the margin.
     """
 
@@ -42,8 +42,8 @@ class Contrast:
     kind: Literal["better", "same"] = "better"
     planned: int = 0
     failed: int = 0
-    more: BoolArray | None = None
-    less: BoolArray | None = None
+    least: Array | None = None
+    most: Array | None = None
 
     def __post_init__(self) -> None:
         if np.isinf(self.differences).any():
@@ -56,22 +56,26 @@ class Contrast:
 
     def first(self, pairs: int) -> Contrast:
         """The contrast of the first pairs alone."""
-        more, less = (None if one is None else one[:pairs] for one in (self.more, self.less))
-        return replace(self, differences=self.differences[:pairs], more=more, less=less)
+        least, most = (None if one is None else one[:pairs] for one in (self.least, self.most))
+        return replace(self, differences=self.differences[:pairs], least=least, most=most)
 
     @property
     def stopped(self) -> bool:
-        """Whether the true difference of a pair is not known to both sides."""
-        return any(one is not None and bool(one.any()) for one in (self.more, self.less))
+        """Whether a pair may lie beyond the bounds though what is seen of it does not."""
+        assert self.within is not None
+        (upper, lower), seen = self.extremes(), present(self)
+        beyond = (upper >= self.within) & (seen < self.within) | (lower <= -self.within) & (seen > -self.within)
+        return bool(beyond.any())
 
     def extremes(self) -> tuple[Array, Array]:
         """The differences that are there as they speak least for equivalence: to be held against the upper bound, and
-        against the lower. A pair that may differ by more than is seen counts as one at the bound, if it is not beyond.
+        against the lower. A pair that may differ by any amount counts as one at the bound, if it is not seen beyond.
         """
         assert self.within is not None
         there, seen = ~np.isnan(self.differences), present(self)
-        upper = seen if self.more is None else np.where(self.more[there], np.maximum(seen, self.within), seen)
-        lower = seen if self.less is None else np.where(self.less[there], np.minimum(seen, -self.within), seen)
+        least, most = (seen if one is None else one[there] for one in (self.least, self.most))
+        upper = np.maximum(seen, np.where(np.isinf(most), self.within, most))
+        lower = np.minimum(seen, np.where(np.isinf(least), -self.within, least))
         return upper, lower
 
 
@@ -238,12 +242,12 @@ def _note(
     elif p[1] < SIGNIFICANT:
         notes.append("equivalence is significant, but the interval reaches across the bounds")
     if contrast.within is not None and contrast.stopped:
-        notes.append("runs that did not reach the score may differ by more than is seen")
+        notes.append("runs that did not reach the score within the smaller training may differ by more than is seen")
     if gap.n > 1 and found.sd == 0:
         notes.append("all differences are equal")
     elif gap.n > 1:
         many = f"more than {MOST_SEEDS:,}" if seeds is None else f"about {seeds:,}"
-        notes.append(f"{many} pairs would decide, if mean and sd stay as they are (power 0.8)")
+        notes.append(f"a study of its own with {many} pairs would decide, if mean and sd stay as they are (power 0.8)")
     return "; ".join(notes)
 
 

@@ -213,6 +213,11 @@ class Manifest(Stored):
         """Whether all seeds are for choosing settings: no verdict is given."""
         return bool(self.seeds) and min(self.seeds) >= FIRST_PILOT
 
+    @property
+    def tested(self) -> bool:
+        """Whether all seeds may be tested at once: none were added by what others showed, and they are no pilots."""
+        return self.decide is None and not self.pilot
+
 
 class TunedShares(Stored):
     """The best trial of a threshold search within a budget; see ``bench.sweep.thresholds.search``.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.config import FIRST_PILOT
 from bench.evaluate.targets import read_metric
 from bench.stats import Contrast, Looks, Verdict, judge, over_tasks, replay, restricted
+from bench.stats.intervals import Array
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome, Record
 
@@ -20,13 +22,26 @@ class Pairs:
     """What the seeds say of a claim.
 
     contrast: the differences, in the order of the seeds that both variants have; NaN where a cell that the pair needs,
-    on any of the tasks, is not done. missed: runs of either variant that did not reach the
-    score that a cost is of, of so many runs.
+    on any of the tasks, is not done. missed: runs of either variant that did not reach the score that a cost is of, of
+    so many runs; cut: pairs of which both did, one of them beyond the training that both had.
     """
 
     contrast: Contrast
     missed: tuple[int, int]
     runs: int
+    cut: int
+
+
+class _Gap(NamedTuple):
+    """By how much one run is better than another on a task: what is seen, and between which the truth lies.
+
+    missed: which of them did not reach the score that a cost is of.
+    """
+
+    seen: float
+    least: float
+    most: float
+    missed: tuple[bool, bool] = (False, False)
 
 
 def looks_of(manifest: Manifest) -> Looks | None:
@@ -46,9 +61,8 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     """
     seeds: set[int] = set()
     failed: set[int] = set()
-    gaps: list[dict[int, float]] = []
-    missed, runs = (0, 0), 0
-    more, less = set[int](), set[int]()  # seeds whose difference may be greater, or less, than is seen
+    gaps: list[dict[int, _Gap]] = []
+    missed, runs, cut = (0, 0), 0, 0
     for measure in entry.measures:
         a, b = (_records(manifest, results, label, measure.task, pilots) for label in (entry.better, entry.than))
         gap = {}
@@ -56,11 +70,10 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
             records = [a[seed], b[seed]]
             finished = [record for record in records if record is not None and record.status == "done"]
             if len(finished) == 2:
-                found, late = _gap(finished[0], finished[1], measure)
-                missed, runs = (missed[0] + late[0], missed[1] + late[1]), runs + 1
-                more |= {seed} if late[1] else set()  # the other run costs more than was seen
-                less |= {seed} if late[0] else set()
-                if not math.isnan(found):
+                found = _gap(finished[0], finished[1], measure)
+                missed, runs = (missed[0] + found.missed[0], missed[1] + found.missed[1]), runs + 1
+                cut += not any(found.missed) and not found.least == found.seen == found.most
+                if not math.isnan(found.seen):
                     gap[seed] = found
             elif any(record is not None and record.status == "failed" for record in records):
                 failed.add(seed)
@@ -70,18 +83,27 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     there = [seed for seed in order if all(seed in gap for gap in gaps)]
     same = len({(measure.metric, measure.of) for measure in entry.measures}) == 1
     first = None if looks is None else sum(seed in there for seed in order[: looks.pairs[0]]) or None
-    known = dict(zip(there, over_tasks([[gap[seed] for seed in there] for gap in gaps], same, first), strict=True))
+    seen = np.array([[gap[seed].seen for seed in there] for gap in gaps], dtype=float)
+    least = np.array([[gap[seed].least for seed in there] for gap in gaps], dtype=float)
+    most = np.array([[gap[seed].most for seed in there] for gap in gaps], dtype=float)
+    differences = over_tasks(seen, same, first)
+    less, more = (over_tasks(hidden, same, first, scaled_by=seen) for hidden in (seen - least, most - seen))
+
+    def by_seed(values: Array) -> Array:
+        known = dict(zip(there, values, strict=True))
+        return np.array([known.get(seed, math.nan) for seed in order], dtype=float)
+
     contrast = Contrast(
-        differences=np.array([known.get(seed, math.nan) for seed in order], dtype=float),
+        differences=by_seed(differences),
         margin=float(entry.margin),
         within=entry.within,
         kind=entry.kind,
         planned=len(order),
         failed=len(failed),
-        more=np.array([seed in more for seed in order], dtype=bool),
-        less=np.array([seed in less for seed in order], dtype=bool),
+        least=by_seed(differences - less),
+        most=by_seed(differences + more),
     )
-    return Pairs(contrast, missed, runs)
+    return Pairs(contrast, missed, runs, cut)
 
 
 def _records(
@@ -92,22 +114,27 @@ def _records(
     return {cell.seed: results.get(cell.id) for cell in cells if pilots or cell.seed < FIRST_PILOT}
 
 
-def _gap(a: Record, b: Record, measure: Measure) -> tuple[float, tuple[bool, bool]]:
-    """By how much a is better than b on a task, NaN if that is not known; and which of them did not reach the score.
+def _gap(a: Record, b: Record, measure: Measure) -> _Gap:
+    """By how much a is better than b on a task, NaN if that is not known.
 
-    Of costs the natural logarithm of b's over a's, within the budget that both have (``bench.stats.restricted``).
+    Of costs the natural logarithm of b's over a's, of which is seen what lies within the budget that both have
+    (``bench.stats.restricted``).
     """
     try:
         one = read_metric(a, measure)
         other = read_metric(b, measure.but(metric=measure.than_metric or measure.metric))
     except KeyError:  # a task of the harness or an exit rule that they have not been scored on
-        return math.nan, (False, False)
+        return _Gap(math.nan, math.nan, math.nan)
     if one.budget is None or other.budget is None:
-        gap = one.value - other.value
-        return gap if measure.higher_is_better else -gap, (False, False)
+        gap = one.value - other.value if measure.higher_is_better else other.value - one.value
+        return _Gap(gap, gap, gap)
     mine, theirs = (math.inf if reading.censored else reading.value for reading in (one, other))
     gap = float(restricted([mine], [theirs], one.budget, other.budget)[0])
-    return gap, (one.censored, other.censored)
+    # A cost that was cut off is known, or at least the whole training: then the ratio lies between these.
+    low, high = min(mine, one.budget), min(theirs, other.budget)
+    with np.errstate(divide="ignore"):
+        least, most = np.log([high / mine, theirs / low])
+    return _Gap(gap, min(gap, float(least)), max(gap, float(most)), (one.censored, other.censored))
 
 
 def contrast_of(manifest: Manifest, results: Mapping[str, Outcome], entry: HypothesisRow) -> Contrast:

@@ -19,6 +19,7 @@ from bench.pretrained.share import save_checkpoint
 from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, outline
 from bench.study.overrides import Keys, apply_override
+from bench.study.shapes import OF_CYCLES
 from bench.study.start import target_shape
 
 CARD_LENGTH = 256  # tokens that FLOPs are told for, or the longest sequence if it is shorter
@@ -63,6 +64,12 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
         raise UserError(f"--out: {str(out)!r} exists already")
     asked = conversion(overrides)
     made = get_variant(variant, asked.options, pretrained=True, shared=asked.sharing is not None)
+    for field, without in OF_CYCLES.items():
+        if not made.cycled and asked.model.get(field, without) != without:
+            value = asked.model[field]
+            raise UserError(
+                f"--set model.{field}: {value!r} with {variant!r}, which has no cycles (allowed: {without!r})"
+            )
     given = parse(ModelConfig, {**ModelConfig().model_dump(), **asked.model}, "--set model")
     shape = outline(source).shape
     model = target_shape(shape, given.n_cycles if made.cycled else 1, asked.model, variant)

@@ -10,7 +10,7 @@ from typing import Any
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, TrainConfig, parse
 from bench.data.task import TaskData, check_size, get_task, task_data
 from bench.errors import UserError, contained, unknown
-from bench.evaluate.targets import rule_of
+from bench.evaluate.targets import AREA, rule_of
 from bench.evaluate.usable import outside_rules, usable_rules
 from bench.form import TEXT, Form
 from bench.model.costs import meta_model
@@ -241,8 +241,8 @@ def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[Ha
 
 
 def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
-    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, and for a rule from outside
-    that does not work.
+    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, or on the area under a
+    curve of a single point, and for a rule from outside that does not work.
     """
     first = {(planned.variant, planned.task): planned.cell for planned in reversed(list(cells))}
 
@@ -257,6 +257,11 @@ def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) 
     for row in hypotheses:
         for measure in row.measures:
             for label, metric in ((row.better, measure.metric), (row.than, measure.than_metric or measure.metric)):
+                if metric == AREA and first[label, measure.task].train.validates_once:
+                    raise UserError(
+                        f"hypothesis {row.claim!r}: metric 'area' of {label} on {measure.task}, which is validated "
+                        "once, at its end (allowed: train.eval_every below train.steps)"
+                    )
                 rule = rule_of(metric)
                 if rule is not None and rule not in (allowed := usable(label, measure.task)):
                     none = "" if allowed else ", which has a single exit point"

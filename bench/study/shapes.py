@@ -10,10 +10,12 @@ from bench.errors import UserError
 from bench.model.match import Match, measure, solve
 from bench.model.variant import Variant
 
+OF_CYCLES = {"n_cycles": 1, "halting": "none", "kv": "own"}  # what means nothing without cycles, as it is then
+
 
 def relevant(variant: Variant, model: ModelConfig) -> ModelConfig:
     """Without fields that mean nothing to the variant: they must not make two equal cells look different."""
-    return model if variant.cycled else model.model_copy(update={"n_cycles": 1, "halting": "none", "kv": "own"})
+    return model if variant.cycled else model.model_copy(update=OF_CYCLES)
 
 
 def matched(

@@ -45,6 +45,7 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.study.plan import Planned, make_plan
 from bench.study.schema import Study, VariantEntry
+from bench.study.shapes import OF_CYCLES
 from bench.study.sweep import BudgetSweep, Range
 from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_trials, optimize
 from bench.train.checkpoints import Every
@@ -92,7 +93,7 @@ def space(entry: VariantEntry, spec: BudgetSweep) -> dict[str, BaseDistribution]
     for key, values in spec.ranges.items():
         group, _, name = key.partition(".")
         if (group == "options" and name not in kind.Options.model_fields) or (
-            key == "model.n_cycles" and not kind.cycled
+            group == "model" and name in OF_CYCLES and not kind.cycled
         ):
             continue
         if not isinstance(values, Range):

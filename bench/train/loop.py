@@ -368,7 +368,7 @@ def loss_of(
 
 def _evaluations(config: TrainConfig, flops: NDArray[np.float64]) -> set[int]:
     """Steps after which to validate: every so many steps, every so many FLOPs, and at the end."""
-    every = config.eval_every or max(1, config.steps // 10)
+    every = config.steps_between
     due = {*range(every, config.steps + 1, every), config.steps}
     if config.eval_every_flops is not None and config.eval_every_flops <= np.diff(flops, prepend=0.0).min():
         return {*range(1, config.steps + 1)}  # at every step: the marks would be more than those
