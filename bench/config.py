@@ -264,7 +264,10 @@ class TrainConfig(Objective, Execution):
     cooldown: float = Field(0.2, ge=0.0, le=1.0, description="share of the steps, trapezoid only")
     min_lr: float = Field(0.1, ge=0.0, le=1.0, description="final learning rate as a share of the peak")
     weight_decay: float = Field(
-        0.1, ge=0.0, le=LARGE, description="on matrices only, not on norms, biases, embeddings, tokens"
+        0.1,
+        ge=0.0,
+        le=LARGE,
+        description="on matrices of linear layers only, not on norms, biases, embeddings, the head, tokens",
     )
     beta1: float = Field(0.9, ge=0.0, lt=1.0, description="of AdamW: decay of the mean gradient")
     beta2: float = Field(0.95, ge=0.0, lt=1.0, description="of AdamW: decay of the mean square")

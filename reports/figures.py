@@ -168,8 +168,8 @@ def zero_attention(manifest: Manifest, results: dict[str, Outcome], task: TaskRo
 
 
 def performance_profile(manifest: Manifest, results: dict[str, Outcome]) -> Figure | None:
-    """Share of the runs whose normalised score is above tau, tasks weighing alike. n: seeds. A variant that has no run
-    on one of the tasks is left out.
+    """Share of the runs whose normalised score is above tau, tasks weighing alike. n: seeds that have every task. A
+    variant that has no run on one of the tasks is left out.
     """
     found = profiles(manifest, results)
     if not found:

@@ -17,6 +17,7 @@ from settings import shape
 from bench.data.batches import arrays
 from bench.data.task import get_task
 from bench.data.tokenizers import text_tokenizer
+from bench.downstream import command
 from bench.downstream.command import evaluate_all, task_options
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
@@ -125,3 +126,24 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="n_test"):
             model = [str(tmp_path / "model")]
             evaluate_all(model, ["kjv"], [f"kjv.n_test={wrong}"], [], None, 8, tmp_path, "sqlite:///none.db")
+
+
+def test_a_later_evaluation_leaves_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same folder; of the same checkpoint, task, metric, cycles and exits the later score stands."""
+    values = iter([0.25, 0.5, 0.75])
+
+    def scored(source: str, asked: Any, cycles: Any, *others: Any) -> list[dict[str, Any]]:
+        cost = {"stderr": 0.1, "mean_cycles": 2.0, "flops_per_token": 1e6, "samples": 8}
+        return [{"task": one.name, "metric": "acc", "value": next(values), "cycles": 2, **cost} for one in asked]
+
+    monkeypatch.setattr(command, "evaluate_checkpoint", scored)
+    for task in ("kjv", "p_hop", "kjv"):
+        rows, _ = evaluate_all(["m"], [task], [], [], None, 8, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+        assert [row["task"] for row in rows] == [task]
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["task"], row["value"]) for row in stored] == [("p_hop", 0.5), ("kjv", 0.75)]
+    for broken in (b"[", b"{}", b'[{"task": "kjv"}]', b"\xff"):
+        (tmp_path / "results.json").write_bytes(broken)
+        with pytest.raises(UserError, match=r"^--out: .*results.json (cannot be read|holds no results of eval)"):
+            evaluate_all(["m"], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
+        assert (tmp_path / "results.json").read_bytes() == broken

@@ -281,6 +281,13 @@ def test_local_files_are_data_sets(tmp_path: Path, streaming: bool, kind: str) -
     assert data.fingerprint == build("hub", dataset=jsonl(tmp_path, train=rows(200))).fingerprint
 
 
+@both
+def test_brackets_in_the_name_of_a_data_set_are_no_pattern(tmp_path: Path, streaming: bool) -> None:
+    jsonl(tmp_path, **{"a1": rows(200, 1), "a[1]": rows(200)})
+    data = build("hub", dataset=str(tmp_path / "a[1].jsonl"), streaming=streaming)
+    assert text(data, "train")[:20] == prose(2, 0)[:20] != prose(2, 1)[:20]
+
+
 STREAMED = [
     {},
     {"tokenizer": "bpe", "bpe_vocab_size": 300},

@@ -14,6 +14,7 @@ import pytest
 from test_p_hop import oracle as hop_oracle
 
 from bench.config import IGNORED
+from bench.data.addition import PAD
 from bench.data.batches import arrays
 from bench.data.generated import Generated
 from bench.data.task import COLUMNS, Metric, Sample, TaskData, get_task, make_data, sequences_as_values, tasks
@@ -189,6 +190,17 @@ def test_no_sequence_is_in_two_splits_or_twice_in_one(setting: str) -> None:
     for parts in by_length.values():
         whole = np.concatenate(parts)
         assert len(np.unique(whole)) == len(whole)
+
+
+def test_further_tests_of_fewer_numbers_repeat_no_training_problem() -> None:
+    """Where train pads them: without it two sequences of one problem look different."""
+    sizes = {"n_train": 3000, "n_valid": 100, "n_test": 300}
+    data = get_task("addition", {"digits": 2, "max_numbers": 4, "test_numbers": [2, 3], **sizes}).build()
+    problems = [
+        {tuple(token for token in row if token != PAD) for row in arrays(split)[0].tolist()}
+        for split in data.splits.values()
+    ]
+    assert len(set.union(*problems)) == sum(map(len, problems)) == 3000 + 100 + 3 * 300
 
 
 @every

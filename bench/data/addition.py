@@ -68,6 +68,10 @@ class Addition(Generated):
         sizes = self.options.test_numbers
         return {str(n): self.resized(min_numbers=n, max_numbers=n, test_numbers=(self.most,)) for n in sizes}
 
+    def compared(self, ids: Tokens) -> Tokens:
+        longest = self.most * (self.options.digits + 1) + self.width - 1
+        return np.pad(ids, ((0, 0), (0, longest - ids.shape[1])), constant_values=PAD)
+
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         chosen = self.options
         width = self.width

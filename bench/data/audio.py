@@ -72,6 +72,8 @@ def frames_of(value: dict[str, Any], options: Audio.Options) -> NDArray[np.float
     rate, samples = wavfile.read(io.BytesIO(data))
     whole = np.issubdtype(samples.dtype, np.integer)
     wave = samples.astype(np.float64)
+    if not np.isfinite(wave).all():
+        raise ValueError("it holds samples that are no numbers (allowed: finite ones)")
     if whole:
         top = np.iinfo(samples.dtype)
         wave = (wave - (top.max + 1) / 2) / ((top.max + 1) / 2) if top.min == 0 else wave / (top.max + 1)

@@ -114,6 +114,10 @@ class Generated(Task):
         assert isinstance(task, type(self))
         return task
 
+    def compared(self, ids: Tokens) -> Tokens:
+        """Sequences [N, T] as they are held against those of other splits: padding must not tell two of them apart."""
+        return ids
+
     def build(self) -> TaskData:
         chosen, further = self.options, self.further()
         # Tests first, so that they stay the same whatever the size of the other splits.
@@ -146,7 +150,8 @@ class Generated(Task):
         while got < count:
             size = max(LEAST, count - got)
             drawn = self.sample(size, rng)
-            whole, length = sequences_as_values(drawn.ids), drawn.ids.shape[1]
+            compared = self.compared(drawn.ids)
+            whole, length = sequences_as_values(compared), compared.shape[1]
             fresh = np.zeros(len(whole), dtype=bool)
             fresh[np.unique(whole, return_index=True)[1]] = True
             if length in seen:

@@ -17,6 +17,8 @@ from bench.errors import UserError, first_line, unknown
 
 SHARES = {"valid": 0.1, "test": 0.1}  # of the train split, for splits that are not there
 SPLIT = 0  # the seed of that division
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+"""Of files that are held out, as Speech Commands has them, whose speakers are in one split each (arXiv 1804.03209)."""
 
 
 class LabelledOptions(ClassOptions):
@@ -24,7 +26,7 @@ class LabelledOptions(ClassOptions):
 
     Attributes:
         dataset: as for ``datasets.load_dataset``: a name on the hub, or a local folder, with a folder for each class,
-            in folders ``train``, ``validation`` and ``test`` if they are divided.
+            in folders ``train``, ``validation`` and ``test`` if they are divided. ``LISTS`` may divide WAV files.
         config: likewise.
         label_column: the column that holds the class.
         max_documents: read at most so many rows of each split, drawn at random.
@@ -39,21 +41,32 @@ class LabelledOptions(ClassOptions):
 Found = dict[str, tuple[NDArray[Any], NDArray[np.int64]]]
 
 
-def _folders(root: Path, column: str, label: str) -> dict[str, Any]:
-    """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own."""
+def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
+    """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own.
+
+    Raises UserError, which begins with ``where``, for a class that the train split lacks.
+    """
     from datasets import ClassLabel, Dataset, Features, Value  # start-up
 
     parts = {ours: root / theirs for theirs, ours in SPLITS.items() if (root / theirs).is_dir()}
     parts = parts if "train" in parts else {"train": root}
-    names = sorted(
-        path.name
-        for path in parts["train"].iterdir()
-        if path.is_dir() and path.name[0] not in "_." and any(path.glob("*.wav"))
-    )
+    sounds = {
+        name: sorted(
+            path for path in part.glob("*/*") if path.suffix.lower() == ".wav" and path.parent.name[0] not in "_."
+        )
+        for name, part in parts.items()
+    }
+    for name, listing in LISTS.items():
+        if parts["train"] == root and (root / listing).is_file():
+            listed = {line.strip() for line in (root / listing).read_text(encoding="utf-8").splitlines()}
+            held_out = [path for path in sounds["train"] if path.relative_to(root).as_posix() in listed]
+            sounds = {**sounds, "train": sorted({*sounds["train"]} - {*held_out}), name: held_out}
+    names = sorted({path.parent.name for path in sounds["train"]})
     kind = Features({column: {"bytes": Value("binary"), "path": Value("string")}, label: ClassLabel(names=names)})
     found = {}
-    for name, part in parts.items():
-        files = sorted(path for path in part.glob("*/*.wav") if path.parent.name in names)
+    for name, files in sounds.items():
+        if strange := sorted({path.parent.name for path in files} - {*names}):
+            raise unknown(f"{where}: class in {name}:", strange[0], names)
         values = [{"bytes": None, "path": str(path)} for path in files]
         found[name] = Dataset.from_dict({column: values, label: [path.parent.name for path in files]}, kind)
     return found
@@ -76,7 +89,8 @@ def labelled_rows(
     """
     rows, where, label = Rows(task, options), f"{task}.options", options.label_column
     folder = Path(options.dataset)
-    splits = _folders(folder, column[1], label) if plain is None and folder.is_dir() else rows.splits()
+    told = f"{where}.dataset: {options.dataset!r}"
+    splits = _folders(folder, column[1], label, told) if plain is None and folder.is_dir() else rows.splits()
     names: list[str] | None = None
     found: Found = {}
     for name, split in splits.items():
@@ -88,8 +102,9 @@ def labelled_rows(
             split = split.select(np.sort(chosen))
         split = split if plain is None else split.cast_column(column[1], plain)
         given, classes = getattr(split.features[label], "names", None), split.with_format(None)[label]
-        names = names or given or sorted({str(value) for value in classes})
+        names = names or given or sorted({str(value) for value in classes if value is not None})
         numbers = list(classes) if given else [names.index(str(v)) if str(v) in names else -1 for v in classes]
+        numbers = [None if value is None else number for value, number in zip(classes, numbers, strict=True)]
         values = list[NDArray[Any]]()
         for place, (row, number) in enumerate(zip(split, numbers, strict=True)):
             if number is None or not 0 <= number < len(names):
@@ -97,17 +112,22 @@ def labelled_rows(
             try:
                 values.append(read(row[column[1]]))
             except Exception as error:  # whatever a damaged file makes its reader say
-                raise UserError(
-                    f"{where}.dataset: {options.dataset!r}, split {name!r}, row {place}: {first_line(error)}"
-                ) from None
+                raise UserError(f"{told}, split {name!r}, row {place}: {first_line(error)}") from None
         found[name] = np.stack(values) if values else np.empty(0), np.array(numbers, np.int64)
     missing = {name: share for name, share in SHARES.items() if name not in found}
     if not found["train"][0].size:
-        raise UserError(f"{where}.dataset: {options.dataset!r} has no rows to train on")
+        raise UserError(f"{told} has no rows to train on")
     whole, labels = found["train"]
+    if len(one := np.unique(labels)) < 2:
+        raise UserError(
+            f"{told} has rows of the class {(names or [])[one[0]]!r} alone to train on (allowed: two or more)"
+        )
     for name, at in stratified(labels, missing, SPLIT).items():
         found[name] = whole[at], labels[at]
-    for name, (_, classes) in found.items():
+    for name, (vectors, classes) in found.items():
         if not len(classes):
-            raise UserError(f"{where}.dataset: {options.dataset!r} leaves no sequence for {name} (allowed: more rows)")
+            raise UserError(f"{told} leaves no sequence for {name} (allowed: more rows)")
+        # They often come sorted by class, and validation while training looks at the first ones alone.
+        order = np.random.default_rng(SPLIT).permutation(len(classes))
+        found[name] = vectors[order], classes[order]
     return found, names or []

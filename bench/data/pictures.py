@@ -113,7 +113,13 @@ def _pixels(value: dict[str, Any], size: int, mode: str) -> NDArray[np.uint8]:
     """Bytes [C, size, size] of a picture's file, told by its bytes or its path."""
     from PIL import Image  # start-up
 
-    picture = Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])).convert(mode)
+    file = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+    picture: Image.Image = Image.open(file)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {picture.mode!r} (allowed: at most 16 bits a channel)")
+    if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture = picture.convert(mode)
     if picture.size != (size, size):
         picture = picture.resize((size, size), resample=2)  # bilinear, as the saved processor does it
     pixels = np.asarray(picture)

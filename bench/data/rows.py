@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -158,7 +159,8 @@ class Rows:
         path = Path(self.options.dataset)
         reader = next((READERS[suffix] for suffix in path.suffixes[::-1] if suffix in READERS), None)
         if reader is not None and path.is_file():
-            return {"path": reader, "name": self.options.config, "data_files": str(path)}
+            # escaped: `datasets` takes a name with brackets for a pattern
+            return {"path": reader, "name": self.options.config, "data_files": glob.escape(str(path))}
         return {"path": self.options.dataset, "name": self.options.config}
 
     def _error(self, what: str, error: Exception) -> UserError:

@@ -10,13 +10,15 @@ from typing import Any
 from bench.data.task import tasks as known
 from bench.downstream.run import Asked, evaluate_checkpoint
 from bench.downstream.tasks import ours
-from bench.errors import UserError
+from bench.errors import UserError, first_line
 from bench.exits.execute import Threshold
 from bench.pretrained.share import FACTS, add_scores
 from bench.store.evaluations import log_evaluations
 from bench.store.files import atomic_write
 from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
+
+SAME = ("checkpoint", "task", "metric", "cycles", "exit", "threshold")  # a later row of the same replaces one
 
 
 def evaluate_all(
@@ -33,9 +35,13 @@ def evaluate_all(
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Evaluate every checkpoint on every task and return the rows and the files written.
 
-    Scores also go onto the cards of checkpoints that have one. overrides: ``TASK.OPTION=VALUE``; leave: an exit rule
-    and its threshold; include: folders of tasks of one's own.
+    Scores also go onto the cards of checkpoints that have one. What an earlier command has left in ``out`` stays there
+    but for the rows of the same ``SAME``, and is plotted too. overrides: ``TASK.OPTION=VALUE``; leave: an exit rule and
+    its threshold; include: folders of tasks of one's own. Raises UserError, before anything is evaluated, for results
+    in ``out`` that cannot be read.
     """
+    results = out / "results.json"
+    before = _before(results)
     options = task_options(overrides, tasks)
     asked = [Asked(name, options.get(name, {}), limit) for name in tasks]
     rows: list[dict[str, Any]] = []
@@ -44,11 +50,27 @@ def evaluate_all(
         rows += [{"checkpoint": checkpoint, **row} for row in found]
         if (Path(checkpoint) / FACTS).is_file():
             add_scores(Path(checkpoint), found)
-    results = out / "results.json"
-    atomic_write(results, json.dumps(rows, indent=1).encode())
-    paths = [results, *plot_scores(rows, out)]
+    again = [_same(row) for row in rows]
+    every = [*(row for row in before if _same(row) not in again), *rows]
+    atomic_write(results, json.dumps(every, indent=1).encode())
+    paths = [results, *plot_scores(every, out)]
     log_evaluations(tracking_uri, rows, paths)
     return rows, paths
+
+
+def _same(row: dict[str, Any]) -> list[Any]:
+    return [row.get(name) for name in SAME]
+
+
+def _before(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier command."""
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out: {path} cannot be read: {first_line(error)} (allowed: results of eval)") from None
+    if not isinstance(found, list) or not all(isinstance(row, dict) and {*SAME[:4]} <= {*row} for row in found):
+        raise UserError(f"--out: {path} holds no results of eval (allowed: another folder)")
+    return found
 
 
 def task_options(overrides: Sequence[str], tasks: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -166,7 +166,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 outside = init is not None and start is None
                 train = resolved(train, kind, variant, model, data.vocab_size, data.length, outside)
             if text or steps:
-                chosen[entry.label][task.label] = text or steps
+                chosen[entry.label][task.label] = ", ".join(part for part in (text, steps) if part)
             for seed in study.seeds:
                 cell = Cell(
                     variant=entry.name,

@@ -14,8 +14,9 @@ from bench.model.language_model import CycleModel
 
 
 def make_optimizer(lm: CycleModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays the weights of linear layers only: norms, biases, embeddings (hence a tied head), zero tokens
-    and gates have a meaning at zero that decay would pull them to.
+    """AdamW that decays the matrices of linear layers only, those of learned gates and routers among them. Norms,
+    biases, embeddings, the head, zero tokens and gates of one number have a meaning at zero that decay would pull them
+    to.
 
     With ``config.optimizer`` = ``muon`` the matrices of the blocks are Muon's (Jordan et al. 2024; torch's own), whose
     updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves

@@ -1,0 +1,105 @@
+"""Pictures and sounds of a user's own: what is read of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+
+from bench.data.batches import arrays
+from bench.data.pictures import _pixels
+from bench.data.task import TaskData, get_task
+from bench.errors import UserError
+
+WAVE = np.sin(np.arange(800)).astype(np.float32)
+SOUNDS = {"rate": 8000, "seconds": 0.1, "bands": 10}
+
+
+def made(name: str, options: dict[str, Any]) -> TaskData:
+    """The data as they are in the files now."""
+    return get_task(name, options).build()
+
+
+def test_half_of_a_split_has_every_class(tmp_path: Path) -> None:
+    """Files come sorted by class; validation while training looks at the first sequences alone."""
+    for name in ("a", "b"):
+        for place in ("sounds", "pictures"):
+            (tmp_path / place / name).mkdir(parents=True)
+        for number in range(40):
+            wavfile.write(tmp_path / "sounds" / name / f"{number}.wav", 8000, WAVE * number)
+            Image.new("L", (4, 4), number).save(tmp_path / "pictures" / name / f"{number}.png")
+    heard = made("audio", {**SOUNDS, "dataset": str(tmp_path / "sounds")})
+    for data in (heard, made("image", {"dataset": str(tmp_path / "pictures"), "size": 4})):
+        for split in data.splits.values():
+            classes = arrays(split)[1].ravel()
+            assert len(np.unique(classes[: len(classes) // 2])) == 2
+
+
+def test_sounds_of_any_spelling_are_read_and_no_class_is_passed_over(tmp_path: Path) -> None:
+    for split, name, suffix in (
+        ("train", "a", "wav"),
+        ("train", "b", "WAV"),
+        ("test", "a", "wav"),
+        ("test", "b", "Wav"),
+    ):
+        (tmp_path / split / name).mkdir(parents=True)
+        for number in range(10):
+            wavfile.write(tmp_path / split / name / f"{number}.{suffix}", 8000, WAVE)
+    options = {**SOUNDS, "dataset": str(tmp_path)}
+    assert [len(split) for split in made("audio", options).splits.values()] == [18, 2, 20]
+    (tmp_path / "test" / "z").mkdir()
+    wavfile.write(tmp_path / "test" / "z" / "0.wav", 8000, WAVE)
+    with pytest.raises(UserError, match=r"audio.options.dataset: .*class in test: 'z' .*allowed: a, b"):
+        made("audio", options)
+    (tmp_path / "test" / "z" / "0.wav").unlink()
+    wavfile.write(tmp_path / "test" / "a" / "0.wav", 8000, np.append(WAVE, np.nan).astype(np.float32))
+    with pytest.raises(UserError, match=r"split 'test', row 0: it holds samples that are no numbers"):
+        made("audio", options)
+    for path in (tmp_path / "train" / "b").iterdir():
+        path.unlink()
+    for path in (tmp_path / "test" / "b").iterdir():
+        path.unlink()
+    wavfile.write(tmp_path / "test" / "a" / "0.wav", 8000, WAVE)
+    with pytest.raises(UserError, match=r"has rows of the class 'a' alone to train on .allowed: two or more"):
+        made("audio", options)
+
+
+def test_lists_of_the_files_that_are_held_out_are_followed(tmp_path: Path) -> None:
+    """As Speech Commands has them, so that no speaker is in two splits."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            wave = np.sin(np.arange(800) * (number + 1)).astype(np.float32)
+            wavfile.write(tmp_path / name / f"s{number}_nohash_0.wav", 8000, wave)
+    (tmp_path / "testing_list.txt").write_bytes(b"a/s0_nohash_0.wav\r\nb/s0_nohash_0.wav\r\nb/s1_nohash_0.wav\r\n")
+    options = {**SOUNDS, "dataset": str(tmp_path)}
+    assert [len(split) for split in made("audio", options).splits.values()] == [15, 2, 3]
+    (tmp_path / "validation_list.txt").write_text("a/s1_nohash_0.wav\n")
+    data = made("audio", options)
+    assert [len(split) for split in data.splits.values()] == [16, 1, 3]
+    assert sorted(data.test["class"]) == ["a", "b", "b"]
+
+
+def test_a_picture_without_a_class_is_refused_with_its_row(tmp_path: Path) -> None:
+    lines = []
+    for number in range(60):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+        lines.append(f"{tmp_path / f'{number}.png'},{'' if number == 50 else 'ab'[number % 2]}")
+    (tmp_path / "x.csv").write_text("\n".join(["image,label", *lines]))
+    with pytest.raises(UserError, match=r"split 'train', row 50, column 'label' holds None .allowed: a class"):
+        made("image", {"dataset": str(tmp_path / "x.csv"), "size": 4})
+
+
+def test_sixteen_bits_of_grey_are_as_dark_as_eight(tmp_path: Path) -> None:
+    ramp = (np.arange(64 * 64) * 16).reshape(64, 64)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "x.png")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "x.tiff")
+    for mode, channels in (("L", 1), ("RGB", 3)):
+        found = _pixels({"bytes": None, "path": str(tmp_path / "x.png")}, 64, mode)
+        np.testing.assert_array_equal(found, np.repeat((ramp >> 8)[None], channels, 0))
+    with pytest.raises(ValueError, match=r"mode 'F' .allowed: at most 16 bits"):
+        _pixels({"bytes": (tmp_path / "x.tiff").read_bytes(), "path": None}, 64, "L")
