@@ -15,7 +15,7 @@ from reports.claims import Claim
 from reports.policy import ENDS, Row, Rows, titled, told
 from reports.table import cells, score
 from reports.units import bounds, gap_bounds, human, metric_name
-from reports.verdicts import numbers
+from reports.verdicts import READINGS, UNTESTED, numbers
 
 
 class Side(NamedTuple):
@@ -103,10 +103,9 @@ def apart(sides: Sequence[Side]) -> Rows:
                 untested.append("the same cells")
             else:
                 adding = any(side.manifest.decide is not None for side in (first, other))
-                untested.append("not tested: seeds were added by what they showed" if adding else "")
+                untested.append(UNTESTED if adding else "")
     rows, shown = [], []
     judged = iter(judge([claim.contrast for claim, why in zip(claims, untested, strict=True) if not why]))
-    words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
     for claim, sign, why in zip(claims, signs, untested, strict=True):
         one = judge([claim.contrast])[0] if why else next(judged)
         row = {"task": claim.task, "variant": claim.text, "run": claim.better, "against": claim.than}
@@ -115,7 +114,7 @@ def apart(sides: Sequence[Side]) -> Rows:
             del row[name]
         if why:
             row |= dict.fromkeys(("p", "corrected p"), "-")
-        reading = "; ".join(part for part in (words.get(one.verdict, one.verdict), one.note) if part)
+        reading = "; ".join(part for part in (READINGS[one.verdict], one.note) if part)
         rows.append({**row, "reading": why or reading})
         shown.append(one.found.difference)
     return titled(rows, {ENDS: shown})

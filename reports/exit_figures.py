@@ -75,9 +75,8 @@ def exit_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) 
         for name, key in (("random", "random"), ("oracle", oracle)):
             line = axes.plot(*_mean_curve(records, key, task.metric), **BOUND_LOOKS[name])[0]
             handles["oracle (bound)" if name == "oracle" else name] = line
-        axes.set_title(
-            fitting(label, figure, across) + (f"\n(by validation data: {best})" if best else ""), fontsize=7.5
-        )
+        chosen = f"\n(chosen: {best})" if best else ""
+        axes.set_title(fitting(label, figure, across) + chosen, fontsize=7.5)
         with_units(axes, 3 if across > 1 else 4)
     orient(grid[0], task)
     for axes in grid[-across:]:

@@ -116,11 +116,11 @@ def digits_of(difference: Interval) -> int:
     """Digits after the point: three, and more where all of a difference and its ends would look like none, or an end of
     an interval without 0 like 0.
     """
-    ends = difference.low, difference.high
-    largest = max((abs(x) for x in (difference.mean, *ends) if math.isfinite(x)), default=0.0)
+    low, high = difference.low, difference.high
+    largest = max((abs(x) for x in (difference.mean, low, high) if math.isfinite(x)), default=0.0)
     digits = 3 if largest == 0 or largest >= 1e-3 else 1 - math.floor(math.log10(largest))
-    nearest = min(map(abs, ends))
-    if difference.kind == "interval" and ends[0] * ends[1] > 0 and nearest < 1e-3:
+    nearest = min(abs(low), abs(high))
+    if difference.kind == "interval" and low * high > 0 and nearest < 1e-3:
         digits = max(digits, -math.floor(math.log10(nearest)))
     return min(8, digits)
 

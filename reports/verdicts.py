@@ -16,6 +16,10 @@ from reports.policy import ENDS, Rows, digits_of, ends, titled, told, told_seeds
 from reports.table import Row
 from reports.units import plain
 
+READINGS = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
+"""A verdict on a difference that nothing was claimed of, in words."""
+UNTESTED = "not tested: seeds were added by what they showed"
+
 
 def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     """The verdict on each of the study's hypotheses, corrected for all of them."""
@@ -50,7 +54,6 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     Untested in a study that adds seeds by what they show: a test of all of them would not keep its level.
     """
     rows, shown = [], []
-    words = {"supported": "better", "refuted": "worse", "inconclusive": "no difference shown"}
     higher = {task.label: task.higher_is_better for task in manifest.tasks}
     higher |= {row.key: row.higher_is_better for row in manifest.harness}
     for task, claims in contrasts(manifest, results).items():
@@ -60,9 +63,9 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
             del row["p of equivalence"]
             if manifest.decide is not None:
                 row |= dict.fromkeys(("p", "corrected p", "detectable"), "-")
-                reading = "not tested: seeds were added by what they showed"
+                reading = UNTESTED
             elif found.found.difference.n:
-                reading = "; ".join(part for part in (words[found.verdict], found.note) if part)
+                reading = "; ".join(part for part in (READINGS[found.verdict], found.note) if part)
             else:
                 reading = f"no pair of seeds: {'pilot seeds are not compared' if manifest.pilot else found.note}"
             rows.append({**row, "reading": reading})

@@ -109,8 +109,8 @@ def test_curves_show_every_rule_and_every_bound() -> None:
     assert labels(figure) == ["zero_attention", "confidence", "fixed cycles", "random", "oracle (bound)", "other rules"]
     htc, ztt = figure.axes
     assert (len(htc.lines), len(ztt.lines)) == (4, 5)
-    assert htc.get_title() == "htc\n(by validation data: confidence)"
-    assert ztt.get_title() == "ztt\n(by validation data: zero_attention)"
+    assert htc.get_title() == "htc\n(chosen: confidence)"
+    assert ztt.get_title() == "ztt\n(chosen: zero_attention)"
     grey = [line for line in ztt.lines if line.get_linewidth() < 0.7]
     assert len(grey) == 1, "the study declares no rule, so only the best one and the bounds stand out"
     declared = exit_curves(MANIFEST.but(exit_rule="confidence"), RESULTS, P_HOP)

@@ -1,11 +1,10 @@
 import pytest
+from stored import plan
 
 from bench.config import ModelConfig
 from bench.errors import UserError
 from bench.model.match import TOLERANCE, Match, measure, solve
 from bench.model.variant import get_variant
-from bench.study.load import study_from
-from bench.study.plan import make_plan
 
 HTC = ModelConfig(d_model=32, n_heads=4, n_blocks=4, n_cycles=3)
 VOCAB, LENGTH = 64, 32
@@ -56,17 +55,9 @@ def test_what_cannot_be_matched_is_refused_with_the_nearest() -> None:
 
 
 def test_a_longer_training_is_told_beside_what_is_matched() -> None:
-    raw = {
-        "name": "s",
-        "question": "?",
-        "reference": "htc",
-        "model": {"d_model": 16, "n_heads": 2, "n_blocks": 4, "n_cycles": 3},
-        "train": {"steps": 100, "batch_size": 4},
-        "tasks": [{"name": "p_hop", "options": {"length": 8, "hops": 1, "n_train": 64, "n_valid": 32, "n_test": 32}}],
-        "variants": ["htc", {"name": "vanilla", "match": "params", "budget": "flops"}],
-        "seeds": 1,
-    }
-    found = make_plan(study_from(raw, (), "s"), "", None)
+    model = {"d_model": 16, "n_heads": 2, "n_blocks": 4, "n_cycles": 3}
+    variants = ["htc", {"name": "vanilla", "match": "params", "budget": "flops"}]
+    found = plan(model=model, train={"steps": 100, "batch_size": 4}, variants=variants)
     assert found.cells[-1].cell.train.steps > 150
     chosen = found.manifest.variants[1].chosen
     assert "non-embedding parameters" in chosen and f"steps 100 -> {found.cells[-1].cell.train.steps} (" in chosen

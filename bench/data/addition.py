@@ -62,15 +62,17 @@ class Addition(Generated):
 
     @property
     def length(self) -> int:
-        return int(self.options.max_numbers * (self.options.digits + 1) + self.width - 1)
+        return self._tokens(self.options.max_numbers)
+
+    def _tokens(self, numbers: int) -> int:
+        return int(numbers * (self.options.digits + 1) + self.width - 1)
 
     def further(self) -> dict[str, Self]:
         sizes = self.options.test_numbers
         return {str(n): self.resized(min_numbers=n, max_numbers=n, test_numbers=(self.most,)) for n in sizes}
 
     def compared(self, ids: Tokens) -> Tokens:
-        longest = self.most * (self.options.digits + 1) + self.width - 1
-        return np.pad(ids, ((0, 0), (0, longest - ids.shape[1])), constant_values=PAD)
+        return np.pad(ids, ((0, 0), (0, self._tokens(self.most) - ids.shape[1])), constant_values=PAD)
 
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         chosen = self.options

@@ -103,8 +103,8 @@ def labelled_rows(
         split = split if plain is None else split.cast_column(column[1], plain)
         given, classes = getattr(split.features[label], "names", None), split.with_format(None)[label]
         names = names or given or sorted({str(value) for value in classes if value is not None})
-        numbers = list(classes) if given else [names.index(str(v)) if str(v) in names else -1 for v in classes]
-        numbers = [None if value is None else number for value, number in zip(classes, numbers, strict=True)]
+        places = {name: place for place, name in enumerate(names)}
+        numbers = list(classes) if given else [None if v is None else places.get(str(v)) for v in classes]
         values = list[NDArray[Any]]()
         for place, (row, number) in enumerate(zip(split, numbers, strict=True)):
             if number is None or not 0 <= number < len(names):

@@ -12,7 +12,7 @@ from bench.downstream.run import Asked, evaluate_checkpoint
 from bench.downstream.tasks import ours
 from bench.errors import UserError, first_line
 from bench.exits.execute import Threshold
-from bench.pretrained.share import FACTS, add_scores
+from bench.pretrained.share import FACTS, add_scores, merged
 from bench.store.evaluations import log_evaluations
 from bench.store.files import atomic_write
 from bench.study.overrides import Keys, apply_override
@@ -50,16 +50,11 @@ def evaluate_all(
         rows += [{"checkpoint": checkpoint, **row} for row in found]
         if (Path(checkpoint) / FACTS).is_file():
             add_scores(Path(checkpoint), found)
-    again = [_same(row) for row in rows]
-    every = [*(row for row in before if _same(row) not in again), *rows]
+    every = merged(before, rows, SAME)
     atomic_write(results, json.dumps(every, indent=1).encode())
     paths = [results, *plot_scores(every, out)]
     log_evaluations(tracking_uri, rows, paths)
     return rows, paths
-
-
-def _same(row: dict[str, Any]) -> list[Any]:
-    return [row.get(name) for name in SAME]
 
 
 def _before(path: Path) -> list[dict[str, Any]]:

@@ -43,8 +43,7 @@ class Meter:
         self.tokens = self.flops = self.cycles = self.passes = 0
         self._of: dict[int, int] = {}
         self._counter: FlopCounterMode | None = None
-        schedule = lm.schedule_at(n_cycles)
-        self._number = {depth + schedule.n_coda: number for number, depth in enumerate(schedule.exits, 1)}
+        self._number = {depth: number for number, depth in enumerate(lm.schedule_at(n_cycles).depths, 1)}
 
     def __enter__(self) -> Meter:
         lm = self.lm

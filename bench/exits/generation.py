@@ -162,7 +162,7 @@ class _Pass:
         for number, rows in groups(waiting, left.__getitem__):
             for row, found in zip(rows, self._read_out(number, rows, keep), strict=True):
                 logits[row] = found
-        depth = self._index([self.schedule.exits[c - 1] + self.schedule.n_coda for c in left])
+        depth = self._index([self.schedule.depths[c - 1] for c in left])
         if self.cache is not None:
             if not self.lazy:
                 for number, rows in groups(list(range(self.batch)), left.__getitem__):

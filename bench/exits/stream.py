@@ -131,7 +131,7 @@ def stream(
             f"--max-new-tokens: {wanted} behind a prompt of {ids.shape[1]} tokens exceed the model's {limit} positions "
             f"(allowed: at most {room})"
         )
-    ends = [exit + lm.schedule.n_coda for exit in lm.schedule_at(n_cycles).exits]
+    ends = lm.schedule_at(n_cycles).depths
     if exits is not None and len(ends) > 1:
         threshold_at(exits.threshold, 1, len(ends) - 1)  # as many as there are exits: known before anything is written
     cycles: list[int] = []

@@ -52,5 +52,5 @@ class WholeExit(EarlyExit):
             parts.append(gone.logits[:, -logits_to_keep:])
             cycles += [gone.number] * len(gone.at)
         back = upload(np.argsort(order), input_ids.device)
-        depth = np.array([state.schedule.exits[number - 1] + state.schedule.n_coda for number in cycles])
+        depth = np.array([state.schedule.depths[number - 1] for number in cycles])
         return CycleOutput(logits=torch.cat(parts)[back], exit_depth=upload(depth, input_ids.device)[back], cache=None)

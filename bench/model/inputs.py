@@ -89,11 +89,9 @@ def check_counts(counts: Tensor, batch: int, schedule: Schedule, cache: Cache | 
 
 def depths(schedule: Schedule, counts: Tensor | None, input_ids: Tensor) -> Tensor:
     """[B], steps run for each sequence of a pass over tokens [B, T]. counts: [B], the cycles of each; None: all."""
-    whole = torch.full((len(input_ids),), schedule.depth, device=input_ids.device)
     if counts is None:
-        return whole
-    # Without a table on the device: a CUDA graph may not copy one there.
-    return whole - sum(len(steps) * (counts <= number) for number, steps in enumerate(schedule.cycles))
+        return torch.full((len(input_ids),), schedule.depth, device=input_ids.device)
+    return torch.tensor(schedule.depths, device=counts.device)[counts - 1]
 
 
 def check_own_cycles(name: str, variant: Variant, model: ModelConfig, schedule: Schedule, routes: bool) -> None:

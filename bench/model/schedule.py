@@ -40,6 +40,7 @@ class Schedule:
         n_prelude, n_coda: steps before and after the recurrent part.
         exits: for every cycle of the recurrent part the number of steps done at its end, where computation may jump to
             the coda.
+        depths: for every cycle the steps that a sequence runs which leaves after it, those of the coda among them.
         first_use: for every block the depth of the first step that runs it.
         repeated: the blocks that run more than once.
 
@@ -51,11 +52,13 @@ class Schedule:
     n_prelude: int
     n_coda: int
     exits: tuple[int, ...]
+    depths: tuple[int, ...] = field(init=False, repr=False, compare=False)
     first_use: dict[int, int] = field(init=False, repr=False, compare=False)
     repeated: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Known from the start: torch.compile cannot look into a property that is made when it is asked for.
+        object.__setattr__(self, "depths", tuple(exit + self.n_coda for exit in self.exits))
         object.__setattr__(self, "first_use", {step.block: step.depth for step in reversed(self.steps)})
         object.__setattr__(self, "repeated", frozenset(step.block for step in self.steps if step.cycle))
         if self.depth > MOST_STEPS:

@@ -57,8 +57,7 @@ def realised(
             wait(device)
             if token >= 0:
                 seconds[token, side] = time.perf_counter() - start
-        depths = (outputs[0].exit_depth - lm.schedule.n_coda).tolist()
-        left[token] = [bisect_left(lm.schedule.exits, depth) + 1 for depth in depths]
+        left[token] = [bisect_left(lm.schedule.depths, depth) + 1 for depth in outputs[0].exit_depth.tolist()]
     cycle = np.median(seconds[:, 1] - seconds[:, 2]) / (CYCLES - CYCLES // 2)
     projected = 0.0
     if kv == "propagate":  # every block once for all of the skipped cycles

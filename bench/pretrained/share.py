@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,13 @@ def save_checkpoint(
 def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
     """Put further scores on the checkpoint's card, in place of earlier ones of the same task, metric and cycles."""
     facts = read_facts(folder)
-    keys = ("task", "metric", "cycles")
+    _write(folder, {**facts, "scores": merged(facts["scores"], scores, ("task", "metric", "cycles"))})
+
+
+def merged(before: list[dict[str, Any]], scores: list[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of scores with further ones, in place of earlier ones that agree in all keys."""
     new = {tuple(row.get(key) for key in keys) for row in scores}
-    kept = [row for row in facts["scores"] if tuple(row.get(key) for key in keys) not in new]
-    _write(folder, {**facts, "scores": [*kept, *scores]})
+    return [*(row for row in before if tuple(row.get(key) for key in keys) not in new), *scores]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 cells.append(Planned(entry.label, task.label, cell))
     _check_alike(cells)
     hypotheses = _hypotheses(study, built, harness)
-    _check_rules(hypotheses, cells)
+    _check_metrics(hypotheses, cells)
     manifest = Manifest(
         study=study.name,
         changed=study.changed,
@@ -240,7 +240,7 @@ def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[Ha
     return rows
 
 
-def _check_rules(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
+def _check_metrics(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
     """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, or on the area under a
     curve of a single point, and for a rule from outside that does not work.
     """
