@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -65,9 +66,9 @@ class Study(Strict):
         evaluation: how trained models are tested, see EvalConfig.
         tasks: what models are trained and judged on; names, or entries as in TaskEntry.
         variants: what is compared; names, or entries as in VariantEntry.
-        seeds: a list, or a number n, which means 0 to n - 1. Those from 10,000 on are pilots. A study with
-            ``decide`` leaves it out: it may use 0 to its last look, in order. Run on pilots, it takes all of them and
-            decides nothing.
+        seeds: a list, a range such as 100-149 (both ends with it), or a number n, which means 0 to n - 1. Those from
+            10,000 on are pilots. A study with ``decide`` leaves it out: it may use 0 to its last look, in order. Run on
+            pilots, it takes all of them and decides nothing.
         harness: tasks of lm-evaluation-harness that finished models are scored on.
         exit_rule: key of the one exit rule whose thresholds, tuned on validation data, fronts may use beside the exit
             points; for all variants, or for none if one of them does not have it. By default there are exit points
@@ -112,9 +113,13 @@ class Study(Strict):
     @classmethod
     def _seeds(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if not 1 <= value <= MOST_SEEDS:
-                raise ValueError(f"must be from 1 to {MOST_SEEDS}, or a list of seeds")
-            return tuple(range(value))
+            value = f"0-{value - 1}"
+        if isinstance(value, str):
+            ends = re.fullmatch(r"(\d+)-(\d+)", value)
+            first, last = map(int, ends.groups()) if ends else (0, -1)
+            if not 1 <= last - first + 1 <= MOST_SEEDS:
+                raise ValueError(f"must be a number from 1 to {MOST_SEEDS}, a range such as 100-149, or a list of seeds")
+            return tuple(range(first, last + 1))
         return value
 
     @field_validator("question")
