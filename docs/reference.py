@@ -95,7 +95,7 @@ def study_keys() -> str:
 def study_schema() -> dict[str, Any]:
     """The JSON schema of a study as it may be written: with short forms, presets, designs and ``none``."""
     from bench.study.load import DEFAULT_PRESET
-    from bench.study.schema import MOST_SEEDS, Study
+    from bench.study.schema import MOST_SEEDS, SEED_RANGE, Study
 
     schema: dict[str, Any] = _written(Study.model_json_schema())
     kinds, parts = inside(Study), schema["$defs"]
@@ -114,7 +114,11 @@ def study_schema() -> dict[str, Any]:
     seeds = schema["properties"]["seeds"]
     schema["properties"]["seeds"] = {
         "description": seeds.pop("description"),
-        "anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_SEEDS}, seeds],
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": MOST_SEEDS},
+            {"type": "string", "pattern": SEED_RANGE},
+            seeds,
+        ],
     }
     schema["required"] = [key for key in schema["required"] if key != "seeds"]
     part = {**schema, "properties": {key: value for key, value in schema["properties"].items() if key != "name"}}

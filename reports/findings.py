@@ -14,6 +14,7 @@ from reports.units import human
 
 ENOUGH = 8  # pairs of seeds that a verdict should rest on
 DECIDED = ("supported", "refuted", "equivalent")
+AGAIN = "-again"  # ends the name of a study at its preset ``again``: what it left open, on other seeds
 SHOWN = (
     "hypothesis",
     "verdict",
@@ -35,8 +36,11 @@ def page(folder: Path, pictures: str = "") -> str:
     found = {path.parent.name: read_published(path.parent) for path in sorted(folder.glob(f"*/{STUDY}"))}
     older = sorted(path.parent.name for path in folder.glob("*/report.md") if path.parent.name not in found)
     lines = ["# Findings", "", *summary(found.values()), ""]
+    tries = second_tries(found.values())
     for name, study in found.items():
         lines += _study(name, study)
+        if again := [other for other, first in tries.items() if first == study.manifest.study]:
+            lines += [f"What is inconclusive here had a second try on other seeds: {markdown_text(again[0])}.", ""]
         for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
             lines += [markdown_image(f"{name}: {plot.stem}", f"{pictures}/{name}/{plot.name}"), ""]
     lines += beside_others(folder)
@@ -50,9 +54,35 @@ def page(folder: Path, pictures: str = "") -> str:
     return "\n".join(lines)
 
 
+def second_tries(found: Collection[PublishedStudy]) -> dict[str, str]:
+    """By the name of a study that is a second try: that of the first, with which it has no seed in common."""
+    seeds = {study.manifest.study: set(study.manifest.seeds) for study in found}
+    firsts = {name: name.removesuffix(AGAIN) for name in seeds if name.endswith(AGAIN)}
+    return {name: first for name, first in firsts.items() if first in seeds and not seeds[name] & seeds[first]}
+
+
+def claims(found: Collection[PublishedStudy]) -> tuple[list[dict[str, str]], int, int]:
+    """The verdict that counts on each claim, its own or that of its second try if it was inconclusive; how many claims
+    had a second try, and how many that has decided.
+    """
+    tries = second_tries(found)
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    again = settled = 0
+    for study in sorted(found, key=lambda study: study.manifest.study in tries):
+        name = study.manifest.study
+        for row in study.verdicts:
+            before = (tries.get(name, name), row["hypothesis"])
+            if name in tries and before in rows and rows[before]["verdict"] not in DECIDED:
+                again, settled = again + 1, settled + (row["verdict"] in DECIDED)
+                rows[before] = row
+            else:
+                rows[name, row["hypothesis"]] = row
+    return list(rows.values()), again, settled
+
+
 def summary(found: Collection[PublishedStudy]) -> list[str]:
     """The first lines of the page, which the README has too."""
-    rows = [row for study in found for row in study.verdicts]
+    rows, again, settled = claims(found)
     if not rows:
         return ["No study has been published with this version yet."]
     counts = Counter(row["verdict"] for row in rows)
@@ -61,13 +91,20 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     changed = [study.manifest.study for study in found if study.manifest.decide and study.manifest.decide.changed]
     sizes = [study.params for study in found if study.params[1]]
     flops = [study.train_flops[1] for study in found]
-    claiming = sum(bool(study.verdicts) for study in found)
+    claiming = len(
+        {second_tries(found).get(study.manifest.study, study.manifest.study) for study in found if study.verdicts}
+    )
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
     lines = [
         f"{counted(len(rows), 'hypothesis', 'hypotheses')} of {counted(claiming, 'study', 'studies')}: {told}. "
         f"Decided: {decided}; on fewer than {ENOUGH} pairs of seeds: {few}.",
         "",
     ]
+    if again:
+        lines[:1] = [
+            f"{lines[0]} {again} of them were inconclusive and had a second try on other seeds, whose verdict counts: "
+            f"it decided {settled}. Such a claim is wrongly decided up to twice as often."
+        ]
     if changed:
         names = markdown_text(", ".join(changed))
         lines += [f"Of {names} the looks, alpha or hypotheses were changed after the first cells were run.", ""]

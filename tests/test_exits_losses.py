@@ -11,17 +11,27 @@ import torch
 from settings import DEFAULTS, FAMILIES, LENGTH, halts, make, tokens
 
 from bench.config import IGNORED, ModelConfig, TrainConfig
-from bench.data.task import TaskData, get_task
+from bench.data.task import TaskData, get_task, task_data
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import get_rule
 from bench.model.costs import counted_flops as counted
-from bench.model.costs import cycle_flops, head_flops, measured_flops, pass_flops, step_flops, training_flops
+from bench.model.costs import (
+    cycle_flops,
+    head_flops,
+    measured_flops,
+    meta_model,
+    pass_flops,
+    step_flops,
+    training_flops,
+)
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.losses import exit_losses, halting_chances, halting_penalty
 from bench.model.variant import get_variant
+from bench.run.status import planned_flops
 from bench.study.load import study_from
 from bench.study.plan import make_plan
+from bench.train.depths import flops_by_step
 from bench.train.loop import train
 
 CYCLED = [name for name, _ in DEFAULTS if make(name, {}).schedule.n_cycles > 1]
@@ -117,6 +127,25 @@ def test_the_gate_costs_one_column_after_every_cycle_but_the_last() -> None:
     every = training_flops(plain, LENGTH, every_exit=True) - training_flops(plain, LENGTH)
     coda = step_flops(plain, plain.schedule.coda, LENGTH) + head_flops(plain, LENGTH)
     assert every == 2 * coda.training
+
+
+@pytest.mark.parametrize("change", [{"exit_loss": 0.3}, {"backward_cycles": 1}, {}])
+def test_what_is_planned_is_what_will_be_done(change: dict[str, Any]) -> None:
+    raw = {
+        "name": "planned",
+        "question": "q",
+        "model": {"d_model": 16, "n_heads": 2, "n_blocks": 4},
+        "train": {"steps": 7, "batch_size": 3, **change},
+        "tasks": [{"name": "p_hop", "options": {"hops": 1, "n_train": 50, "n_valid": 10, "n_test": 20}}],
+        "variants": ["htc"],
+        "seeds": 1,
+    }
+    (planned,) = make_plan(study_from(raw, (), "planned"), "", None).cells
+    config, data = planned.cell.train, task_data("p_hop", planned.cell.task_options)
+    lm = meta_model(get_variant("htc"), planned.cell.model, data.vocab_size, data.length)
+    done = flops_by_step(lm, config, data.length, [None] * config.steps, [None] * config.steps)
+    assert planned_flops([planned]) == {("htc", "p_hop"): done[-1]}
+    assert (done[-1] == 21 * training_flops(lm, data.length)) == (not change)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,6 +51,8 @@ def test_bare_names_labels_and_seeds(tmp_path: Path) -> None:
     assert [(entry.name, entry.label) for entry in study.variants] == [("htc", "htc"), ("ztt", "gated")]
     assert study.seeds == (0, 1)
     assert load(BASE.replace("seeds: 2", "seeds: [5, 3]"), tmp_path).seeds == (5, 3)
+    assert load(BASE.replace("seeds: 2", "seeds: 100-103"), tmp_path).seeds == (100, 101, 102, 103)
+    assert load(BASE.replace("seeds: 2", "seeds: 7-7"), tmp_path).seeds == (7,)
 
 
 def test_overrides_reach_everything(tmp_path: Path) -> None:
@@ -88,7 +90,10 @@ def test_overrides_reach_everything(tmp_path: Path) -> None:
         ("variants.gated=3", r"is an entry; set one of its fields"),
         ("train.steps", r"must be KEY=VALUE"),
         ("train.steps=[", r"not valid YAML"),
-        ("seeds=0", r"seeds: must be from 1 to 10000"),
+        ("seeds=0", r"seeds: must be a number from 1 to 10000, a range such as 100-149, or a list \(got 0\)"),
+        ("seeds=5-4", r"seeds: must be a number .* \(got '5-4'\)"),
+        ("seeds=0-10000", r"seeds: must be a number from 1 to 10000"),
+        ("seeds=3 to 5", r"seeds: must be a number from 1 to 10000"),
         ("seeds=[1, 1]", r"seeds = \[1, 1\] must be different"),
         ("seeds=[]", r"seeds"),
         ("model.n_heads=3", r"d_model = 128 must be a multiple of n_heads = 3"),

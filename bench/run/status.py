@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bench.config import TrainConfig
 from bench.errors import UserError
 from bench.run import lease
 from bench.store.manifest import Manifest
@@ -105,9 +104,10 @@ def planned_of(manifest: Manifest) -> dict[Group, float]:
 def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
     """Training FLOPs of a cell at full cycles, by variant and task."""
     from bench.data.task import task_data  # start-up
-    from bench.model.costs import meta_model, training_flops  # start-up
+    from bench.model.costs import meta_model  # start-up
     from bench.model.freezing import freeze  # start-up
     from bench.model.variant import get_variant  # start-up
+    from bench.train.depths import mean_step_flops  # start-up
 
     found: dict[Group, float] = {}
     for planned in cells:
@@ -116,9 +116,5 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
             data, variant = task_data(cell.task, cell.task_options), get_variant(cell.variant, cell.options)
             lm = meta_model(variant, cell.model, data.vocab_size, data.length)
             freeze(lm, cell.train.trained)
-            found[group] = _tokens(cell.train, data.length) * (training_flops(lm, data.length) / data.length)
+            found[group] = cell.train.steps * cell.train.batch_size * mean_step_flops(lm, cell.train, data.length)
     return found
-
-
-def _tokens(config: TrainConfig, length: int) -> int:
-    return config.steps * config.batch_size * length

@@ -19,6 +19,7 @@ from bench.study.naming import LONGEST_NAME, NAME, Change, name_of
 from bench.study.sweep import Sweep
 
 MOST_SEEDS = FIRST_PILOT
+SEED_RANGE = r"^(\d+)-(\d+)$"
 MOST_CELLS = 100_000
 MOST_CLAIMS = 1000
 Seed = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -115,10 +116,10 @@ class Study(Strict):
         if isinstance(value, int) and not isinstance(value, bool):
             value = f"0-{value - 1}"
         if isinstance(value, str):
-            ends = re.fullmatch(r"(\d+)-(\d+)", value)
+            ends = re.match(SEED_RANGE, value)
             first, last = map(int, ends.groups()) if ends else (0, -1)
             if not 1 <= last - first + 1 <= MOST_SEEDS:
-                raise ValueError(f"must be a number from 1 to {MOST_SEEDS}, a range such as 100-149, or a list of seeds")
+                raise ValueError(f"must be a number from 1 to {MOST_SEEDS}, a range such as 100-149, or a list")
             return tuple(range(first, last + 1))
         return value
 

@@ -69,8 +69,10 @@ def draw_shortcuts(
 
 
 def mean_step_flops(lm: Network, config: TrainConfig, length: int) -> float:
-    """Training FLOPs of a sequence in a step at full cycles, as they are expected of the second pass."""
-    total = float(training_flops(lm, length, None, config.backward_cycles))
+    """Training FLOPs of a sequence in a step at full cycles, with those of exit points that the loss reads, and as
+    expected of a second pass.
+    """
+    total = float(training_flops(lm, length, None, config.backward_cycles, config.trains_exits))
     shorter = range(1, lm.model_shape.n_cycles) if lm.variant.cycled and config.shortcut_loss else ()
     return total + (float(np.mean([training_flops(lm, length, n) for n in shorter])) if shorter else 0.0)
 
