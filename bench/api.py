@@ -330,7 +330,7 @@ def run(
     from bench.run.deciding import decide  # start-up
     from bench.run.executors import hang_seconds  # start-up
     from bench.run.runner import Running, run_study  # start-up
-    from bench.run.seeds import of_the_same_cells, with_earlier  # start-up
+    from bench.run.seeds import after_verdicts, of_the_same_cells, with_earlier  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
     from bench.sweep.storage import default_url  # start-up
@@ -360,7 +360,7 @@ def run(
         scoring = Scoring(loaded)
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
     plan = tuned_plan(with_earlier(loaded, store), run_plan, command, git_revision(), url)
-    plan = of_the_same_cells(plan, loaded.seeds, store)
+    plan = after_verdicts(of_the_same_cells(plan, loaded.seeds, store), store)
     for entry in plan.manifest.variants:
         if entry.chosen:
             tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")

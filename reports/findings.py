@@ -108,6 +108,8 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     if changed:
         names = markdown_text(", ".join(changed))
         lines += [f"Of {names} the looks, alpha or hypotheses were changed after the first cells were run.", ""]
+    if added := [study.manifest.study for study in found if study.manifest.verdicts_at]:
+        lines += [f"Of {markdown_text(', '.join(added))} seeds were added after verdicts were given.", ""]
     if not sizes:
         return lines
     return [

@@ -11,6 +11,7 @@ from bench.stats import Verdict, judge
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome
 from bench.study.contrasts import verdicts_of
+from bench.tables import counted
 from reports.claims import Claim, contrasts, hypotheses
 from reports.policy import ENDS, Rows, digits_of, ends, titled, told, told_seeds, within
 from reports.table import Row
@@ -37,7 +38,7 @@ def verdicts(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
 
 
 def sentences(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
-    """The verdict on each hypothesis in one plain sentence; none on pilot seeds."""
+    """The verdict on each hypothesis in one plain sentence, and whether they were tested before; none on pilots."""
     if manifest.pilot and manifest.hypotheses:
         return [f"Pilot: seeds from {FIRST_PILOT:,} on are for choosing settings; no verdict is given."]
     claims = hypotheses(manifest, results)
@@ -45,7 +46,14 @@ def sentences(manifest: Manifest, results: dict[str, Outcome]) -> list[str]:
     if manifest.decide is not None:
         over += f"{' and' if over else ' over'} {len(manifest.decide.looks)} looks"
     found = verdicts_of(manifest, [claim.contrast for claim in claims])
-    return [_sentence(claim, one, over) for claim, one in zip(claims, found, strict=True)]
+    lines = [_sentence(claim, one, over) for claim, one in zip(claims, found, strict=True)]
+    if manifest.verdicts_at:
+        before = " and ".join(f"over {counted(n, 'seed')}" for n in manifest.verdicts_at)
+        lines.append(
+            f"Verdicts were given before, {before}: if seeds were added by what those showed, wrong verdicts are up to "
+            f"{len(manifest.verdicts_at) + 1} times as likely as is said."
+        )
+    return lines
 
 
 def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:

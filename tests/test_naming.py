@@ -209,10 +209,15 @@ def test_both_are_kept_and_each_says_what_it_is(folder: Path) -> None:
     plain, seven = (store.manifest(each) for each in store.studies())
     assert plain is not None and seven is not None
     assert (plain.seeds, seven.seeds, len(plain.cells), len(seven.cells)) == ([0, 2], [0], 4, 2)
+    assert (plain.verdicts_at, seven.verdicts_at) == ([1], []), "a seed was added after a verdict"
+    warned = (
+        "Verdicts were given before, over 1 seed: if seeds were added by what those showed, wrong verdicts are up to 2"
+    )
     assert plain.changed == [] and seven.changed == ["train.steps=7 (as written: 6)"]
     for each in store.studies():
         for kind in ("md", "html"):
             text = (store.root / "reports" / each / f"report.{kind}").read_text()
+            assert (warned in text) == (each == "tiny")
             assert ("Not the study as it is written, but with train.steps=7 (as written: 6)" in text) == (
                 each != "tiny"
             )

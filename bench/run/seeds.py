@@ -41,3 +41,20 @@ def of_the_same_cells(plan: Plan, asked: Collection[int], store: Store) -> Plan:
         config={**plan.manifest.config, "seeds": seeds},
     )
     return replace(plan, cells=tuple(p for p in plan.cells if p.cell.seed in asked), manifest=manifest)
+
+
+def after_verdicts(plan: Plan, store: Store) -> Plan:
+    """The plan whose manifest says with how many seeds verdicts on its hypotheses were given before seeds were added.
+
+    Seeds that are added by what others showed, and tested with those, make wrong verdicts likelier than is said.
+    store: with the manifest of the last run.
+    """
+    before, now = store.manifest(plan.manifest.study), plan.manifest
+    if before is None or now.decide is not None or before.pilot or not now.hypotheses:
+        return plan
+    known, ours = {row.id for row in before.cells}, {row.id for row in now.cells}
+    if before.hypotheses != now.hypotheses or not known <= ours:  # of another study
+        return plan
+    given = [len(before.seeds)] if known < ours and all(map(store.done, known)) else []
+    seen = [*before.verdicts_at, *given]
+    return replace(plan, manifest=now.but(verdicts_at=seen)) if seen else plan

@@ -179,6 +179,7 @@ class Manifest(Stored):
         lock: every installed distribution as ``name==version``.
         config: the study as it was given.
         tuning: empty where nothing was tuned.
+        verdicts_at: with how many seeds verdicts on these hypotheses were given before seeds were added by hand.
         decide: of a study that adds seeds until its hypotheses are decided. Its cells are those of the looks so far:
             variants may have different numbers.
     """
@@ -199,6 +200,7 @@ class Manifest(Stored):
     lock: list[str] = Field(default_factory=list)
     config: dict[str, Any]
     tuning: list[TuningRow] = Field(default_factory=list)
+    verdicts_at: list[int] = Field(default_factory=list)
     decide: DecideRow | None = None
     decisions: list[DecisionRow] = Field(default_factory=list)
 
