@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.config import FIRST_PILOT
 from bench.errors import UserError, unknown
-from bench.plugins import import_files
+from bench.plugins import changed_since, digests, import_files
 from bench.run.upgrade import open_store
-from bench.store.manifest import SWEPT, TUNING, CellRow, Manifest
+from bench.store.manifest import CellRow, Manifest
 from bench.store.records import Failure, Outcome, Record, configuration, dotted
 from bench.store.store import Store
 from bench.study.load import load_study, names_a_study, said_since, study_from, study_names
@@ -68,7 +68,7 @@ class Results:
             manifest: which cells the study consists of.
         """
         self.store, self.manifest = store, manifest
-        self.newer: list[str] = []  # what the study that names the run says by now, and did not when it was run
+        self.said_since: list[str] = []  # what the study that names the run says by now, and did not when it was run
         self.paths: list[Path] = []  # of the report's files, where one was written
         self.unscored: dict[str, str] = {}  # why a model could not be scored on a task of the harness, by both
 
@@ -83,6 +83,12 @@ class Results:
         from reports.read import read  # start-up
 
         return read(self.store, self.manifest)
+
+    @property
+    def newer(self) -> list[str]:
+        """What has changed since the run, in words: what the study says, and code that was registered by hand."""
+        own = self.records.values() if digests() else ()
+        return [*self.said_since, *changed_since(record.code for record in own if record.status == "done")]
 
     @property
     def failed(self) -> list[tuple[CellRow, Failure]]:
@@ -239,11 +245,13 @@ def load_results(
     opened = open_study(study, set, preset)
     manifest = store.manifest(opened.name)
     if manifest is None:
+        from bench.run.status import run_in_words, runs_of  # start-up
+
         others = "; ".join(map(run_in_words, runs_of(store, opened.name)))
         there = f"{store.root} holds {others}" if others else f"{store.root} holds no record of it"
         raise UserError(f"study {opened.name!r} has not been run: {there} (run: {_command(study, set, preset, runs)})")
     results = Results(store, manifest)
-    results.newer = said_since(manifest.config, opened)
+    results.said_since = said_since(manifest.config, opened)
     return results
 
 
@@ -254,18 +262,6 @@ def _command(study: StudySource, set: Sequence[str], preset: str | None, runs: s
     changes = [part for override in set for part in ("--set", override)]
     where = [] if Path(runs) == Path("runs") else ["--runs", str(runs)]
     return shlex.join(["cyclebench", "run", str(study), *(["--preset", preset] if preset else []), *changes, *where])
-
-
-def runs_of(store: Store, name: str) -> list[Manifest]:
-    """The other runs of a study that the store holds: as it is written, and with whatever ``--set`` has changed."""
-    names = [each for each in store.studies() if base_of(each) == base_of(name) and each != name]
-    names = [each for each in names if not each.endswith((TUNING, SWEPT))]
-    return [manifest for each in names if (manifest := store.manifest(each)) is not None]
-
-
-def run_in_words(manifest: Manifest) -> str:
-    """What a run is called, and what was changed for it."""
-    return f"{manifest.study} ({'; '.join(manifest.changed) or 'as written'})"
 
 
 def run(
@@ -393,6 +389,8 @@ def run(
         results, _ = run_all()
     results.records.update(held)  # failures that a full disk has refused
     results.unscored = unscored
+    for change in results.newer:
+        tell(f"changed since: {change}")
     results.report(out, formats)
     window.complete(results.manifest, results.paths, results.findings())
     return results

@@ -7,8 +7,10 @@ process, perhaps on another machine, cannot import them: it is sent their defini
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -20,8 +22,12 @@ import cloudpickle
 
 from bench.errors import UserError, first_line, typed_line
 from bench.registry import Registry
+from bench.tables import counted
 
 PREFIX = "cyclebench_import_"  # of the names of modules made from files
+DIGITS = 16  # of a digest
+
+_sent: dict[str, str] = {}  # ``digests`` of the process that has sent its definitions here
 
 
 def import_files(paths: Iterable[str | Path], where: str) -> None:
@@ -52,6 +58,7 @@ def _imported(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError("is not a Python file")
     module = module_from_spec(spec)
+    vars(module)["digest"] = _digest(path.read_bytes())  # of what is run now: the file may change meanwhile
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -72,13 +79,8 @@ def pack() -> bytes:
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
-        found = [
-            (registry.builtin, registry.group, name, thing)
-            for registry in Registry.all
-            for name, thing in registry.registered().items()
-            if _own(thing)
-        ]
-        return cloudpickle.dumps(found) if found else b""
+        found = [(registry.builtin, registry.group, name, thing) for registry, name, thing in _by_hand()]
+        return cloudpickle.dumps((found, digests())) if found else b""
     except Exception as error:  # whatever pickle says of what it cannot take
         raise UserError(f"what was registered by hand cannot be sent to workers: {first_line(error)}") from None
     finally:
@@ -90,12 +92,55 @@ def unpack(packed: bytes) -> None:
     """Register what ``pack`` has found in another process."""
     if not packed:
         return
-    found: list[tuple[str, str, str, Any]] = cloudpickle.loads(packed)
+    found: list[tuple[str, str, str, Any]]
+    found, told = cloudpickle.loads(packed)
+    _sent.update(told)
     for builtin, group, name, thing in found:
         if not any(registry.group == group for registry in Registry.all):
             import_module(builtin)  # the registry's own: a definition need not have imported it
         (mine,) = (registry for registry in Registry.all if registry.group == group)
         mine.register(name)(thing)
+
+
+def digests() -> dict[str, str]:
+    """Digests of the code of what is registered by hand, by its kind and name (``gate half``): of the whole file, or of
+    the definition alone where that is in a notebook or a script.
+    """
+    found = dict(_sent)
+    for registry, name, thing in _by_hand():
+        if (what := f"{registry.kind} {name}") in _sent:
+            continue
+        digest = getattr(sys.modules.get(thing.__module__), "digest", None)
+        if digest is None:
+            try:
+                digest = _digest(inspect.getsource(thing).encode())
+            except (OSError, TypeError):  # typed at a prompt
+                continue
+        found[what] = digest
+    return found
+
+
+def changed_since(codes: Iterable[Mapping[str, str]]) -> list[str]:
+    """What is registered by hand with other code than finished cells were run with, in words.
+
+    codes: of each cell, ``Record.code``.
+    """
+    now = digests()
+    cells = Counter(what for code in codes for what, digest in code.items() if now.get(what, digest) != digest)
+    return [
+        f"the code of {what}, after {counted(n, 'cell')} that used it, whose results stay (another name runs it anew)"
+        for what, n in cells.items()
+    ]
+
+
+def _by_hand() -> Iterator[tuple[Registry[Any], str, Any]]:
+    """What is registered here and cannot be imported elsewhere."""
+    for registry in Registry.all:
+        yield from ((registry, name, thing) for name, thing in registry.registered().items() if _own(thing))
+
+
+def _digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()[:DIGITS]
 
 
 def _own(thing: Any) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from bench.errors import UserError
 from bench.model.gates import gates
-from bench.plugins import import_files, pack, unpack
+from bench.plugins import changed_since, digests, import_files, pack, unpack
 from bench.registry import Registry
 
 PACKAGE = '''
@@ -198,9 +198,14 @@ def test_what_a_file_registers_reaches_other_processes_by_its_definition(gate_fi
     unpack(packed)
     assert gates.get("of_a_file").__qualname__ == kind.__qualname__
     elsewhere = "import sys; from bench.plugins import unpack; unpack(sys.stdin.buffer.read()); "
-    elsewhere += "from bench.model.gates import gates; print(gates.get('of_a_file').half)"
+    elsewhere += "from bench.model.gates import gates; print(gates.get('of_a_file').half); "
+    elsewhere += "from bench.plugins import digests; print(digests()['gate of_a_file'])"
     found = subprocess.run([sys.executable, "-c", elsewhere], input=packed, capture_output=True, check=True)
-    assert found.stdout.strip() == b"0.5"
+    digest = hashlib.sha256(FILE.encode()).hexdigest()[:16]
+    assert found.stdout.decode().split() == ["0.5", digest] and digests()["gate of_a_file"] == digest
+    codes = [{}, {"gate of_a_file": digest}, {"gate of_a_file": "another"}, {"gate of_nobody": "another"}]
+    told = "the code of gate of_a_file, after 1 cell that used it, whose results stay (another name runs it anew)"
+    assert changed_since(codes) == [told]
 
 
 @pytest.mark.parametrize(
@@ -281,6 +286,8 @@ SCRIPT = textwrap.dedent(
     assert results.history().train_loss.notna().all()
     assert results.figure("accuracy_vs_flops").axes
     assert list(cyclebench.load_results("script.yaml", runs="runs").frame().id) == list(results.frame().id)
+    codes = {cell.variant: [*record.code] for cell, record in results._finished()}
+    assert codes == {"htc": [], "of_the_script": ["variant of_the_script"]}, codes
     print("all is well")
     """
 )
@@ -299,6 +306,10 @@ def test_a_script_without_a_guard_runs_a_variant_of_its_own_and_nothing_is_shado
     (tmp_path / "script.yaml").write_text("{name: script, question: '-', tasks: [p_hop], variants: [htc], seeds: 1}")
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["all is well"], done.stderr
+    assert "changed since" not in done.stdout
+    (tmp_path / "script.py").write_text(SCRIPT.replace("of a script.", "of this script."))
+    again = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert "changed since: the code of variant of_the_script, after 1 cell that used it" in again.stdout, again.stderr
     quick = "import cyclebench; print(cyclebench.load_study('quick').name)"
     found = subprocess.run([sys.executable, "-c", quick], cwd=tmp_path, capture_output=True, text=True)
     assert found.stdout.strip() == "quick", found.stderr

@@ -118,7 +118,7 @@ def _list_runs(runs: Path, as_json: bool) -> None:
 
 def tell_run(results: Results) -> None:
     """Print what was changed for this run of its study, what the study says by now, and which other runs there are."""
-    from bench.api import run_in_words, runs_of  # start-up
+    from bench.run.status import run_in_words, runs_of  # start-up
 
     tell_newer(results)
     if results.manifest.changed:
@@ -128,9 +128,9 @@ def tell_run(results: Results) -> None:
 
 
 def tell_newer(results: Results) -> None:
-    """Print what the study says by now and did not when it was run."""
-    if results.newer:
-        say(f"the study has changed since this run: {'; '.join(results.newer)}")
+    """Print what has changed since the study was run."""
+    if newer := results.newer:
+        say(f"the study has changed since this run: {'; '.join(newer)}")
 
 
 def _tell_open(store: Store, manifest: Manifest, found: Status) -> None:

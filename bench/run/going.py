@@ -22,6 +22,7 @@ from bench.evaluate.slices import further_scores
 from bench.model.costs import costs
 from bench.model.freezing import freeze
 from bench.model.variant import get_variant
+from bench.plugins import digests
 from bench.pretrained.share import save_checkpoint
 from bench.processes import pulse
 from bench.run.lease import Lease, hold
@@ -157,6 +158,7 @@ class Going:
             environment=environment_of(cell.train),
             stacked=self.training.at.stacked,
             settings=settings_of(cell),
+            code=code_of(cell),
             former=former_of_cell(folder).ids,
         )
         pulse()
@@ -179,6 +181,14 @@ def settings_of(cell: Cell) -> dict[str, dict[str, Any]]:
     """The options of a cell with those at their defaults. Raises UserError if its variant or task is not known."""
     variant, task = get_variant(cell.variant, cell.options), get_task(cell.task, cell.task_options)
     return {"options": variant.options.model_dump(mode="json"), "task_options": task.options.model_dump(mode="json")}
+
+
+def code_of(cell: Cell) -> dict[str, str]:
+    """Digests of the code, registered by hand, that the cell's numbers are of (``bench.plugins.digests``). A task's is
+    not among them, since its data are compared.
+    """
+    named = {f"variant {cell.variant}", *(f"gate {value}" for value in cell.options.values())}
+    return {what: it for what, it in digests().items() if what in named or what.startswith("exit rule ")}
 
 
 def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:

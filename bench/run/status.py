@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.run import lease
-from bench.store.manifest import Manifest
+from bench.store.manifest import SWEPT, TUNING, Manifest
 from bench.store.records import Failure, Record
 from bench.store.store import Store
+from bench.study.naming import base_of
 from bench.study.schema import Study
 
 if TYPE_CHECKING:
@@ -118,3 +119,15 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
             freeze(lm, cell.train.trained)
             found[group] = cell.train.steps * cell.train.batch_size * mean_step_flops(lm, cell.train, data.length)
     return found
+
+
+def runs_of(store: Store, name: str) -> list[Manifest]:
+    """The other runs of a study that the store holds: as it is written, and with whatever ``--set`` has changed."""
+    names = [each for each in store.studies() if base_of(each) == base_of(name) and each != name]
+    names = [each for each in names if not each.endswith((TUNING, SWEPT))]
+    return [manifest for each in names if (manifest := store.manifest(each)) is not None]
+
+
+def run_in_words(manifest: Manifest) -> str:
+    """What a run is called, and what was changed for it."""
+    return f"{manifest.study} ({'; '.join(manifest.changed) or 'as written'})"

@@ -306,15 +306,14 @@ class Record(Stored):
         exits: None with a single exit point.
         cycles: the model run for 1, 2, ... cycles.
         loops: its state over those cycles; empty where nothing is looped, and in results stored before 0.2.
-        ran: where a variant's sequences decide on how many tokens a cycle runs: the mean share of the test split's
-            tokens by cycle. Forward FLOPs, in the costs and at exit points, are then those of that split. None where
-            they decide nothing, and in results stored before 0.2, which count the shares of the training.
+        ran: where sequences decide on how many tokens a cycle runs: the mean share of the test split's tokens by cycle.
+            Forward FLOPs are then of that split. None elsewhere, and before 0.2, which counts as in training.
         stacked: whether it was trained in a stack.
         settings: ``options`` and ``task_options`` of the cell with those at their defaults.
+        code: digests of what it used that was registered by hand (``bench.plugins.digests``).
         former: ids that the cell had in earlier versions of the store.
         files: SHA-256 by path of what the cell has left beside: its traces and its model.
-        execution: what was measured of executed exits afterwards, from a file of its own.
-        harness: scores on tasks of lm-evaluation-harness by key, likewise.
+        execution, harness: executed exits, and scores on tasks of lm-evaluation-harness, from files of their own.
     """
 
     version: int | None = Field(None, alias="schema")
@@ -337,6 +336,7 @@ class Record(Stored):
     environment: Environment
     stacked: bool = False
     settings: dict[str, dict[str, Any]] = {}
+    code: dict[str, str] = {}
     former: list[str] = []
     files: dict[str, str] = {}
     execution: dict[str, list[ExecutionRow]] = {}
