@@ -323,6 +323,7 @@ def run(
         raise UserError(f"--address: {address!r} is of a Ray cluster (allowed: only with --executor ray)")
     import_files(imports, "--import")
     loaded = open_study(study, set, preset)  # a mistake is told before the seconds that the rest takes to import
+    from bench.data.task import forget  # start-up
     from bench.run.deciding import decide  # start-up
     from bench.run.executors import hang_seconds  # start-up
     from bench.run.runner import Running, run_study  # start-up
@@ -334,6 +335,7 @@ def run(
     from bench.train.checkpoints import Every  # start-up
     from reports.render import check_formats  # start-up
 
+    forget()
     check_formats(formats)
     every, silent = Every.parse(checkpoint_every), hang_seconds(hang)
     how = Running(jobs, retry, every, executor, address, pack=pack, hang=silent)

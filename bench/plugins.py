@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from bench.errors import UserError, first_line, typed_line
-from bench.registry import Registry
+from bench.registry import SUITE, Registry
 from bench.tables import counted
 
 PREFIX = "cyclebench_import_"  # of the names of modules made from files
@@ -31,7 +32,7 @@ _sent: dict[str, str] = {}  # ``digests`` of the process that has sent its defin
 
 
 def import_files(paths: Iterable[str | Path], where: str) -> None:
-    """Run Python files that register something. A file that was imported already is not run again.
+    """Run Python files that register something. A file that was imported already is not run again before it changes.
 
     Args:
         paths: of the files.
@@ -40,25 +41,29 @@ def import_files(paths: Iterable[str | Path], where: str) -> None:
     Raises:
         UserError: one line with the file and why it cannot be imported.
     """
+    if isinstance(paths, str | Path):
+        raise UserError(f"{where}: {str(paths)!r} is one path (allowed: a list of paths)")
     for path in paths:
         resolved = Path(path).resolve()
         if not resolved.is_file():
             raise UserError(f"{where}: {str(path)!r} is not a file (allowed: a Python file that registers something)")
         try:
-            _imported(resolved)
+            _imported(resolved, _digest(resolved.read_bytes()))
         except ImportError as error:
             raise UserError(f"{where}: {str(resolved)!r} {error}") from None
 
 
 @cache
-def _imported(path: Path) -> ModuleType:
-    """The module of a file. Raises ImportError with what is the matter with it, UserError where the file does."""
+def _imported(path: Path, digest: str) -> ModuleType:
+    """The module of a file as it is now. Raises ImportError with what is the matter with it, UserError where the file
+    does.
+    """
     name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("is not a Python file")
     module = module_from_spec(spec)
-    vars(module)["digest"] = _digest(path.read_bytes())  # of what is run now: the file may change meanwhile
+    vars(module)["digest"] = digest
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -75,7 +80,8 @@ def pack() -> bytes:
 
     Raises UserError if a definition cannot be sent, since it holds something that is not to be copied.
     """
-    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    names = {thing.__module__ for _, _, thing in _by_hand()} - {"__main__"}
+    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX) or name in names]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -104,19 +110,17 @@ def unpack(packed: bytes) -> None:
 
 def digests() -> dict[str, str]:
     """Digests of the code of what is registered by hand, by its kind and name (``gate half``): of the whole file, or of
-    the definition alone where that is in a notebook or a script.
+    the definition alone where that is in a notebook.
     """
     found = dict(_sent)
     for registry, name, thing in _by_hand():
         if (what := f"{registry.kind} {name}") in _sent:
             continue
-        digest = getattr(sys.modules.get(thing.__module__), "digest", None)
-        if digest is None:
-            try:
-                digest = _digest(inspect.getsource(thing).encode())
-            except (OSError, TypeError):  # typed at a prompt
-                continue
-        found[what] = digest
+        module = sys.modules.get(thing.__module__)
+        digest, file = getattr(module, "digest", None), getattr(module, "__file__", None)
+        if digest is None and file is not None and Path(file).is_file():
+            digest = _digest(Path(file).read_bytes())
+        found[what] = digest or _digest(_source(thing).encode())
     return found
 
 
@@ -136,12 +140,19 @@ def changed_since(codes: Iterable[Mapping[str, str]]) -> list[str]:
 def _by_hand() -> Iterator[tuple[Registry[Any], str, Any]]:
     """What is registered here and cannot be imported elsewhere."""
     for registry in Registry.all:
-        yield from ((registry, name, thing) for name, thing in registry.registered().items() if _own(thing))
+        for name, thing in registry.registered().items():
+            if name not in registry.packaged and thing.__module__.partition(".")[0] not in SUITE:
+                yield registry, name, thing
+
+
+def _source(thing: Any) -> str:
+    """The text of what a notebook defines: of a class that of its methods, since that of classes is not kept there."""
+    texts = []
+    for part in [thing] if inspect.isfunction(thing) else vars(thing).values():
+        with suppress(OSError, TypeError):  # typed at a prompt, or no code
+            texts.append(inspect.getsource(part))
+    return "".join(texts)
 
 
 def _digest(code: bytes) -> str:
     return hashlib.sha256(code).hexdigest()[:DIGITS]
-
-
-def _own(thing: Any) -> bool:
-    return thing.__module__ == "__main__" or thing.__module__.startswith(PREFIX)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from bench.errors import UserError, shown, typed_line, unknown
 
+SUITE = ("bench", "variants", "reports", "cyclebench")  # packages of its own
 NAME = r"\w[\w-]*"
 T = TypeVar("T")
 Kind = TypeVar("Kind")
@@ -35,7 +36,8 @@ class Registry(Generic[T]):
         """
         self.kind, self.group, self.builtin = kind, group, builtin
         self._found: dict[str, T] = {}
-        self._loaded = False
+        self._loaded = self._builtin_loaded = False
+        self.packaged: set[str] = set()  # names that installed packages have declared
         self.all.append(self)
 
     def register(self, name: str) -> Callable[[Kind], Kind]:
@@ -48,6 +50,8 @@ class Registry(Generic[T]):
             raise UserError(f"{self.kind} name {shown(name)} (allowed: letters, digits, - and _)")
 
         def add(thing: Any) -> Any:
+            if thing.__module__.partition(".")[0] not in SUITE:
+                self._load_builtin()  # whose names are taken
             known = self._found.get(name)
             if known is not None and _place(known) != _place(thing):
                 raise UserError(f"{self.kind} name {name!r} is taken by {'.'.join(_place(known))}")
@@ -81,7 +85,8 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True  # what is imported here may look names up
-        import_module(self.builtin)
+        self._load_builtin()
+        before = {*self._found}
         for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
             try:
                 point.load()
@@ -90,6 +95,12 @@ class Registry(Generic[T]):
                 raise UserError(
                     f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: {typed_line(error)}"
                 ) from error
+        self.packaged |= self._found.keys() - before
+
+    def _load_builtin(self) -> None:
+        if not self._builtin_loaded:
+            self._builtin_loaded = True
+            import_module(self.builtin)
 
 
 def _place(thing: Any) -> tuple[str, str]:

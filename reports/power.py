@@ -27,11 +27,14 @@ from reports.table import Row
 from reports.verdicts import detectable_text
 
 ENDINGS = {f"P({name})": name for name in ("supported", "refuted", "equivalent", "inconclusive")}
+POWER = 0.8  # where none is asked for
 EXPECTED = "pairs expected"  # a column of studies that decide alone
 EQUIVALENT, EQUIVALENT_SEEDS = "power of equivalence now", "seeds for equivalence"
 
 
-def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | None, power: float) -> list[Row]:
+def power_rows(
+    manifest: Manifest, results: dict[str, Outcome], effect: float | None, power: float | None = None
+) -> list[Row]:
     """A row for each hypothesis, or for each contrast to the reference where the study declares none.
 
     The level is 0.05 / family, the first step of the correction. Of a study that decides, it is told instead how its
@@ -43,16 +46,18 @@ def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | 
         effect: to be shown, beyond a hypothesis's margin, in the metric's unit; of a claim that two variants are the
             same, their true difference. None takes the one seen so far (0 for a claim of that kind). Where a hypothesis
             is over tasks of different units, an effect has a unit on each of them alone: it then has a row for each.
-        power: the probability of showing it.
+        power: the probability of showing it, None for 0.8; a study that decides takes none.
 
     Raises:
         UserError: if there is nothing to compare, or no comparison has two pairs of seeds.
     """
     if effect is not None and not (math.isfinite(effect) and effect > 0):
         raise UserError(f"--effect = {effect:g} must be above 0, in the metric's unit")
-    if not SIGNIFICANT < power < 1:
+    if power is not None and not SIGNIFICANT < power < 1:
         raise UserError(f"--power = {power:g} must be between {SIGNIFICANT:g} and 1")
     pilots, looks = manifest.pilot, _looks(manifest)
+    if power is not None and looks is not None:
+        raise UserError(f"--power = {power:g} must be left out for a study with decide: how its looks may end is told")
     declared = hypotheses(manifest, results, apart=effect is not None, pilots=pilots)
     count = len(manifest.hypotheses)
     families = [(declared, count)] if declared else [(f, len(f)) for f in contrasts(manifest, results, pilots).values()]
@@ -60,7 +65,9 @@ def power_rows(manifest: Manifest, results: dict[str, Outcome], effect: float | 
         raise UserError(f"study {manifest.study!r} has neither hypotheses nor a reference: nothing to compare")
     bounded = any(claim.contrast.within is not None for claim in declared)
     rows = [
-        _row(claim, family, effect, power, bounded) if looks is None else _outlook(claim, family, effect, looks)
+        _row(claim, family, effect, power or POWER, bounded)
+        if looks is None
+        else _outlook(claim, family, effect, looks)
         for claims, family in families
         for claim in claims
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import takewhile
 from typing import NamedTuple
 
+from bench.config import NUMBERLESS
 from bench.stats import Recurrence, fit_phi
 from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
@@ -109,10 +110,11 @@ def findings(found: Sequence[Family]) -> list[str]:
     for family in found:
         fit = family.fit
         if not math.isnan(fit.phi.mean):
+            explains = f"; the curve explains {fit.r2:.0%} of what {fit.configurations} configurations differ in"
             lines.append(
                 f"{family.task.label}, {family.name}: a block that runs r times is worth r^phi blocks of its own, with "
-                f"phi = {told(fit.phi, 2)}; the curve explains {fit.r2:.0%} of what {fit.configurations} "
-                f"configurations differ in{f' ({fit.note})' if fit.note else ''}."
+                f"phi = {told(fit.phi, 2)}{'' if math.isnan(fit.r2) else explains}"
+                f"{f' ({fit.note})' if fit.note else ''}."
             )
     return lines
 
@@ -135,9 +137,11 @@ def _cycled(runs: list[Run]) -> list[Run]:
 
 
 def _base(record: Record, tuned: Set[str]) -> str:
-    """What must be the same within a fit: the shape but for what varies, and the training but for what was tuned."""
+    """What must be the same within a fit: the shape but for what varies, and the training but for what was tuned, and
+    for being computed in a stack, which the shape decides.
+    """
     model = {key: value for key, value in record.cell.model.items() if key not in VARIED}
-    train = {key: value for key, value in record.cell.train.items() if key not in tuned}
+    train = {key: value for key, value in record.cell.train.items() if key not in {*tuned, *NUMBERLESS, "stacked"}}
     return json.dumps([model, train], sort_keys=True)
 
 

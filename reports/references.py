@@ -114,5 +114,5 @@ def _ours(reference: Reference, folder: Path) -> str:
         gaps.append(interval(gap))
         told.append(f"{task} {with_ends(gaps[-1], plus=True)} ({counted(len(gap), 'seed')})")
     if not told:
-        return "not measured with this version yet"
+        return "not measured with this version yet" if reference.ours else "no study measures the same"
     return f"{'; '.join(told)}. {reference.reading(gaps) if reference.reading and gaps else ''}".strip()

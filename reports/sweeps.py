@@ -102,12 +102,14 @@ def findings(result: SweepResult) -> list[str]:
                 f"choose {rule} of {len(shown)} rule{'s' * (len(shown) != 1)}; its test {metric_name(name)} is "
                 f"{point.test[name]:.4f} ({told_seeds([len(searches[0].cells)])})."
             )
-        gains = [way * (point.test[name] - point.single[name]) for _, point in points if point.single]
+        each = [point for search in searches if search.per_cycle for point in search.tuned]
+        gains = [way * (point.test[name] - point.single[name]) for point in each if point.single]
         if gains:
             found.append(
                 f"{task}, {variant}: a threshold for each exit point, found by trials, gives {np.mean(gains):+.4f} "
                 f"test {metric_name(name)} (positive is better) beside one exact threshold for all, in the mean over "
-                f"{len(gains)} rules and budgets; more in {sum(gain > 0 for gain in gains)} of them."
+                f"{len(gains)} rules and budgets; more in {sum(gain > 0 for gain in gains)} of them. (They keep the "
+                f"budget in the mean over the cells, the one in each.)"
             )
     for trials in result.budgets:
         if chosen := trials.chosen:

@@ -51,11 +51,13 @@ def _times(ours: float, theirs: float) -> str:
 
 
 def _time(ours: list[Record], theirs: list[Record]) -> str:
-    """The geometric mean over seeds of how many times as long a token of training took."""
-    speeds = {record.cell.seed: record.timing.tokens_per_second for record in theirs}
+    """The geometric mean over seeds of how many times as long a token of training took; "-" where one of a pair was
+    computed in a stack, whose time its cells share.
+    """
+    speeds = {(record.cell.seed, record.stacked): record.timing.tokens_per_second for record in theirs}
     ratios = [
-        math.log(speeds[record.cell.seed] / record.timing.tokens_per_second)
+        math.log(speeds[key] / record.timing.tokens_per_second)
         for record in ours
-        if record.cell.seed in speeds and record.timing.tokens_per_second > 0
+        if (key := (record.cell.seed, record.stacked)) in speeds and record.timing.tokens_per_second > 0
     ]
     return f"x {math.exp(fmean(ratios)):.2f}" if ratios else "-"

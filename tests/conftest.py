@@ -60,5 +60,5 @@ def nothing_stays_imported() -> Iterator[None]:
     yield
     plugins._imported.cache_clear()
     for registry in Registry.all:
-        for name in [name for name, thing in registry.registered().items() if plugins._own(thing)]:
+        for name in [name for name, it in registry.registered().items() if it.__module__.startswith(plugins.PREFIX)]:
             del registry._found[name]

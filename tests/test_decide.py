@@ -268,10 +268,10 @@ def test_a_deciding_study_on_pilots_runs_them_all_and_tells_what_to_expect() -> 
     record = RESULTS[MANIFEST.cells[0].id]
     results = {p.cell.id: record.but(id=p.cell.id, metrics={"test_accuracy": planted(p)}) for p in pilot.cells}
     assert sentences(pilot.manifest, results)[0].startswith("Pilot: ")
-    clear, equal = power_rows(pilot.manifest, results, None, 0.8)
+    clear, equal = power_rows(pilot.manifest, results, None)
     assert clear["pairs so far"] == "6" and clear["P(supported)"] == "1.00" and clear["pairs expected"] == "8 of 20"
     assert float(equal["P(equivalent)"]) > 0.5 and equal["P(supported)"] in ("0.00", "0.01", "0.02")
-    (less,) = {row["P(supported)"] for row in power_rows(pilot.manifest, results, 0.004, 0.8)[:1]}
+    (less,) = {row["P(supported)"] for row in power_rows(pilot.manifest, results, 0.004)[:1]}
     assert 0.0 < float(less) < 1.0
     assert not any(map(len, (contrast_of(pilot.manifest, results, e).differences for e in pilot.manifest.hypotheses)))
 

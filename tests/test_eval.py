@@ -137,13 +137,19 @@ def test_a_later_evaluation_leaves_what_an_earlier_one_found(tmp_path: Path, mon
         return [{"task": one.name, "metric": "acc", "value": next(values), "cycles": 2, **cost} for one in asked]
 
     monkeypatch.setattr(command, "evaluate_checkpoint", scored)
+    model = str(tmp_path / "m")
+    (tmp_path / "m").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "m" / name).touch()
+    with pytest.raises(UserError, match=r"^source 'typo' is not a folder"):  # before the first is scored
+        evaluate_all([model, "typo"], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
     for task in ("kjv", "p_hop", "kjv"):
-        rows, _ = evaluate_all(["m"], [task], [], [], None, 8, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+        rows, _ = evaluate_all([model], [task], [], [], None, 8, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
         assert [row["task"] for row in rows] == [task]
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [(row["task"], row["value"]) for row in stored] == [("p_hop", 0.5), ("kjv", 0.75)]
     for broken in (b"[", b"{}", b'[{"task": "kjv"}]', b"\xff"):
         (tmp_path / "results.json").write_bytes(broken)
         with pytest.raises(UserError, match=r"^--out: .*results.json (cannot be read|holds no results of eval)"):
-            evaluate_all(["m"], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
+            evaluate_all([model], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
         assert (tmp_path / "results.json").read_bytes() == broken

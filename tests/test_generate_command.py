@@ -109,6 +109,9 @@ def test_scores_on_the_card_are_no_damage(store: Store) -> None:
 def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder with a saved model"):
         Checkpoint(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match=r"is a model of the kind 'gpt2' .*`cyclebench convert "):
+        Checkpoint(str(tmp_path))
     with pytest.raises(UserError, match=r"--max-new-tokens: 40 .* 32 positions \(allowed: at most 30\)"):
         stream(Checkpoint(str(folder(store))), "In", None, str, 40)
     with pytest.raises(UserError, match=r"--prompt: 40 tokens \(allowed: at most 31"):

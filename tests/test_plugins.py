@@ -208,6 +208,57 @@ def test_what_a_file_registers_reaches_other_processes_by_its_definition(gate_fi
     assert changed_since(codes) == [told]
 
 
+def test_a_file_that_has_changed_is_run_again(gate_file: Path) -> None:
+    import_files([gate_file], "--import")
+    gate_file.write_text(FILE.replace("0.5", "0.25"))
+    import_files([gate_file], "--import")
+    assert gates.get("of_a_file").half == 0.25  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"is one path \(allowed: a list of paths\)"):
+        import_files(str(gate_file), "--import")
+
+
+NOTEBOOK = """
+import linecache
+cell = '''
+import cyclebench
+
+@cyclebench.register_gate("of_a_notebook")
+class Mine(cyclebench.Gate):
+    def merge(self, step, branch, hidden, update, zero_attention):
+        return hidden + HALF * update
+'''
+digests = []
+for number, half in enumerate(("0.5", "0.5", "0.25")):
+    text, file = cell.replace("HALF", half), f"<ipython-input-{number}>"
+    linecache.cache[file] = len(text), None, text.splitlines(True), file
+    exec(compile(text, file, "exec"), globals())
+    from bench.plugins import digests as told
+    digests.append(told()["gate of_a_notebook"])
+assert digests[0] == digests[1] != digests[2], digests
+try:
+    cyclebench.register_task("modular_chain")(type("Chain", (), {"__module__": "__main__"}))
+except cyclebench.UserError as error:
+    assert "is taken by bench.data.modular_chain" in str(error), error
+assert "p_hop" in {row for row in __import__("bench.data.task", fromlist=["tasks"]).tasks.names()}
+"""
+
+
+def test_what_a_notebook_defines_again_is_seen_and_no_name_is_taken_from_the_suite() -> None:
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_beside_the_notebook_reaches_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(FILE)
+    send = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import beside; from bench.plugins import pack; "
+    send += "sys.stdout.buffer.write(pack())"
+    packed = subprocess.run([sys.executable, "-c", send], capture_output=True, check=True).stdout
+    take = "import sys; from bench.plugins import unpack; unpack(sys.stdin.buffer.read()); "
+    take += "from bench.model.gates import gates; print(gates.get('of_a_file').half, 'beside' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", take], input=packed, capture_output=True, check=True, cwd="/")
+    assert found.stdout.split() == [b"0.5", b"False"]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

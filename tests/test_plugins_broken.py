@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import llama
 from matplotlib.figure import Figure
 from records import MANIFEST, RESULTS
 from test_hypotheses import TINY
 
 from bench.config import IGNORED, ModelConfig
 from bench.data.generated import Generated
-from bench.data.task import Sample, Task, register, task_data, tasks
+from bench.data.task import Metric, Sample, Task, make_data, register, task_data, tasks
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import Rule, get_rule, rules
@@ -24,7 +25,10 @@ from bench.model.gates import gates
 from bench.model.gates import register as register_gate
 from bench.model.network import Network
 from bench.model.parts import Gate
-from bench.model.variant import get_variant
+from bench.model.variant import get_variant, variant_class, variants
+from bench.model.variant import register as register_variant
+from bench.pretrained.convert import convert
+from bench.pretrained.sources import load, outline
 from bench.registry import Registry
 from bench.store.store import Store
 from bench.store.tracker import Tracker
@@ -157,6 +161,15 @@ class Fitting(Rule):
         ({"usable": lambda self, view: 1 / 0}, "ZeroDivisionError"),
         ({"pool": lambda self, signal, real=None: signal}, r"ValueError: it pools .* into the shape \(1, 2\)"),
         ({"leaves": lambda self, signal, threshold: 1 / 0}, "ZeroDivisionError"),
+        (
+            {"signal": lambda self, view, previous: view.now.entropy},
+            r".*without reads_logits and reads_zero_attention = True",
+        ),
+        (
+            {"signal": lambda self, view, previous: view.zero_attention[0, :, 0]},
+            r".*'NoneType' object is not subscriptable .*=",
+        ),
+        ({"signal": lambda self, view, previous: view.now.entropy, "reads_logits": True}, ""),
         ({}, ""),
     ],
 )
@@ -165,7 +178,7 @@ def test_a_rule_that_does_not_work_is_refused_before_anything_runs(wrong: dict[s
     register_rule("broken")(type("Broken", (Fitting,), wrong))
     raw: dict[str, Any] = {"name": "s", "question": "why", "tasks": [{"name": "p_hop", "options": TINY}], "seeds": 1}
     made = study_from({**raw, "variants": ["ztt"], "model": {"d_model": 16, "n_heads": 4}}, (), "s")
-    if not wrong:
+    if not told:
         assert len(make_plan(made, "cmd", None).cells) == 1
         return
     with pytest.raises(UserError, match=rf"ztt on p_hop: RuntimeError: exit rule 'broken': {told}"):
@@ -277,3 +290,65 @@ def test_a_tracker_that_fails_costs_only_itself(tmp_path: Path, capsys: pytest.C
     assert tracker.broken and Broken.seen == 1 and not tracker.known
     said = "warning: tracker 'broken' has failed, results are kept in the store, and a later command adds them: "
     assert capsys.readouterr().err == f"{said}RuntimeError: no room\n"
+
+
+def test_a_gate_is_tested_as_it_was_trained() -> None:
+    """It sees the zero attention where it says that it reads it, not where a rule happens to look on."""
+    seen = []
+
+    class Asking(Gate):
+        """Keeps what it is given."""
+
+        def merge(self, step: Any, branch: Any, hidden: Any, update: Any, zero_attention: Any) -> Any:
+            seen.append(zero_attention is not None)
+            return hidden + update
+
+    shape, ids = ModelConfig(d_model=8, n_heads=2, n_blocks=3, n_cycles=2), np.arange(24).reshape(4, 6) % 5
+    for reads in (False, True):
+        kind = register_gate("asking")(type("Asking", (Asking,), {"reads_zero_attention": reads}))
+        lm = Network(get_variant("ztt", {"gating": "asking"}), shape, 5, 6)
+        lm.reset_parameters(0)
+        assert isinstance(lm.gate, kind)
+        for watching in ([], [get_rule("confidence"), get_rule("zero_attention")]):
+            seen.clear()
+            evaluate(lm, ids, ids, rules=watching)
+            assert set(seen) == ({True, False} if reads else {False})
+        del gates._found["asking"]  # type: ignore[attr-defined]
+
+
+def test_names_that_mean_something_else_are_refused() -> None:
+    with pytest.raises(UserError, match="gate name 'none' stands for no gate"):
+        register_gate("none")(returning(lambda hidden, update: hidden))
+    with pytest.raises(UserError, match=r"the metric 'f1' is not scored \(allowed: accuracy, loss\)"):
+        ids = np.zeros((3, 4), dtype=np.int64)
+        make_data({name: (ids, ids) for name in ("train", "valid", "test")}, 2, Metric("f1", True, {}))
+    register_variant("ouro")(type("Ouro", (variant_class("htc"),), {}))
+    try:
+        raw = {"name": "s", "question": "why", "tasks": ["p_hop"], "seeds": 1, "variants": ["htc"]}
+        with pytest.raises(UserError, match="the variant 'ouro' has the name of a published configuration"):
+            study_from(raw, (), "s")
+    finally:
+        del variants._found["ouro"]  # type: ignore[attr-defined]
+
+
+def test_a_part_that_does_not_set_its_parameters_is_refused(tmp_path: Path) -> None:
+    """What memory happens to hold would be where it should start from."""
+    source = llama(tmp_path / "llama")
+
+    class Scaling(Gate):
+        """An update times a vector."""
+
+        def __init__(self, model: Any, steps: Any) -> None:
+            super().__init__(model, steps)
+            self.scale = torch.nn.Parameter(torch.ones(model.d_model))
+
+        def merge(self, step: Any, branch: Any, hidden: Any, update: Any, zero_attention: Any) -> Any:
+            return hidden + self.scale * update
+
+    register_gate("scaling")(Scaling)
+    model = outline(source).shape.model_copy(update={"n_cycles": 2})
+    variant = get_variant("ztt", {"gating": "scaling"}, pretrained=True)
+    with pytest.raises(UserError, match=r"variant 'ztt': gate\.scale is not set by reset_parameters\(\)"):
+        convert(load(source), variant, model)
+    Scaling.reset_parameters = lambda self: torch.nn.init.ones_(self.scale)  # type: ignore[method-assign,assign,attr-defined]
+    assert (convert(load(source), variant, model).gate.scale == 1).all()

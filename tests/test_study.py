@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from bench.errors import UserError
 from bench.study.load import load_study, study_from, study_names
+from bench.study.overrides import apply_override
 from bench.study.schema import Study
 
 BASE = """name: s
@@ -169,3 +172,75 @@ def test_unknown_studies_and_files_are_named(tmp_path: Path) -> None:
 def test_a_mapping_is_enough() -> None:
     raw: dict[str, Any] = {"name": "x", "question": "q", "tasks": ["kjv"], "variants": ["bc"], "seeds": 1}
     assert study_from(raw, [], "x").tasks[0].label == "kjv"
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("variants.ztt.options.gating=scalar", 3),
+        ("variants.ztt (no gate).options.gating=scalar", 2),
+        ("variants.htc.model.n_cycles=2", 1),
+        ("variants.vanilla.train.lr=0.1", 0),  # the only entry of that name, whatever its label
+    ],
+)
+def test_an_override_is_of_the_entry_whose_label_it_names(override: str, changed: int, tmp_path: Path) -> None:
+    variants = "[{name: vanilla, label: stack}, htc, {name: ztt, label: ztt (no gate), options: {gating: none}}, ztt]"
+    text = re.sub(r"variants: .*", f"variants: {variants}", BASE)
+    before, after = load(text, tmp_path), load(text, tmp_path, override)
+    assert [a == b for a, b in zip(before.variants, after.variants, strict=True)].index(False) == changed
+    assert sum(a != b for a, b in zip(before.variants, after.variants, strict=True)) == 1
+
+
+def test_a_name_of_several_entries_is_refused(tmp_path: Path) -> None:
+    raw = {"variants": [{"name": "ztt", "label": "a"}, {"name": "ztt", "label": "b"}]}
+    with pytest.raises(
+        UserError, match=r"--set: variants.ztt is the name of 2 entries \(allowed: variants.a, variants.b\)"
+    ):
+        apply_override(raw, "variants.ztt.train.lr=1")
+    apply_override(raw, "variants.b.train.lr=1")
+    assert raw == {"variants": [{"name": "ztt", "label": "a"}, {"name": "ztt", "label": "b", "train": {"lr": 1}}]}
+
+
+SEARCHED: dict[str, Any] = {"name": "s", "question": "q", "tasks": ["p_hop"], "variants": ["htc"], "seeds": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"variants": [{"name": "htc", "changes": {"train.lr": [0.1, 0.2]}}], "tune": {}},
+            r"train\.lr = 0\.1 cannot be set beside",
+        ),
+        (
+            {"tasks": [{"name": "p_hop", "train": {"lr": 0.1}}], "tune": {}},
+            r"tasks\.p_hop\.train\.lr = 0\.1 cannot be set",
+        ),
+        (
+            {"variants": ["htc", {"name": "vanilla", "match": "depth"}], "reference": "htc"},
+            r"variants\.vanilla\.match = 'depth' cannot",
+        ),
+        (
+            {"variants": ["htc", {"name": "bc", "budget": "flops"}], "reference": "htc"},
+            r"variants\.bc\.budget = 'flops' cannot",
+        ),
+        ({"options": True}, r"options\.gatting'.*did you mean 'options\.gating'"),
+    ],
+)
+def test_a_search_overwrites_nothing_and_searches_what_there_is(change: dict[str, Any], told: str) -> None:
+    ranges: dict[str, Any] = {"train.steps": [4, 8]}
+    raw = {**SEARCHED, **change}
+    if raw.pop("options", False):
+        ranges["options.gatting"] = ["none"]
+        raw["variants"] = ["htc", "ztt"]
+    if "tune" not in raw:
+        assert study_from({**raw}, [], "s"), "without the search it is a study"
+        raw["sweep"] = {"budgets": {"trials": 2, "ranges": ranges}}
+    with pytest.raises(UserError, match=told):
+        study_from(raw, [], "s")
+
+
+def test_what_the_caller_holds_stays_as_it_is() -> None:
+    raw: dict[str, Any] = {**SEARCHED, "train": {"steps": 450}, "tasks": ["p_hop"]}
+    before = json.loads(json.dumps(raw))
+    assert study_from(raw, ["train.steps=10", "tasks.p_hop.options.hops=2"], "s").train.steps == 10
+    assert raw == before and study_from(raw, [], "s").train.steps == 450

@@ -286,7 +286,9 @@ def power(
             "different units is answered for each task. Default: the one seen.",
         ),
     ] = None,
-    power: Annotated[float, typer.Option(callback=finite, help="Probability of showing it.")] = 0.8,
+    power: Annotated[
+        float | None, typer.Option(callback=finite, help="Probability of showing it. Default: 0.8.")
+    ] = None,
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
@@ -297,12 +299,12 @@ def power(
     """
     starting(f"reading the results of {study}")
     from bench.api import load_results  # start-up
-    from reports.power import EXPECTED, power_rows  # start-up
+    from reports.power import EXPECTED, POWER, power_rows  # start-up
 
     results = load_results(study, runs, preset, overrides or ())
     manifest = results.manifest
     rows = power_rows(manifest, results.records, effect, power)
-    asked = f"seeds needed for power {power:g}, level 0.05 over the hypotheses"
+    asked = f"seeds needed for power {power or POWER:g}, level 0.05 over the hypotheses"
     if as_json:
         tell_json(rows)
         return

@@ -122,7 +122,7 @@ def tell_ahead(study: str, overrides: Sequence[str], preset: str | None, runs: P
     if failed := sum(part.failed for part in found.parts):
         say(f"{counted(failed, 'cell')} failed of themselves, and are run again only with --retry failed.")
     if found.trials:
-        say(f"Before them, {counted(found.trials, 'cell')} of the tuning.")
+        say(f"Before them, {counted(found.trials, 'cell')} of the tuning, {human(found.trial_flops)} training FLOPs.")
     if loaded.decides and (decide := loaded.decide) is not None:
         limits = [] if decide.max_cells is None else [f"it has {counted(decide.max_cells, 'cell')} (decide.max_cells)"]
         if decide.max_flops is not None:

@@ -183,7 +183,9 @@ def costs_(
     preset: Preset = None,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of timed training steps for each variant.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a timed step.")] = 4,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the table.")] = DEFAULT_RUNS / "reports" / "costs",
+    out: Annotated[
+        Path | None, typer.Option("--out", help=f"Folder of the table. Default: {DEFAULT_RUNS}/reports/costs/STUDY.")
+    ] = None,
 ) -> None:
     """What each variant of a study adds to its reference: parameters, FLOPs, memory, and step time as measured.
 
@@ -200,7 +202,8 @@ def costs_(
     rows = cost_rows(chosen, rounds, batch)
     tables = [shown(row) for row in rows]
     show(f"{chosen.name}: what is added to {chosen.reference}", tables)
-    for path in write_costs(chosen, rows, batch, command_line(), place, out):
+    folder = out if out is not None else DEFAULT_RUNS / "reports" / "costs" / chosen.name
+    for path in write_costs(chosen, rows, batch, command_line(), place, folder):
         print(path)
 
 

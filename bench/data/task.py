@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bench.config import IGNORED, Strict, parse
 from bench.data.columns import pieces
 from bench.data.tokenizers import Tokens, number_tokenizer
-from bench.errors import contained, shown
+from bench.errors import UserError, contained, shown
 from bench.form import TEXT, Form
 from bench.limits import check_memory, check_time, machine_memory
 from bench.registry import Registry
@@ -202,6 +202,11 @@ def build(task: Task) -> TaskData:
         return with_augmentation(found, task)
 
 
+def forget() -> None:
+    """Have data made anew: their files, or the class of their task, may be others by now."""
+    _build.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _build(name: str, options: str) -> TaskData:
     return build(get_task(name, json.loads(options)))
@@ -234,6 +239,9 @@ def make_data(
     notes: what there is to know of how the data were made. Arrays that are mapped from files stay there.
     form: of the sequences, where it is not that of text.
     """
+    scored = ("accuracy", "loss", *(("bits_per_byte",) if bytes_per_token else ()))
+    if metric.name not in scored:
+        raise UserError(f"the metric {shown(metric.name)} is not scored (allowed: {', '.join(scored)})")
     told = {key: value for key, value in asdict(metric).items() if key != "solvers"}  # what ids of cells were made of
     digest = hashlib.sha256(
         json.dumps([vocab_size, told, bytes_per_token, {k: v[0].shape for k, v in splits.items()}]).encode()

@@ -12,13 +12,14 @@ from bench.downstream.run import Asked, evaluate_checkpoint
 from bench.downstream.tasks import ours
 from bench.errors import UserError, first_line
 from bench.exits.execute import Threshold
-from bench.pretrained.share import FACTS, add_scores, merged
+from bench.pretrained.share import FACTS, SAME, add_scores, merged
+from bench.pretrained.sources import locate
 from bench.store.evaluations import log_evaluations
 from bench.store.files import atomic_write
 from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
 
-SAME = ("checkpoint", "task", "metric", "cycles", "exit", "threshold")  # a later row of the same replaces one
+OF_EVAL = ("checkpoint", *SAME)  # a later row of the same replaces one
 
 
 def evaluate_all(
@@ -36,22 +37,24 @@ def evaluate_all(
     """Evaluate every checkpoint on every task and return the rows and the files written.
 
     Scores also go onto the cards of checkpoints that have one. What an earlier command has left in ``out`` stays there
-    but for the rows of the same ``SAME``, and is plotted too. overrides: ``TASK.OPTION=VALUE``; leave: an exit rule and
-    its threshold; include: folders of tasks of one's own. Raises UserError, before anything is evaluated, for results
-    in ``out`` that cannot be read.
+    but for the rows of the same ``OF_EVAL``, and is plotted too. overrides: ``TASK.OPTION=VALUE``; leave: an exit rule
+    and its threshold; include: folders of tasks of one's own. Raises UserError, before anything is evaluated, for
+    results in ``out`` that cannot be read, and for a checkpoint that is not there.
     """
     results = out / "results.json"
     before = _before(results)
     options = task_options(overrides, tasks)
     asked = [Asked(name, options.get(name, {}), limit) for name in tasks]
+    for checkpoint in checkpoints:  # before one is scored for hours, and the next is not there
+        locate(checkpoint)
     rows: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
         found = evaluate_checkpoint(checkpoint, asked, cycles or [None], out / "tasks", batch_size, leave, include)
         rows += [{"checkpoint": checkpoint, **row} for row in found]
         if (Path(checkpoint) / FACTS).is_file():
             add_scores(Path(checkpoint), found)
-    every = merged(before, rows, SAME)
-    atomic_write(results, json.dumps(every, indent=1).encode())
+        every = merged(before, rows, OF_EVAL)
+        atomic_write(results, json.dumps(every, indent=1).encode())
     paths = [results, *plot_scores(every, out)]
     log_evaluations(tracking_uri, rows, paths)
     return rows, paths
@@ -63,7 +66,7 @@ def _before(path: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_bytes()) if path.is_file() else []
     except (OSError, ValueError) as error:
         raise UserError(f"--out: {path} cannot be read: {first_line(error)} (allowed: results of eval)") from None
-    if not isinstance(found, list) or not all(isinstance(row, dict) and {*SAME[:4]} <= {*row} for row in found):
+    if not isinstance(found, list) or not all(isinstance(row, dict) and {*OF_EVAL[:4]} <= {*row} for row in found):
         raise UserError(f"--out: {path} holds no results of eval (allowed: another folder)")
     return found
 

@@ -63,7 +63,7 @@ def export(name: str, options: dict[str, Any], folder: Path, tokenizer: PreTrain
     if is_text:
         documents = _text(data, tokenizer, keep)
     else:
-        documents = _responses(data, tokenizer) if is_instruction else _targets(data)
+        documents = _responses(data, tokenizer) if is_instruction else _targets(data, tokenizer)
     about: dict[str, Any] = {
         "task": PREFIX + name,
         "dataset_path": "json",
@@ -112,7 +112,12 @@ def _other_tokens() -> UserError:
     )
 
 
-def _targets(data: TaskData) -> list[dict[str, str]]:
+def _targets(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Each target with what stands before it, as numbers, which any tokeniser may write in its own way."""
+    try:
+        tokenizer(" ".join(map(str, range(data.vocab_size))), add_special_tokens=False, verbose=False)
+    except Exception:  # the library has no class of its own for a text that a vocabulary cannot write
+        raise _other_tokens() from None
     ids, targets = arrays(data.test)
     return [
         {"context": " ".join(map(str, row[: place + 1])), "target": f" {goal[place]}"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -159,7 +159,10 @@ def named(rule: Rule) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"exit rule {rule.key!r}: {typed_line(error)}") from error
+        flags = [name for name in ("reads_logits", "reads_zero_attention") if not getattr(rule, name)]
+        hint = f" (the view has no predictions or zero attention without {' and '.join(flags)} = True)"
+        unread = flags and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
+        raise RuntimeError(f"exit rule {rule.key!r}: {typed_line(error)}{hint if unread else ''}") from error
 
 
 def get_rule(key: str) -> Rule:
@@ -174,6 +177,13 @@ def get_rule(key: str) -> Rule:
 def all_rules() -> list[Rule]:
     """Every rule with every aggregate."""
     return [rules.get(name)(aggregate) for name in rules.names() for aggregate in rules.get(name).aggregates]
+
+
+def _shown(view: View, rule: Rule) -> View:
+    """What a rule has said that it reads, and is charged for."""
+    hidden: dict[str, Any] = {} if rule.reads_logits else {"now": None, "then": None}
+    hidden |= {} if rule.reads_zero_attention else {"zero_attention": None}
+    return replace(view, **hidden) if any(getattr(view, name) is not None for name in hidden) else view
 
 
 def _signal(rule: Rule, view: View, previous: Tensor | None) -> Tensor | None:
@@ -229,7 +239,7 @@ class SignalWatch:
             state.memory.get("halting"),
             self.rows,
         )
-        found = {rule.key: _signal(rule, view, self._signals.get(rule.key)) for rule in self.rules}
+        found = {rule.key: _signal(rule, _shown(view, rule), self._signals.get(rule.key)) for rule in self.rules}
         self._signals = {key: signal for key, signal in found.items() if signal is not None}
         self._then = view.now
         return logits, self._signals

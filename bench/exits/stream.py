@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from bench.errors import UserError, first_line
 from bench.exits.execute import threshold_at
 from bench.exits.generation import EarlyExit
-from bench.model.configuration import CycleOutput
+from bench.model.configuration import CycleConfig, CycleOutput
 from bench.model.language_model import CycleForCausalLM
 from bench.store.digests import check_model
 from bench.store.versions import model_folder
@@ -34,6 +35,12 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+            if kind != CycleConfig.model_type:
+                raise UserError(
+                    f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
+                    f"convert {source} --variant NAME --out FOLDER` makes one of it)"
+                )
             check_model(folder)
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
             if torch.cuda.is_available():

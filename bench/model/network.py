@@ -205,8 +205,7 @@ class Network(nn.Module):
     ) -> Context:
         """What the steps share on tokens [B, T, D] that stand behind ``past`` others.
 
-        real: [B, past + T], 1 for real tokens; position_ids: [B or 1, T]; documents, pairs: as ``Context`` has them,
-        the latter also of truth values.
+        real: [B, past + T], 1 for real tokens; position_ids: [B or 1, T]; documents, pairs: as in ``Context``.
         """
         device, length = hidden.device.type, hidden.shape[1]
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -297,6 +296,7 @@ class Network(nn.Module):
         update, mass = block.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
+            mass = mass if gate is not None and gate.reads_zero_attention else None  # as in training, whoever looks on
         hidden = self._merged(step, "attention", hidden, update, mass, state)
         update = block.mlp(self._normed(step, "mlp", hidden, state), step, adapter)
         state.advance(self._merged(step, "mlp", hidden, update, mass, state))

@@ -88,7 +88,8 @@ def write_costs(
 ) -> list[Path]:
     """Write ``costs.csv`` and ``costs.md`` into ``out``; their paths. place: the environment, as cells record it."""
     tables = [shown(row) for row in rows]
-    base, model, reference = rows[0], study.model, markdown_text(study.reference)
+    entry = next(entry for entry in study.variants if entry.label == study.reference)
+    base, model, reference = rows[0], study.cell_model(entry, study.tasks[0]), markdown_text(entry.label)
     lines = [
         f"# What is added to {reference}",
         "",

@@ -45,8 +45,20 @@ def convert(
     fresh = [name for name in PARTS if getattr(lm, name) is not None]
     fresh += [f"blocks.{block}" for block, chosen in enumerate(sources) if not chosen]
     for name in fresh:
-        lm.get_submodule(name).to_empty(device="cpu").to(dtype)
+        for tensor in lm.get_submodule(name).to_empty(device="cpu").to(dtype).state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
     lm.reset_parameters(seed, tuple(fresh))
+    left = [
+        key
+        for name in fresh
+        for key, tensor in lm.get_submodule(name).state_dict(prefix=f"{name}.").items()
+        if tensor.isnan().any()
+    ]
+    if left:
+        raise UserError(
+            f"variant {variant.name!r}: {left[0]} is not set by reset_parameters() of the part that it is of"
+        )
     try:
         _, unexpected = lm.load_state_dict(_shared(pretrained.weights, sources), strict=False, assign=True)
     except RuntimeError as error:  # sizes that differ

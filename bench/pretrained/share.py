@@ -19,6 +19,7 @@ from bench.pretrained.sources import no_bars
 from bench.store.digests import CARD
 from bench.tables import markdown
 
+SAME = ("task", "metric", "cycles", "exit", "threshold")  # a later score of the same replaces one
 README, FACTS = CARD  # the card, and what it is written from: lineage, and scores as they come
 
 
@@ -53,9 +54,9 @@ def save_checkpoint(
 
 
 def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
-    """Put further scores on the checkpoint's card, in place of earlier ones of the same task, metric and cycles."""
+    """Put further scores on the checkpoint's card, in place of earlier ones of the same ``SAME``."""
     facts = read_facts(folder)
-    _write(folder, {**facts, "scores": merged(facts["scores"], scores, ("task", "metric", "cycles"))})
+    _write(folder, {**facts, "scores": merged(facts["scores"], scores, SAME)})
 
 
 def merged(before: list[dict[str, Any]], scores: list[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,7 +107,8 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
     lines += [first_line(type(variant).__doc__ or ""), "", *markdown(("", ""), about.items())]
     lines += ["", "## Lineage", "", *markdown(("", ""), facts["lineage"].items())]
     if facts["scores"]:
-        columns = [key for key in ("task", "metric", "value", "stderr", "cycles", "flops_per_token", "samples")]
+        columns = ["task", "metric", "value", "stderr", "cycles", "flops_per_token", "samples"]
+        columns[5:5] = [key for key in ("exit", "threshold") if any(key in row for row in facts["scores"])]
         rows = [[_cell(row.get(key)) for key in columns] for row in facts["scores"]]
         lines += ["", "## Scores", "", *markdown(columns, rows)]
     lines += [

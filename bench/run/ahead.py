@@ -8,7 +8,8 @@ from bench.run.runner import wanted
 from bench.run.seeds import of_the_same_cells, with_earlier
 from bench.run.status import planned_flops, status
 from bench.store.store import Store
-from bench.study.plan import make_plan
+from bench.study.load import said_since
+from bench.study.plan import make_plan, tuned_by
 from bench.study.schema import Study
 
 
@@ -36,12 +37,13 @@ class Ahead:
     """What lies ahead.
 
     seconds: with one cell at a time, at the speed of the study's cells that are done; None: none is. trials: cells of
-    the tuning, which come before and are not among the parts.
+    the tuning, which come before and are not among the parts; trial_flops: their training FLOPs.
     """
 
     parts: list[Part]
     seconds: float | None
     trials: int
+    trial_flops: float
 
     @property
     def flops(self) -> float:
@@ -55,7 +57,9 @@ def ahead(study: Study, store: Store) -> Ahead:
     Raises:
         UserError: where ``run`` would.
     """
-    plan = make_plan(with_earlier(study, store), "", None)
+    before = store.manifest(study.name) if study.tune is not None else None
+    chosen = before.tuning if before is not None and not said_since(before.config, study) else []
+    plan = make_plan(with_earlier(study, store), "", None, tuned_by(study, chosen))
     plan = of_the_same_cells(plan, study.seeds, store)
     by_place: dict[tuple[str, str], list[str]] = {}
     for planned in plan.cells:
@@ -70,5 +74,5 @@ def ahead(study: Study, store: Store) -> Ahead:
         parts.append(Part(variant, task, len(ids), done, failed, flops[variant, task]))
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)
-    trials = study.tune.trials * len(by_place) if study.tune is not None else 0
-    return Ahead(parts, left / speed if speed else None, trials)
+    trials = study.tune.trials if study.tune is not None and not chosen else 0
+    return Ahead(parts, left / speed if speed else None, trials * len(by_place), trials * sum(p.flops for p in parts))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.data.batches import arrays
-from bench.data.task import task_data
-from bench.errors import UserError
+from bench.data.prepared import cell_data
+from bench.errors import CellError, UserError
 from bench.evaluate.rules import get_rule
 from bench.exits.clock import measure_exits
 from bench.exits.execute import Granularity
@@ -45,13 +45,17 @@ def execute_study(
             continue
         measured += 1
         cell = record.cell.cell()
-        data = task_data(cell.task, cell.task_options)
+        label = f"{planned.variant}, {planned.task}, seed {planned.seed}"
+        try:
+            data = cell_data(cell, store)
+        except CellError as error:
+            raise UserError(f"{label}: {error}") from None
         rows = []
         with repeatable(cell.seed, cell.train.threads):
             lm = load_model(store.model(cell.id)).eval()
             for threshold in thresholds or sorted(set(tuned)):
                 rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
-                yield f"{planned.variant}, {planned.task}, seed {planned.seed}", rows[-1]
+                yield label, rows[-1]
         store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)
     if untuned and not measured:
         raise UserError(f"--threshold is required: for the rule {rule!r} none was tuned on the validation data")

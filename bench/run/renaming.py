@@ -19,9 +19,9 @@ from bench.errors import UserError, first_line
 from bench.model.variant import get_variant
 from bench.plugins import import_files
 from bench.run.going import settings_of
+from bench.store.manifest import TuningRow
 from bench.store.versions import RECORDS, cell_folders, first_id, former_of, former_of_cell, manifests, move_cell, read
-from bench.study.entries import VariantEntry
-from bench.study.plan import make_plan
+from bench.study.plan import make_plan, tuned_by
 from bench.study.schema import Study
 from bench.tables import counted
 from bench.train.device import device_of
@@ -137,7 +137,8 @@ class Renaming:
             try:
                 study = Study.model_validate(manifest["config"])
                 import_files(study.imports, f"{path.name}: imports")
-                plan = make_plan(study, "", None, _tuned(study, manifest.get("tuning", [])))
+                rows = [TuningRow.model_validate(row) for row in manifest.get("tuning", [])]
+                plan = make_plan(study, "", None, tuned_by(study, rows))
             except (UserError, ValidationError, KeyError, TypeError) as error:
                 self.tell(f"{path}: what is unfinished of it is begun anew: {first_line(error)}")
                 continue
@@ -181,19 +182,6 @@ def former_ids(cell: Cell, before: Mapping[str, str]) -> set[str]:
         for precision in ("auto", cell.train.precision)
     ]
     return {first_id({**told, "train": {**told["train"], **changes}}, 2) for changes in unresolved}
-
-
-def _tuned(study: Study, rows: list[dict[str, Any]]) -> dict[tuple[str, str], VariantEntry]:
-    """What tuning has chosen, as the study's plan takes it."""
-    entries, found = {entry.label: entry for entry in study.variants}, {}
-    for row in rows:
-        entry = entries[row["variant"]]
-        changes: dict[str, dict[str, Any]] = {"train": dict(entry.train), "options": dict(entry.options)}
-        for key, value in row["chosen"].items():
-            group, _, name = key.partition(".")
-            changes[group][name] = value
-        found[row["variant"], row["task"]] = entry.model_copy(update=changes)
-    return found
 
 
 def _source(found: Found) -> str:

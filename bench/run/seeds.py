@@ -53,8 +53,9 @@ def after_verdicts(plan: Plan, store: Store) -> Plan:
     if before is None or now.decide is not None or before.pilot or not now.hypotheses:
         return plan
     known, ours = {row.id for row in before.cells}, {row.id for row in now.cells}
-    if before.hypotheses != now.hypotheses or not known <= ours:  # of another study
+    if not any(claim in now.hypotheses for claim in before.hypotheses) or not known <= ours:  # of another study
         return plan
-    given = [len(before.seeds)] if known < ours and all(map(store.done, known)) else []
+    undone = {id for id in known if not store.done(id)}
+    given = [len(before.seeds)] if known < ours and undone == store.failures(undone).keys() else []
     seen = [*before.verdicts_at, *given]
     return replace(plan, manifest=now.but(verdicts_at=seen)) if seen else plan

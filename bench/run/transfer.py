@@ -222,6 +222,8 @@ def _joined(store: Store, theirs: Manifest) -> tuple[Manifest, str]:
     groups = {(cell.variant, cell.task): place for place, cell in reversed([*enumerate([*ours.cells, *more])])}
     cells = sorted([*ours.cells, *more], key=lambda cell: (groups[cell.variant, cell.task], cell.seed))
     joined = ours.but(cells=cells, seeds=sorted({*ours.seeds, *theirs.seeds}))
+    if theirs.verdicts_at:
+        joined = joined.but(verdicts_at=sorted({*ours.verdicts_at, *theirs.verdicts_at}))
     if ours.decide is None or theirs.decide is None:
         return joined.but(config={**ours.config, "seeds": joined.seeds}), ""
     return joined.but(decide=ours.decide.but(changed=ours.decide.changed or theirs.decide.changed)), ""

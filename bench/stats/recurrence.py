@@ -67,10 +67,13 @@ def fit_phi(fixed: ArrayLike, cycled: ArrayLike, cycles: ArrayLike, score: Array
     x = _log_blocks(shapes, phi)
     slope, intercept = np.polyfit(x, means, 1)
     left, whole = (float((gap**2).sum()) for gap in (means - intercept - slope * x, means - means.mean()))
+    r2 = 1 - left / whole
+    if len(shapes) == 3:
+        r2, note = math.nan, "as many parameters as configurations: the form is not tested"
     if not LEAST < phi < MOST:
         note = f"at an end of the range looked at, {LEAST:g} to {MOST:g}"
     found = over_seeds(lambda some: _phi(shapes, _means(some)), scores, (LEAST, MOST))
-    return Recurrence(found, float(intercept), float(slope), 1 - left / whole, len(shapes), note)
+    return Recurrence(found, float(intercept), float(slope), r2, len(shapes), note)
 
 
 def _untold(shapes: Array, means: Array) -> str:

@@ -75,7 +75,7 @@ def study_from(
     """
     if not isinstance(raw, dict):
         raise UserError(f"{where}: a study must be a mapping of keys, not {type(raw).__name__}")
-    raw = at_preset(raw, preset, where)
+    raw = at_preset(deepcopy(raw), preset, where)  # what the caller holds stays as it is
     if isinstance(overrides, str):
         raise UserError(f"set: {overrides!r} is one text (allowed: a list of KEY=VALUE)")
     written = deepcopy(raw) if overrides else raw

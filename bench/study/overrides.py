@@ -96,14 +96,16 @@ def _descend(here: Any, part: str, parents: Sequence[str], keys: Keys) -> Any:
     """The mapping or list that one part of a dotted key leads to, made where it may be."""
     path = ".".join([*parents, part])
     if isinstance(here, list):
-        for position, entry in enumerate(here):
-            if isinstance(entry, str):
-                entry = here[position] = {"name": entry}
-            if isinstance(entry, Mapping) and part in [entry.get(key) for key in ADDRESSES]:
-                labelled = [e for e in here if isinstance(e, Mapping) and e.get("label") == part]
-                return labelled[0] if labelled else entry
         named = [entry if isinstance(entry, Mapping) else {"name": entry} for entry in here]
-        raise unknown("label in --set:", path, [".".join([*parents, address(entry)]) for entry in named])
+        meant = [n for n, entry in enumerate(named) if address(entry) == part]
+        meant = meant or [n for n, entry in enumerate(named) if part in [entry.get(key) for key in ADDRESSES]]
+        labels = [".".join([*parents, address(entry)]) for entry in named]
+        if not meant:
+            raise unknown("label in --set:", path, labels)
+        if len(meant) > 1:
+            raise UserError(f"--set: {path} is the name of {len(meant)} entries (allowed: {', '.join(labels)})")
+        here[meant[0]] = named[meant[0]]
+        return named[meant[0]]
     if part not in here or here[part] is None:
         keys.check(parents, part)
         here[part] = {}

@@ -18,7 +18,7 @@ from bench.model.freezing import freeze
 from bench.model.variant import get_variant
 from bench.pretrained.sources import outline
 from bench.store.environment import lock
-from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, VariantRow
+from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, TuningRow, VariantRow
 from bench.study.harness import harness_rows
 from bench.study.hypotheses import check_bounds, resolve, usual
 from bench.study.schema import Study, TaskEntry, VariantEntry
@@ -132,6 +132,21 @@ def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
     for planned in cells:
         later[planned.cell.init is not None and planned.cell.init.source.startswith(CELL_SOURCE)].append(planned)
     return [stage for stage in (later[False], later[True]) if stage]
+
+
+def with_values(entry: VariantEntry, values: Mapping[str, Any]) -> VariantEntry:
+    """The entry with values for ``train.NAME`` and ``options.NAME``."""
+    changes: dict[str, dict[str, Any]] = {"train": dict(entry.train), "options": dict(entry.options)}
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        changes[group][name] = value
+    return entry.model_copy(update=changes)
+
+
+def tuned_by(study: Study, rows: Iterable[TuningRow]) -> Tuned:
+    """What tuning has chosen, as ``make_plan`` takes it."""
+    entries = {entry.label: entry for entry in study.variants}
+    return {(row.variant, row.task): with_values(entries[row.variant], row.chosen) for row in rows}
 
 
 def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | None = None) -> Plan:

@@ -16,7 +16,7 @@ from bench.model.variant import Variant, get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.recover import recovers
 from bench.pretrained.sharing import sources_of
-from bench.pretrained.sources import digest, load, outline
+from bench.pretrained.sources import digest, load, load_tokenizer, outline
 from bench.store.store import Store
 from bench.store.versions import MODEL
 
@@ -53,6 +53,13 @@ def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig,
             f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "
             f"(for text set the task's options.tokenizer to 'pretrained:{source}')"
         )
+    if data.bytes_per_token is not None and (theirs := load_tokenizer(source)) is not None:
+        ours = data.tokenizer()
+        if ours is None or ours.get_vocab() != theirs.get_vocab():
+            raise UserError(
+                f"init: {source!r} reads other tokens than the task writes (allowed: the task's options.tokenizer = "
+                f"'pretrained:{source}')"
+            )
     if model.family == "gpt2" and data.length > found.positions:
         raise UserError(
             f"init: {source!r} has {found.positions} positions, the task's sequences are {data.length} long"

@@ -151,7 +151,6 @@ def _budget_jobs(
     sweep = study.sweep
     assert sweep is not None and sweep.budgets is not None
     free = study.model_copy(update={"reference": None, "seeds": (sweep.budgets.seed,), "decide": None})
-    free = free.model_copy(update={"variants": tuple(v.model_copy(update={"match": None}) for v in study.variants)})
     plan = make_plan(free, command, revision)
     jobs = []
     for entry in free.variants:

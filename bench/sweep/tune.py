@@ -23,7 +23,7 @@ from bench.errors import UserError
 from bench.model.variant import variants
 from bench.store.manifest import TUNING, TaskRow, TrialRow, TuningRow
 from bench.store.records import Outcome
-from bench.study.plan import Plan, Planned, make_plan
+from bench.study.plan import Plan, Planned, make_plan, tuned_by, with_values
 from bench.study.schema import Study, Tune, VariantEntry
 from bench.sweep.storage import open_storage, open_trials, seed_of
 
@@ -57,7 +57,7 @@ class _Search:
         """The variant with the settings of the next trial."""
         known = self._known()
         self.params = known[self.number].params if self.number in known else self._sampled(known)
-        return _with(self.entry, self.params)
+        return with_values(self.entry, self.params)
 
     @property
     def number(self) -> int:
@@ -146,8 +146,7 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
         for planned in asked.cells:
             searches[planned.variant, planned.task].tell(records[planned.cell.id])
     rows = {place: search.row() for place, search in searches.items()}
-    tuned = {place: _with(searches[place].entry, row.chosen) for place, row in rows.items()}
-    plan = make_plan(study, command, revision, tuned)
+    plan = make_plan(study, command, revision, tuned_by(study, rows.values()))
     return replace(plan, manifest=plan.manifest.but(tuning=list(rows.values())))
 
 
@@ -155,12 +154,3 @@ def _joined(before: Plan, now: Plan) -> Plan:
     """All trials so far as one plan. Its manifest is that of the tuning."""
     cells = [*before.manifest.cells, *now.manifest.cells]
     return replace(now, cells=before.cells + now.cells, manifest=now.manifest.but(cells=cells))
-
-
-def _with(entry: VariantEntry, values: dict[str, float]) -> VariantEntry:
-    """The entry with values for ``train.NAME`` and ``options.NAME``."""
-    changes: dict[str, dict[str, Any]] = {"train": dict(entry.train), "options": dict(entry.options)}
-    for key, value in values.items():
-        group, _, name = key.partition(".")
-        changes[group][name] = value
-    return entry.model_copy(update=changes)

@@ -1,0 +1,54 @@
+"""What a study's searches set: nothing that an entry sets itself, and something that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.errors import shown, unknown
+from bench.model.variant import variants
+from bench.study.entries import TaskEntry, VariantEntry
+from bench.study.sweep import Sweep
+
+
+def check_searches(
+    tuned: bool, sweep: Sweep | None, tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]
+) -> None:
+    """Raises ValueError for a value that would be overwritten, and for a range of an option that no variant has.
+
+    tuned: whether the study tunes, hence sets ``train.lr`` and what its variants declare (``Variant.tunable``).
+    """
+    if tuned:
+        _check_tuned(tasks, entries)
+    if sweep is not None and sweep.budgets is not None:
+        _check_budgets(list(sweep.budgets.ranges), entries)
+
+
+def _check_tuned(tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]) -> None:
+    given = [
+        (f"{field}.{one.label}.train.lr", one.train["lr"])
+        for field, some in (("tasks", tasks), ("variants", entries))
+        for one in some
+        if "lr" in one.train
+    ]
+    for entry in entries:
+        names = variants.get(entry.name).tunable
+        given += [
+            (f"variants.{entry.label}.options.{name}", entry.options[name]) for name in names if name in entry.options
+        ]
+    for key, value in given:
+        raise ValueError(f"{key} = {shown(value)} cannot be set beside tune, which searches it (allowed: one of both)")
+
+
+def _check_budgets(keys: Sequence[str], entries: Sequence[VariantEntry]) -> None:
+    """What is matched to a reference is so at one shape and one training, and a search changes these."""
+    for entry in entries:
+        for field in ("match", "budget"):
+            if (value := getattr(entry, field)) is not None:
+                raise ValueError(
+                    f"variants.{entry.label}.{field} = {value!r} cannot hold in a search of shapes and trainings "
+                    "(allowed: sweep.budgets in a study without it)"
+                )
+    known = {f"options.{name}" for entry in entries for name in variants.get(entry.name).Options.model_fields}
+    for key in keys:
+        if key.startswith("options.") and key not in known:
+            raise ValueError(str(unknown("key of sweep.budgets.ranges:", key, known)))
