@@ -64,6 +64,18 @@ def test_what_a_cycle_is_worth_is_found_again_and_told() -> None:
     assert "95 % interval" in row and "intervals over 6 seeds" in rows.ends
     (line,) = findings([family])
     assert line.startswith("p_hop, htc: a block that runs r times is worth r^phi blocks of its own, with phi = 0.")
+    small = {
+        id: record.but(cell=record.cell.but(train={**record.cell.train, "stacked": len(record.schedule) < 12}))
+        for id, record in results.items()
+        if record.status == "done"
+    }
+    assert len({record.cell.train["stacked"] for record in small.values()}) == 2
+    assert [one.fit for one in families(manifest, small)] == [family.fit], "the shape decides what is stacked"
+    labels = ("vanilla n_blocks=8", "htc n_cycles=1", "htc n_cycles=3")
+    three = manifest.but(variants=[row for row in manifest.variants if row.label in labels])
+    (family,) = families(three.but(cells=[row for row in three.cells if row.variant in labels]), results)
+    (row,), (line,) = recurrence([family]), findings([family])
+    assert row["R2"] == "-" and "the form is not tested" in row["note"] and "explains" not in line
 
 
 def test_what_differs_in_more_than_blocks_and_cycles_is_no_family() -> None:

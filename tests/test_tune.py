@@ -15,6 +15,7 @@ import bench.model.variant
 from bench.config import Strict
 from bench.errors import UserError
 from bench.model.variant import register
+from bench.run.ahead import ahead
 from bench.run.going import run_cell
 from bench.store.records import HistoryEntry, Record
 from bench.store.store import Store
@@ -86,6 +87,13 @@ def test_every_variant_has_as_many_trials_and_the_best_on_validation_data_is_run
     assert [len(made.cells) for made in plans] == [2, 4, 6] and plans[-1].manifest.study == "tuned-tuning"
     assert {trial.id for row in rows for trial in row.trials} == {c.id for c in plans[-1].manifest.cells}
     assert [row["trials"] for row in tuning(plan.manifest)] == ["3/3", "3/3"]
+    store = Store(tmp_path / "runs")
+    before = ahead(study(), store)
+    assert (before.trials, before.trial_flops) == (6, 3 * sum(part.flops for part in before.parts))
+    store.write_manifest(plan.study.name, plan.manifest)
+    planned = ahead(study(), store)
+    assert planned.trials == planned.trial_flops == 0
+    assert ahead(study("tune.trials=4"), store).trials == 8, "of another tuning"
     matched = next(p.cell.model for p in plan.cells if p.variant == "vanilla")
     assert matched.n_blocks == 4, "matching still holds"
 

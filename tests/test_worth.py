@@ -32,6 +32,9 @@ def test_costs_are_those_over_the_reference() -> None:
         assert row["parameters"] == "x 2.000" and row["KV cache"] == "x 0.000" and row["time/token"] == "x 1.25"
         assert row["FLOPs/token"] == row["activations"] == "x 1.000"
         assert row["difference"] == other["difference"] and other["reading"].startswith(row["reading"])
+    ids = {row.id for row in manifest.cells if row.variant == manifest.reference}
+    stacked = {id: record.but(stacked=True) if id in ids else record for id, record in results.items()}
+    assert {row["time/token"] for row in worth(manifest, stacked, differs)} == {"-"}, "a stack's cells share its time"
 
 
 @pytest.mark.parametrize("side", ["htc", "ztt"])
