@@ -102,8 +102,8 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     ]
     if again:
         lines[:1] = [
-            f"{lines[0]} {again} of them were inconclusive and had a second try on other seeds, whose verdict counts: "
-            f"it decided {settled}. Such a claim is wrongly decided up to twice as often."
+            f"{lines[0]} {again} were inconclusive and had a second try on other seeds, which counts and decided "
+            f"{settled}; two tries err up to twice as often."
         ]
     if changed:
         names = markdown_text(", ".join(changed))
