@@ -102,8 +102,8 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     ]
     if again:
         lines[:1] = [
-            f"{lines[0]} {again} were inconclusive and had a second try on other seeds, which counts and decided "
-            f"{settled}; two tries err up to twice as often."
+            f"{lines[0]} {again}, inconclusive at first, had a second try on other seeds, which decided {settled}: two "
+            f"tries err up to twice as often."
         ]
     if changed:
         names = markdown_text(", ".join(changed))
