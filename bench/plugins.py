@@ -22,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from bench.errors import UserError, first_line, typed_line
-from bench.registry import SUITE, Registry
+from bench.registry import Registry
 from bench.tables import counted
 
 PREFIX = "cyclebench_import_"  # of the names of modules made from files
@@ -140,9 +140,7 @@ def changed_since(codes: Iterable[Mapping[str, str]]) -> list[str]:
 def _by_hand() -> Iterator[tuple[Registry[Any], str, Any]]:
     """What is registered here and cannot be imported elsewhere."""
     for registry in Registry.all:
-        for name, thing in registry.registered().items():
-            if name not in registry.packaged and thing.__module__.partition(".")[0] not in SUITE:
-                yield registry, name, thing
+        yield from ((registry, name, thing) for name, thing in registry.by_hand().items())
 
 
 def _source(thing: Any) -> str:

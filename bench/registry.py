@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from bench.errors import UserError, shown, typed_line, unknown
@@ -37,7 +38,6 @@ class Registry(Generic[T]):
         self.kind, self.group, self.builtin = kind, group, builtin
         self._found: dict[str, T] = {}
         self._loaded = self._builtin_loaded = False
-        self.packaged: set[str] = set()  # names that installed packages have declared
         self.all.append(self)
 
     def register(self, name: str) -> Callable[[Kind], Kind]:
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
             raise UserError(f"{self.kind} name {shown(name)} (allowed: letters, digits, - and _)")
 
         def add(thing: Any) -> Any:
-            if thing.__module__.partition(".")[0] not in SUITE:
+            if _package(thing) not in SUITE:
                 self._load_builtin()  # whose names are taken
             known = self._found.get(name)
             if known is not None and _place(known) != _place(thing):
@@ -81,26 +81,46 @@ class Registry(Generic[T]):
             raise unknown(self.kind, name, known)
         return known[name]
 
+    def by_hand(self) -> dict[str, T]:
+        """What was registered so far and is neither of the suite nor of a package that declares entry points."""
+        packages = {*SUITE, *(point.value.partition(":")[0].partition(".")[0] for point in self._points)}
+        return {name: thing for name, thing in self._found.items() if _package(thing) not in packages}
+
+    @cached_property
+    def _points(self) -> list[EntryPoint]:
+        return sorted(entry_points(group=self.group), key=lambda point: point.name)
+
     def _load(self) -> None:
         if self._loaded:
             return
         self._loaded = True  # what is imported here may look names up
-        self._load_builtin()
-        before = {*self._found}
-        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
-            try:
-                point.load()
-            except Exception as error:  # whatever a foreign package raises when it is imported
-                self._loaded = False
-                raise UserError(
-                    f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: {typed_line(error)}"
-                ) from error
-        self.packaged |= self._found.keys() - before
+        try:
+            self._load_builtin()
+            for point in self._points:
+                try:
+                    point.load()
+                except Exception as error:  # whatever a foreign package raises when it is imported
+                    raise UserError(
+                        f"entry point {point.name} = {point.value!r} of {self.group} cannot be loaded: "
+                        f"{typed_line(error)}"
+                    ) from error
+        except BaseException:
+            self._loaded = False
+            raise
 
     def _load_builtin(self) -> None:
-        if not self._builtin_loaded:
-            self._builtin_loaded = True
+        if self._builtin_loaded:
+            return
+        self._builtin_loaded = True  # its modules register what they define
+        try:
             import_module(self.builtin)
+        except BaseException:
+            self._builtin_loaded = False
+            raise
+
+
+def _package(thing: Any) -> str:
+    return str(thing.__module__).partition(".")[0]
 
 
 def _place(thing: Any) -> tuple[str, str]:
