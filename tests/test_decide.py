@@ -15,6 +15,7 @@ from records import FAILED, MANIFEST, RESULTS
 
 from bench.errors import UserError
 from bench.run.deciding import decide
+from bench.run.seeds import after_verdicts
 from bench.run.standing import scores, stand, still_open
 from bench.run.status import planned_flops
 from bench.stats import Contrast, Looks, replay
@@ -354,3 +355,30 @@ def test_two_equal_variants_end_as_equivalent_within_24_pairs_at_sd_equal_to_the
     data = np.random.default_rng(11).normal(0, 0.02, (times, 24))
     found = [replay([Contrast(each, within=0.02)], looks)[0].verdict.verdict for each in data]
     assert found.count("equivalent") > 0.9 * times - 3 * np.sqrt(0.09 * times)
+
+
+def test_seeds_added_by_hand_tell_of_verdicts_before(tmp_path: Path) -> None:
+    """Also where a cell had failed, or a claim was added; not of claims that were not there, or of what was stopped."""
+
+    def planned(count: int, **changes: Any) -> Plan:
+        return plan(decide=None, seeds=count, **changes)
+
+    def seen(fake: Fake, made: Plan) -> list[int]:
+        return after_verdicts(made, fake.store).manifest.verdicts_at
+
+    fake = Fake(tmp_path / "well")
+    assert seen(fake, planned(3)) == []
+    fake(planned(3))
+    assert seen(fake, planned(3)) == [] and seen(fake, planned(5)) == [3]
+    more = [*RAW["hypotheses"], {"claim": "another", "better": "bc", "than": "ztt", "task": "two"}]
+    assert seen(fake, planned(5, hypotheses=more)) == [3] and seen(fake, planned(5, hypotheses=more[2:])) == []
+    fake(after_verdicts(planned(5), fake.store))
+    assert seen(fake, planned(5)) == [3] and seen(fake, planned(6)) == [3, 5]
+    failed = Fake(tmp_path / "failed")
+    failed.fails = {("bc", "one", 1)}
+    failed(planned(3))
+    assert seen(failed, planned(5)) == [3], "a verdict was given on the others"
+    stopped = Fake(tmp_path / "stopped")
+    stopped.lost = {("bc", "one", 1)}
+    stopped(planned(3))
+    assert seen(stopped, planned(5)) == []
