@@ -27,7 +27,8 @@ RESOLVED = ("device", "precision", "stacked")  # fields of a training that are n
 
 Count = Literal["full", "executed"]  # of the FLOPs of causal attention
 
-DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None, "shortcut_loss": 0.0}  # and off
+# Fields of a training that change how many cycles a step runs, with the value that each has where it does not.
+DEPTHS = {"random_cycles": False, "sequence_cycles": False, "cycles_schedule": None, "shortcut_loss": 0.0}
 
 
 class ModelConfig(Strict):
@@ -76,8 +77,8 @@ class ModelConfig(Strict):
     )
     flops: Count = Field(
         "full",
-        description="how causal attention is counted: as if every token saw its whole sequence, or by what each token "
-        "sees, which is half of that and what kernels come near that leave out the rest of a long sequence",
+        description="how causal attention is counted: full, as if every token saw its whole sequence, or executed, by "
+        "the earlier tokens that each one sees, which is about half; kernels for long sequences compute only these",
     )
 
     form: Form = Field(Form(), description="of the task's sequences, which the task tells")

@@ -100,7 +100,12 @@ def test_two_machines_seeds_become_one_study(tmp_path: Path, first: str) -> None
     assert theirs is not None
     other.write_manifest("stored", theirs.but(verdicts_at=[1]))
     manifest, fates, _, why = taken(packed(other, tmp_path / "a.zip"), both[first])
-    assert manifest.verdicts_at == [1] and fates == {"imported": 4} and not why and manifest == both[first].manifest("stored")
+    assert (
+        manifest.verdicts_at == [1]
+        and fates == {"imported": 4}
+        and not why
+        and manifest == both[first].manifest("stored")
+    )
     whole = plan(seeds=[0, 1, 2, 3])
     assert manifest.seeds == [0, 1, 2, 3] == manifest.config["seeds"]
     assert manifest.cells == whole.manifest.cells, "in the order in which one machine would have planned them"

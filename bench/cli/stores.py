@@ -86,7 +86,7 @@ def clean(
         trials = cells_of_sweeps(runs, storage, sweeps)
     found, unsure = waste(store, trials)
     if unsure:
-        print(f"kept are all {unsure}")
+        print(f"all {unsure} are kept")
     if not found:
         print(f"{runs}: nothing to clean")
         return

@@ -1,1 +1,1 @@
-"""Benchmarks: what takes turns in one run is compared, medians, never timed asserts in tests."""
+"""Benchmarks: what is compared takes turns in one run, and the median of the ratios is told; no test asserts a time."""

@@ -299,7 +299,7 @@ class Store:
         return self._load(self.root / "studies" / f"{study}.json", Manifest)
 
     def studies(self) -> list[str]:
-        """What the runs of studies are called that there is a manifest of, and those of their tunings and sweeps."""
+        """The names of all runs that have a manifest: of studies, of their tunings and of their sweeps."""
         return sorted(path.stem for path in (self.root / "studies").glob("*.json") if not path.name.startswith("."))
 
     def parts(self, study: str) -> list[str]:

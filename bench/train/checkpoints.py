@@ -27,7 +27,7 @@ KEPT = 2  # the newest, and the one before it in case the newest turns out to be
 
 
 def cell_logger(id: str) -> logging.Logger:
-    """What is told of a cell, apart from the others that are trained with it."""
+    """The log of one cell, also where several are trained together."""
     return logging.getLogger(f"cyclebench.cell.{id}")
 
 

@@ -25,7 +25,7 @@ def device_of(config: Execution) -> torch.device:
 
 
 def device_kind(config: Execution) -> Literal["cpu", "cuda"]:
-    """``pick_device`` as an id tells it: of which kind, not which one."""
+    """The kind of ``pick_device``, which is what a cell's id holds: not which of several GPUs."""
     return "cuda" if pick_device(config).type == "cuda" else "cpu"
 
 
@@ -64,5 +64,5 @@ def autocast(config: Execution, device: torch.device) -> AbstractContextManager[
 
 
 def environment_of(config: Execution) -> Environment:
-    """The machine and the versions that what is trained so runs on (``bench.store.environment``)."""
+    """The machine and the versions that a training of this configuration runs on (``bench.store.environment``)."""
     return environment(device_of(config), config.threads)
