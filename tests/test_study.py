@@ -215,14 +215,6 @@ SEARCHED: dict[str, Any] = {"name": "s", "question": "q", "tasks": ["p_hop"], "v
             {"tasks": [{"name": "p_hop", "train": {"lr": 0.1}}], "tune": {}},
             r"tasks\.p_hop\.train\.lr = 0\.1 cannot be set",
         ),
-        (
-            {"variants": ["htc", {"name": "vanilla", "match": "depth"}], "reference": "htc"},
-            r"variants\.vanilla\.match = 'depth' cannot",
-        ),
-        (
-            {"variants": ["htc", {"name": "bc", "budget": "flops"}], "reference": "htc"},
-            r"variants\.bc\.budget = 'flops' cannot",
-        ),
         ({"options": True}, r"options\.gatting'.*did you mean 'options\.gating'"),
     ],
 )

@@ -45,7 +45,7 @@ def evaluate_all(
     before = _before(results)
     options = task_options(overrides, tasks)
     asked = [Asked(name, options.get(name, {}), limit) for name in tasks]
-    for checkpoint in checkpoints:  # before one is scored for hours, and the next is not there
+    for checkpoint in checkpoints[1:]:  # not after the first was scored for hours
         locate(checkpoint)
     rows: list[dict[str, Any]] = []
     for checkpoint in checkpoints:

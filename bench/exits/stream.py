@@ -35,13 +35,13 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:
+            check_model(folder)
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
             if kind != CycleConfig.model_type:
                 raise UserError(
                     f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
                     f"convert {source} --variant NAME --out FOLDER` makes one of it)"
                 )
-            check_model(folder)
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
             if torch.cuda.is_available():
                 self.lm.to("cuda")

@@ -39,15 +39,13 @@ def _check_tuned(tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]) ->
         raise ValueError(f"{key} = {shown(value)} cannot be set beside tune, which searches it (allowed: one of both)")
 
 
+def held(entry: VariantEntry) -> str:
+    """What keeps an entry out of a search of shapes and trainings: it is matched at one of them; '' if nothing does."""
+    given = {"match": entry.match, "budget": entry.budget}
+    return "; ".join(f"{field} = {value!r}" for field, value in given.items() if value is not None)
+
+
 def _check_budgets(keys: Sequence[str], entries: Sequence[VariantEntry]) -> None:
-    """What is matched to a reference is so at one shape and one training, and a search changes these."""
-    for entry in entries:
-        for field in ("match", "budget"):
-            if (value := getattr(entry, field)) is not None:
-                raise ValueError(
-                    f"variants.{entry.label}.{field} = {value!r} cannot hold in a search of shapes and trainings "
-                    "(allowed: sweep.budgets in a study without it)"
-                )
     known = {f"options.{name}" for entry in entries for name in variants.get(entry.name).Options.model_fields}
     for key in keys:
         if key.startswith("options.") and key not in known:

@@ -27,6 +27,7 @@ from bench.store.tracker import Tracker
 from bench.study.naming import base_of
 from bench.study.plan import make_plan
 from bench.study.schema import Study
+from bench.study.searched import held
 from bench.sweep import budgets, thresholds
 from bench.sweep.known import take_in
 from bench.sweep.storage import done, open_storage, running, shown_url
@@ -150,7 +151,12 @@ def _budget_jobs(
     """A search for every variant and task, and what tracking knows of all of them."""
     sweep = study.sweep
     assert sweep is not None and sweep.budgets is not None
-    free = study.model_copy(update={"reference": None, "seeds": (sweep.budgets.seed,), "decide": None})
+    for entry in study.variants:
+        if why := held(entry):
+            print(f"{entry.label} is left out of the search of budgets: {why} holds at one shape", file=sys.stderr)
+    entries = tuple(entry for entry in study.variants if not held(entry))
+    seeds = (sweep.budgets.seed,)
+    free = study.model_copy(update={"reference": None, "seeds": seeds, "decide": None, "variants": entries})
     plan = make_plan(free, command, revision)
     jobs = []
     for entry in free.variants:
