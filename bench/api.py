@@ -87,8 +87,10 @@ class Results:
     @property
     def newer(self) -> list[str]:
         """What has changed since the run, in words: what the study says, and code that was registered by hand."""
-        own = self.records.values() if digests() else ()
-        return [*self.said_since, *changed_since(record.code for record in own if record.status == "done")]
+        if not (now := digests()):  # then no record need be read
+            return self.said_since
+        codes = (record.code for record in self.records.values() if record.status == "done")
+        return [*self.said_since, *changed_since(codes, now)]
 
     @property
     def failed(self) -> list[tuple[CellRow, Failure]]:

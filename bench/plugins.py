@@ -26,7 +26,7 @@ from bench.registry import Registry
 from bench.tables import counted
 
 PREFIX = "cyclebench_import_"  # of the names of modules made from files
-DIGITS = 16  # of a digest
+DIGEST, DIGITS = "__cyclebench_digest__", 16  # what such a module keeps its digest under, and the digest's digits
 
 _sent: dict[str, str] = {}  # ``digests`` of the process that has sent its definitions here
 
@@ -63,7 +63,7 @@ def _imported(path: Path, digest: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError("is not a Python file")
     module = module_from_spec(spec)
-    vars(module)["digest"] = digest
+    vars(module)[DIGEST] = digest
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -117,19 +117,18 @@ def digests() -> dict[str, str]:
         if (what := f"{registry.kind} {name}") in _sent:
             continue
         module = sys.modules.get(thing.__module__)
-        digest, file = getattr(module, "digest", None), getattr(module, "__file__", None)
+        digest, file = getattr(module, DIGEST, None), getattr(module, "__file__", None)
         if digest is None and file is not None and Path(file).is_file():
             digest = _digest(Path(file).read_bytes())
         found[what] = digest or _digest(_source(thing).encode())
     return found
 
 
-def changed_since(codes: Iterable[Mapping[str, str]]) -> list[str]:
+def changed_since(codes: Iterable[Mapping[str, str]], now: Mapping[str, str]) -> list[str]:
     """What is registered by hand with other code than finished cells were run with, in words.
 
-    codes: of each cell, ``Record.code``.
+    codes: of each cell, ``Record.code``; now: ``digests``.
     """
-    now = digests()
     cells = Counter(what for code in codes for what, digest in code.items() if now.get(what, digest) != digest)
     return [
         f"the code of {what}, after {counted(n, 'cell')} that used it, whose results stay (another name runs it anew)"

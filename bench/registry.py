@@ -27,14 +27,16 @@ class Registry(Generic[T]):
 
     all: ClassVar[list[Registry[Any]]] = []  # every registry there is
 
-    def __init__(self, kind: str, group: str, builtin: str) -> None:
+    def __init__(self, kind: str, group: str, builtin: str, reserved: Mapping[str, str] | None = None) -> None:
         """A registry of its own.
 
         Args:
             kind: how messages call one of its things, ``variant``.
             group: of the entry points by which packages declare theirs, ``cyclebench.variants``.
             builtin: the module that registers those that come with the suite; imported when a name is looked up.
+            reserved: names that nothing may have, and what each is.
         """
+        self.reserved = reserved or {}
         self.kind, self.group, self.builtin = kind, group, builtin
         self._found: dict[str, T] = {}
         self._loaded = self._builtin_loaded = False
@@ -44,10 +46,12 @@ class Registry(Generic[T]):
         """Decorator: make a class or a function known under ``name``, which becomes its attribute ``name``.
 
         The same definition may be registered again: a notebook's cell is run twice. Raises UserError if another one
-        has the name, and for a name that files, trackers and ``--set`` could not hold.
+        has the name, for a reserved one, and for a name that files, trackers and ``--set`` could not hold.
         """
         if not isinstance(name, str) or not re.fullmatch(NAME, name, re.ASCII):
             raise UserError(f"{self.kind} name {shown(name)} (allowed: letters, digits, - and _)")
+        if name in self.reserved:
+            raise UserError(f"{self.kind} name {name!r} {self.reserved[name]} (allowed: another name)")
 
         def add(thing: Any) -> Any:
             if _package(thing) not in SUITE:

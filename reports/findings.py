@@ -91,20 +91,16 @@ def summary(found: Collection[PublishedStudy]) -> list[str]:
     changed = [study.manifest.study for study in found if study.manifest.decide and study.manifest.decide.changed]
     sizes = [study.params for study in found if study.params[1]]
     flops = [study.train_flops[1] for study in found]
-    claiming = len(
-        {second_tries(found).get(study.manifest.study, study.manifest.study) for study in found if study.verdicts}
-    )
+    tries = second_tries(found)
+    claiming = len({tries.get(name, name) for name in (study.manifest.study for study in found if study.verdicts)})
     told = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+    second = f" {again}, inconclusive at first, had a second try on other seeds, which decided {settled}: "
+    second += "two tries err up to twice as often."
     lines = [
         f"{counted(len(rows), 'hypothesis', 'hypotheses')} of {counted(claiming, 'study', 'studies')}: {told}. "
-        f"Decided: {decided}; on fewer than {ENOUGH} pairs of seeds: {few}.",
+        f"Decided: {decided}; on fewer than {ENOUGH} pairs of seeds: {few}.{second if again else ''}",
         "",
     ]
-    if again:
-        lines[:1] = [
-            f"{lines[0]} {again}, inconclusive at first, had a second try on other seeds, which decided {settled}: two "
-            f"tries err up to twice as often."
-        ]
     if changed:
         names = markdown_text(", ".join(changed))
         lines += [f"Of {names} the looks, alpha or hypotheses were changed after the first cells were run.", ""]

@@ -14,7 +14,7 @@ from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, comman
 from bench.cli.screen import Json, fits, show, starting, tell_json
 
 if TYPE_CHECKING:
-    from bench.study.named import Named
+    from bench.model.named import Named
 
 
 def list_(
@@ -89,9 +89,9 @@ def _named() -> dict[str, list[dict[str, str]]]:
     from bench.evaluate.rules import rules  # start-up
     from bench.exits.policy import POLICIES  # start-up
     from bench.model.gates import NONE, gates  # start-up
+    from bench.model.named import NAMED  # start-up
     from bench.model.variant import variants  # start-up
     from bench.study.load import load_study, study_names  # start-up
-    from bench.study.named import NAMED  # start-up
 
     found: dict[str, list[dict[str, str]]] = {}
     for title, registry in (("Variants", variants), ("Tasks", tasks)):

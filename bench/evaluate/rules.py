@@ -130,7 +130,9 @@ class Rule:
         return signal >= threshold if self.leave == "above" else signal <= threshold
 
 
-rules: Registry[type[Rule]] = Registry("exit rule", "cyclebench.exit_rules", "bench.evaluate.builtin")
+rules: Registry[type[Rule]] = Registry(
+    "exit rule", "cyclebench.exit_rules", "bench.evaluate.builtin", dict.fromkeys(ORACLES, "is that of a bound")
+)
 
 
 def register(name: str) -> Callable[[type[R]], type[R]]:
@@ -141,8 +143,6 @@ def register(name: str) -> Callable[[type[R]], type[R]]:
     """
 
     def add(kind: type[R]) -> type[R]:
-        if name in ORACLES:
-            raise UserError(f"exit rule name {name!r} is that of a bound (allowed: another name)")
         if (leave := getattr(kind, "leave", None)) not in (sides := get_args(Leave)):
             raise UserError(f"exit rule {name!r}: leave = {shown(leave)} (allowed: {', '.join(sides)})")
         ways, known = kind.aggregates, get_args(Aggregate)
@@ -179,11 +179,11 @@ def all_rules() -> list[Rule]:
     return [rules.get(name)(aggregate) for name in rules.names() for aggregate in rules.get(name).aggregates]
 
 
-def _shown(view: View, rule: Rule) -> View:
-    """What a rule has said that it reads, and is charged for."""
-    hidden: dict[str, Any] = {} if rule.reads_logits else {"now": None, "then": None}
-    hidden |= {} if rule.reads_zero_attention else {"zero_attention": None}
-    return replace(view, **hidden) if any(getattr(view, name) is not None for name in hidden) else view
+def _shown(view: View, logits: bool, zero_attention: bool) -> View:
+    """What rules see that read the predictions, or do not, and the zero attention, or do not."""
+    hidden: dict[str, Any] = {} if logits else {"now": None, "then": None}
+    hidden |= {} if zero_attention else {"zero_attention": None}
+    return replace(view, **hidden)
 
 
 def _signal(rule: Rule, view: View, previous: Tensor | None) -> Tensor | None:
@@ -207,7 +207,8 @@ class SignalWatch:
 
     def __init__(self, rules: Iterable[Rule], rows: Tensor | None = None) -> None:
         self.rules, self.rows = tuple(rules), rows
-        self.reads_logits = any(rule.reads_logits for rule in self.rules)
+        self.reads = {rule.key: (rule.reads_logits, rule.reads_zero_attention) for rule in self.rules}
+        self.reads_logits = any(logits for logits, _ in self.reads.values())
         self._then: Prediction | None = None
         self._signals: dict[str, Tensor] = {}
 
@@ -239,7 +240,11 @@ class SignalWatch:
             state.memory.get("halting"),
             self.rows,
         )
-        found = {rule.key: _signal(rule, _shown(view, rule), self._signals.get(rule.key)) for rule in self.rules}
+        # A rule sees what it is charged for. Those that read the same share a view, and what is made from it once.
+        views = {reads: _shown(view, *reads) for reads in self.reads.values()}
+        found = {
+            rule.key: _signal(rule, views[self.reads[rule.key]], self._signals.get(rule.key)) for rule in self.rules
+        }
         self._signals = {key: signal for key, signal in found.items() if signal is not None}
         self._then = view.now
         return logits, self._signals

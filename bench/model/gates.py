@@ -6,30 +6,22 @@ variant that takes a gate by name, as ``ztt`` does, then takes it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from bench.config import ModelConfig
-from bench.errors import UserError
 from bench.model.flops import Flops
 from bench.model.parts import Branch, Gate, StepTable
 from bench.model.schedule import Step
 from bench.registry import Registry
 
-G = TypeVar("G", bound=Gate)
 NONE = "none"  # the name that stands for no gate
-gates: Registry[type[Gate]] = Registry("gate", "cyclebench.gates", "bench.model.gates")
-
-
-def register(name: str) -> Callable[[type[G]], type[G]]:
-    """Decorator: make a class a gate. Raises UserError as ``Registry.register`` does, and for the name of no gate."""
-    if name == NONE:
-        raise UserError(f"gate name {name!r} stands for no gate (allowed: another name)")
-    return gates.register(name)
+gates: Registry[type[Gate]] = Registry("gate", "cyclebench.gates", "bench.model.gates", {NONE: "stands for no gate"})
+register = gates.register
 
 
 def gated(hidden: Tensor, update: Tensor, factor: Tensor) -> Tensor:

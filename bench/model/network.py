@@ -226,8 +226,7 @@ class Network(nn.Module):
         """Run the prelude, then cycle after cycle on the state; yields the number of cycles done, 1, 2, ...
 
         backward_cycles: gradients flow through so many last cycles only (truncated backpropagation), None: all.
-        sequence_cycles: [B], how many each sequence runs. It is the first so many; the last, where gradients flow
-        through the last cycles only, so that they reach each sequence.
+        sequence_cycles: [B], how many each sequence runs: the first ones, with ``backward_cycles`` the last ones.
         """
         n_cycles = state.schedule.n_cycles
         self.start(state)
@@ -289,14 +288,15 @@ class Network(nn.Module):
             hidden = adapter(step, hidden, state.embedded)
         x = self._normed(step, "attention", hidden, state)
         prefix = self.prefix(step, x) if self.prefix is not None else None
-        with_mass = prefix is not None and (state.context.with_mass or (gate is not None and gate.reads_zero_attention))
+        reads = gate is not None and gate.reads_zero_attention
+        with_mass = prefix is not None and (state.context.with_mass or reads)
         asks = adapter.asks(step, state) if adapter is not None else None
         if asks is not None:
             asks = self._normed(step, "attention", asks, state)
         update, mass = block.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
         if mass is not None:
             state.zero_attention[step.depth] = mass
-            mass = mass if gate is not None and gate.reads_zero_attention else None  # as in training, whoever looks on
+            mass = mass if reads else None  # as in training, whoever looks on
         hidden = self._merged(step, "attention", hidden, update, mass, state)
         update = block.mlp(self._normed(step, "mlp", hidden, state), step, adapter)
         state.advance(self._merged(step, "mlp", hidden, update, mass, state))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import ModelConfig, Strict, parse
+from bench.model.named import NAMED
 from bench.model.schedule import Schedule
 from bench.registry import Registry
 
@@ -80,7 +81,10 @@ class Variant:
         return None
 
 
-variants: Registry[type[Variant]] = Registry("variant", "cyclebench.variants", "variants")
+PUBLISHED = (name for name, named in NAMED.items() if named.variant != name)
+variants: Registry[type[Variant]] = Registry(
+    "variant", "cyclebench.variants", "variants", dict.fromkeys(PUBLISHED, "is the name of a published configuration")
+)
 register, variant_class = variants.register, variants.get
 
 

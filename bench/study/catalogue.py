@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.config import ModelConfig
+from bench.model.named import NAMED
 from bench.model.variant import Variant, get_variant, variants
-from bench.study.named import NAMED
 from bench.study.shapes import relevant
 from bench.tables import markdown
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bench.config import Sharing, Strict
-from bench.study.named import spelled_out
+from bench.model.named import spelled_out
 
 
 class Entry(Strict):

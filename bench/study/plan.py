@@ -23,7 +23,7 @@ from bench.study.harness import harness_rows
 from bench.study.hypotheses import check_bounds, resolve, usual
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
-from bench.study.start import check_start, external, target_shape
+from bench.study.start import check_start, check_tokens, external, target_shape
 from bench.study.sweep import ALIKE
 from bench.train.depths import mean_step_flops
 from bench.train.device import device_kind
@@ -135,8 +135,8 @@ def stages(cells: Iterable[Planned]) -> list[list[Planned]]:
 
 
 def with_values(entry: VariantEntry, values: Mapping[str, Any]) -> VariantEntry:
-    """The entry with values for ``train.NAME`` and ``options.NAME``."""
-    changes: dict[str, dict[str, Any]] = {"train": dict(entry.train), "options": dict(entry.options)}
+    """The entry with values for ``model.NAME``, ``train.NAME`` and ``options.NAME``."""
+    changes = {group: dict(getattr(entry, group)) for group in ("model", "train", "options")}
     for key, value in values.items():
         group, _, name = key.partition(".")
         changes[group][name] = value
@@ -197,6 +197,10 @@ def make_plan(study: Study, command: str, revision: str | None, tuned: Tuned | N
                 )
                 made[entry.label, task.label, seed] = cell
                 cells.append(Planned(entry.label, task.label, cell))
+        for source in dict.fromkeys(study.init_of(entry) for entry in study.variants if not study.init_entry(entry)):
+            if source is not None:  # of all variants once: it may take seconds
+                with contained(f"task {task.label!r}"):
+                    check_tokens(source, task, data)
     _check_alike(cells)
     hypotheses = _hypotheses(study, built, harness)
     _check_metrics(hypotheses, cells)

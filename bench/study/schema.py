@@ -9,13 +9,12 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bench.config import CELL_SOURCE, FIRST_PILOT, LARGEST, EvalConfig, ModelConfig, Strict, TrainConfig, parse
 from bench.errors import UserError, shown
-from bench.model.variant import Variant, get_variant, variants
+from bench.model.variant import Variant, get_variant
 from bench.study.decide import Decide, with_seeds
 from bench.study.designs import expand
 from bench.study.entries import TaskEntry, VariantEntry, check_distinct, check_reference, one_line
 from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import ALL, Hypothesis, check_labels
-from bench.study.named import NAMED
 from bench.study.naming import LONGEST_NAME, NAME, Change, name_of
 from bench.study.searched import check_searches
 from bench.study.sweep import Sweep
@@ -175,9 +174,6 @@ class Study(Strict):
             check_labels(self.hypotheses, labels, tasks)
         except UserError as error:
             raise ValueError(str(error)) from None
-        for name in NAMED.keys() & variants.items().keys():
-            if NAMED[name].variant != name:
-                raise ValueError(f"the variant {name!r} has the name of a published configuration; give it another one")
         check_searches(self.tune is not None, self.sweep, self.tasks, self.variants)
         for entry in self.variants:
             init = self.init_of(entry)

@@ -31,11 +31,12 @@ def _check_tuned(tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]) ->
         if "lr" in one.train
     ]
     for entry in entries:
-        names = variants.get(entry.name).tunable
+        names = variants.get(entry.name).tunable if entry.options else ()  # without need no variant is imported
         given += [
             (f"variants.{entry.label}.options.{name}", entry.options[name]) for name in names if name in entry.options
         ]
-    for key, value in given:
+    if given:
+        key, value = given[0]
         raise ValueError(f"{key} = {shown(value)} cannot be set beside tune, which searches it (allowed: one of both)")
 
 
@@ -46,7 +47,9 @@ def held(entry: VariantEntry) -> str:
 
 
 def _check_budgets(keys: Sequence[str], entries: Sequence[VariantEntry]) -> None:
-    known = {f"options.{name}" for entry in entries for name in variants.get(entry.name).Options.model_fields}
-    for key in keys:
-        if key.startswith("options.") and key not in known:
+    asked = [key for key in keys if key.startswith("options.")]
+    kinds = [variants.get(entry.name) for entry in entries] if asked else []
+    known = {f"options.{name}" for kind in kinds for name in kind.Options.model_fields}
+    for key in asked:
+        if key not in known:
             raise ValueError(str(unknown("key of sweep.budgets.ranges:", key, known)))

@@ -10,6 +10,7 @@ import torch
 
 from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, parse
 from bench.data.task import TaskData
+from bench.data.tokenizers import PRETRAINED
 from bench.errors import CellError, UserError
 from bench.model.language_model import CycleModel, build_model
 from bench.model.variant import Variant, get_variant
@@ -19,6 +20,7 @@ from bench.pretrained.sharing import sources_of
 from bench.pretrained.sources import digest, load, load_tokenizer, outline
 from bench.store.store import Store
 from bench.store.versions import MODEL
+from bench.study.entries import TaskEntry
 
 FREE = ("n_cycles", "n_blocks", "dropout", "kv")  # of a shape whose other fields the source decides
 
@@ -53,16 +55,26 @@ def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig,
             f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "
             f"(for text set the task's options.tokenizer to 'pretrained:{source}')"
         )
-    if data.bytes_per_token is not None and (theirs := load_tokenizer(source)) is not None:
-        ours = data.tokenizer()
-        if ours is None or ours.get_vocab() != theirs.get_vocab():
-            raise UserError(
-                f"init: {source!r} reads other tokens than the task writes (allowed: the task's options.tokenizer = "
-                f"'pretrained:{source}')"
-            )
     if model.family == "gpt2" and data.length > found.positions:
         raise UserError(
             f"init: {source!r} has {found.positions} positions, the task's sequences are {data.length} long"
+        )
+
+
+def check_tokens(source: str, task: TaskEntry, data: TaskData) -> None:
+    """Raise UserError if the source's tokens are not those that a task of text writes; to load its tokeniser may take
+    seconds, so that it is not asked where the task says that it takes that one.
+    """
+    right = f"{PRETRAINED}{source}"
+    if data.bytes_per_token is None or task.options.get("tokenizer") == right:
+        return
+    if (theirs := load_tokenizer(source)) is None:
+        return
+    ours = data.tokenizer()
+    if ours is None or ours.get_vocab() != theirs.get_vocab():
+        raise UserError(
+            f"init: {source!r} reads other tokens than the task writes (allowed: the task's options.tokenizer = "
+            f"{right!r})"
         )
 
 

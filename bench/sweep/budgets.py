@@ -43,7 +43,7 @@ from bench.run.lease import LeaseWatch
 from bench.store.manifest import BudgetRow, BudgetTrial
 from bench.store.records import Record
 from bench.store.store import Store
-from bench.study.plan import Planned, make_plan
+from bench.study.plan import Planned, make_plan, with_values
 from bench.study.schema import Study, VariantEntry
 from bench.study.shapes import OF_CYCLES
 from bench.study.sweep import BudgetSweep, Range
@@ -118,13 +118,7 @@ def _suggest(trial: Trial, key: str, of: BaseDistribution) -> Any:
 
 def planned_at(job: BudgetJob, params: dict[str, Any]) -> Planned:
     """The cell of a trial. Raises UserError for a shape that the variant cannot have."""
-    changes: dict[str, dict[str, Any]] = {
-        group: dict(getattr(job.entry, group)) for group in ("model", "train", "options")
-    }
-    for key, value in params.items():
-        group, _, name = key.partition(".")
-        changes[group][name] = value
-    entry = job.entry.model_copy(update=changes)
+    entry = with_values(job.entry, params)
     study = job.study.model_copy(update={"variants": (entry,), "seeds": (job.spec.seed,)})
     return make_plan(study, "", None).cells[0]
 
