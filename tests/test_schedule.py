@@ -89,3 +89,13 @@ def test_impossible_schedules_are_refused(kind: str, arguments: dict[str, list[i
 
 def test_step_says_which_use_of_the_block_it_is() -> None:
     assert build([0, 1, 0, 1]).steps[2:] == (Step(0, 1, 2), Step(1, 1, 3))
+
+
+def test_which_schedule_goes_on_from_another() -> None:
+    short, long = middle_cycle(4, 2), middle_cycle(4, 5)
+    assert long.goes_on(short) and short.goes_on(short) and not short.goes_on(long)
+    assert not sequence(3, 5).goes_on(sequence(3, 2)) and stack(3).goes_on(stack(3))
+    assert not middle_cycle(4, 5, 1, 2).goes_on(short)
+    # The coda uses a cycled block: once more than before, however many cycles that is.
+    ends = [build([0, *[1] * n, 1, 2], 1, 2, exits=range(2, n + 2)) for n in (2, 3)]
+    assert not ends[1].goes_on(ends[0])

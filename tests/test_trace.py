@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from settings import VOCAB, make, tokens
+from settings import EVERY, VOCAB, make, tokens
 
 from bench.config import IGNORED
 from bench.errors import UserError
@@ -173,13 +173,33 @@ def test_full_depth_only_agrees_with_the_last_exit() -> None:
 @pytest.mark.parametrize("name", ["vanilla", "bc", "ztt"])
 def test_every_number_of_cycles_is_the_model_run_so(name: str) -> None:
     lm, ids, targets = make(name, {}), tokens(5).numpy(), tokens(5, seed=1).numpy()
-    found = by_cycles(lm, ids, targets, 5)
+    _, found = by_cycles(lm, ids, targets, 5)
     assert [entry["cycles"] for entry in found] == [1, 2, 3, 4, 5]
     for entry in found:
         number = entry["cycles"]
         alone = evaluate(lm, ids, targets, n_cycles=number).leaving(1)
         assert {key: entry[key] for key in alone} == pytest.approx(alone, rel=1e-5)
         assert entry["flops_per_token"] * 12 == pass_flops(lm, 12, number).forward
+
+
+@pytest.mark.parametrize(("name", "options", "family"), EVERY)
+@pytest.mark.parametrize("most", [1, 5])
+def test_one_pass_gives_the_trace_of_the_model_as_it_was_built(
+    name: str, options: dict[str, Any], family: str, most: int
+) -> None:
+    lm, ids, targets = make(name, options, family), tokens(5).numpy(), tokens(5, seed=1).numpy()
+    rules = all_rules() if lm.schedule.n_cycles > 1 else []
+    trace, found = by_cycles(lm, ids, targets, most if lm.variant.cycled else 1, rules)
+    alone = evaluate(lm, ids, targets, rules=rules)
+    for field, value in vars(alone).items():
+        if isinstance(value, dict):
+            assert list(getattr(trace, field)) == list(value)
+            assert all((getattr(trace, field)[key] == column).all() for key, column in value.items())
+        else:
+            np.testing.assert_array_equal(getattr(trace, field), value)
+    for entry in found:
+        told = evaluate(lm, ids, targets, n_cycles=entry["cycles"]).leaving(1)
+        assert {key: entry[key] for key in told} == pytest.approx(told, rel=1e-5)
 
 
 def test_zero_attention_is_known_where_there_are_zero_tokens() -> None:

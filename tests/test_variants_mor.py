@@ -216,7 +216,7 @@ def test_executed_exits_agree_with_the_trace(routing: str) -> None:
 @routings
 def test_scores_by_cycles_cost_what_they_ran_on(routing: str) -> None:
     lm, x = routed(routing), tokens(N, LONG).numpy()
-    found = by_cycles(lm, x, x, 5)
+    _, found = by_cycles(lm, x, x, 5)
     for entry in found:
         trace = evaluate(lm, x, x, n_cycles=entry["cycles"])
         assert entry["flops_per_token"] == depth_flops(lm, LONG, entry["cycles"], trace.ran)

@@ -22,7 +22,6 @@ from bench.processes import pulse
 EVAL_BATCH = 64  # sequences; fixed, so that float sums do not depend on a setting
 
 
-@torch.no_grad()
 def evaluate(
     lm: Network,
     ids: NDArray[Any],
@@ -40,6 +39,22 @@ def evaluate(
             zero attention is read.
         n_cycles: another number of cycles than the model was built with.
     """
+    schedule = lm.schedule_at(n_cycles)
+    found = _columns(lm, ids, targets, every_exit or bool(rules), rules, n_cycles, schedule.n_cycles)
+    return _trace(lm, found, rules, ids.shape[1], n_cycles)
+
+
+@torch.no_grad()
+def _columns(
+    lm: Network,
+    ids: NDArray[Any],
+    targets: NDArray[np.int64],
+    every_exit: bool,
+    rules: Sequence[Rule],
+    n_cycles: int | None,
+    watched: int,
+) -> dict[str, NDArray[np.float64]]:
+    """``_batch`` for all sequences."""
     training = lm.training
     lm.eval()
     found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
@@ -48,18 +63,23 @@ def evaluate(
         tokens = torch.from_numpy(ids[start : start + EVAL_BATCH]).to(lm.device)
         goal = torch.from_numpy(targets[start : start + EVAL_BATCH]).to(lm.device)
         rows = torch.arange(start, start + len(tokens), device=lm.device)
-        for name, column in _batch(lm, tokens, goal, rows, every_exit or bool(rules), rules, n_cycles).items():
+        for name, column in _batch(lm, tokens, goal, rows, every_exit, rules, n_cycles, watched).items():
             found[name].append(column)
     lm.train(training)
-    whole = {name: np.concatenate(parts) for name, parts in found.items()}
-    loss, correct, scored, masses = (whole.pop(name) for name in ("loss", "correct", "scored", "masses"))
-    ran = whole.pop("ran").astype(np.int64) if "ran" in whole else None
-    signals = {key: column.astype(np.float32) for key, column in whole.items()}
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _trace(
+    lm: Network, found: dict[str, NDArray[np.float64]], rules: Sequence[Rule], length: int, n_cycles: int | None
+) -> Trace:
+    """The trace of what ``_columns`` found. Raises ValueError for a signal that is NaN."""
+    signals = {rule.key: found[rule.key].astype(np.float32) for rule in rules if rule.key in found}
     for key, signal in signals.items():
         if lost := int(np.isnan(signal).any(1).sum()):
             raise ValueError(f"exit rule {key!r}: its signal is NaN for {lost:,} of {len(signal):,} sequences")
-    flops = {get_rule(key).name: rule_flops(lm, get_rule(key), ids.shape[1], n_cycles, ran) for key in signals}
-    return Trace(loss, correct, scored, masses.mean(0), signals, flops, ran=ran)
+    ran = found["ran"].astype(np.int64) if "ran" in found else None
+    flops = {get_rule(key).name: rule_flops(lm, get_rule(key), length, n_cycles, ran) for key in signals}
+    return Trace(found["loss"], found["correct"], found["scored"], found["masses"].mean(0), signals, flops, ran=ran)
 
 
 def rule_flops(
@@ -94,23 +114,32 @@ def depth_flops(lm: Network, length: int, n_cycles: int | None, ran: NDArray[np.
     return float(rule_flops(lm, get_rule("fixed"), length, n_cycles, ran)[:, -1].mean())
 
 
-def by_cycles(lm: Network, ids: NDArray[Any], targets: NDArray[np.int64], max_cycles: int) -> list[dict[str, float]]:
-    """``cycles``, ``flops_per_token`` (forward), ``loss`` and ``accuracy`` of the model run for 1, 2, ... cycles, more
-    than it was trained with if ``max_cycles`` says so: one pass tells all where each cycle ends at an exit point and
-    the variant is not ``elastic``.
+def by_cycles(
+    lm: Network, ids: NDArray[Any], targets: NDArray[np.int64], max_cycles: int, rules: Sequence[Rule] = ()
+) -> tuple[Trace, list[dict[str, float]]]:
+    """The trace of the model as it was built, as ``evaluate`` gives it, and ``cycles``, ``flops_per_token`` (forward),
+    ``loss`` and ``accuracy`` of the model run for 1, 2, ... cycles, more than it was built with if ``max_cycles`` says
+    so. One pass tells all of it where each cycle ends at an exit point and the variant is not ``elastic``.
     """
-    numbers, length = range(1, max_cycles + 1), ids.shape[1]
-    if lm.schedule_at(max_cycles).n_cycles == max_cycles and not lm.variant.elastic:
-        trace = evaluate(lm, ids, targets, every_exit=True, n_cycles=max_cycles)
-        scores = [trace.leaving(number) for number in numbers]
-        ran = [None if trace.ran is None else trace.ran[:, :number] for number in numbers]
+    numbers, length, own = range(1, max_cycles + 1), ids.shape[1], lm.schedule.n_cycles
+    most = max(own, max_cycles)
+    longest = lm.schedule_at(most)
+    if longest.n_cycles == most and longest.goes_on(lm.schedule) and not lm.variant.elastic:
+        found = _columns(lm, ids, targets, True, rules, most, own)
+        seen = found.get("ran")
+        ran = [None if seen is None else seen[:, :number].astype(np.int64) for number in numbers]
+        whole = Trace(found["loss"], found["correct"], found["scored"], found["masses"])
+        scores = [whole.leaving(number) for number in numbers]
+        first = {name: found[name][:, :own] for name in ("loss", "correct", "ran") if name in found}
+        trace = _trace(lm, found | first, rules, length, None)
     else:
+        trace = evaluate(lm, ids, targets, rules=rules)
         traces = [evaluate(lm, ids, targets, n_cycles=number) for number in numbers]
-        scores, ran = [trace.leaving(1) for trace in traces], [trace.ran for trace in traces]
-    flops = [depth_flops(lm, length, number, seen) for number, seen in zip(numbers, ran, strict=True)]
-    return [
-        {"cycles": number, "flops_per_token": cost, **found}
-        for number, cost, found in zip(numbers, flops, scores, strict=True)
+        scores, ran = [at.leaving(1) for at in traces], [at.ran for at in traces]
+    flops = [depth_flops(lm, length, number, tokens) for number, tokens in zip(numbers, ran, strict=True)]
+    return trace, [
+        {"cycles": number, "flops_per_token": cost, **score}
+        for number, cost, score in zip(numbers, flops, scores, strict=True)
     ]
 
 
@@ -122,17 +151,22 @@ def _batch(
     every_exit: bool,
     rules: Sequence[Rule],
     n_cycles: int | None,
+    watched: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """The trace's arrays for a batch, and under each rule's key its signals [B, C]; masses: zero attention [B, S]."""
+    """The trace's arrays for a batch, and under each rule's key its signals [B, watched] at the first so many exit
+    points; masses: zero attention [B, S] of the S steps of a pass that ends there.
+    """
     state = lm.embed(tokens, with_mass=bool(rules), n_cycles=n_cycles)
     schedule, watch = state.schedule, SignalWatch(rules, rows)
     columns: dict[str, list[Tensor]] = defaultdict(list)
+    nothing = torch.full((len(goal),), torch.nan, dtype=torch.double, device=goal.device)
+    found: dict[str, Tensor] = {}
     for number in lm.cycles(state):
         if lm.recurrence is not None and (ran := lm.recurrence.ran(number - 1, state)) is not None:
             columns["ran"].append(ran)
         if not every_exit and number < schedule.n_cycles:
             continue
-        logits, signals = watch.look(lm, state, number)
+        logits, signals = watch.look(lm, state, number) if number <= watched else (None, {})
         if logits is None:
             logits = lm.lm_head(lm.read_out(state)).float()
         loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="none")
@@ -142,9 +176,12 @@ def _batch(
             if rule.key in signals:
                 with named(rule):
                     columns[rule.key].append(rule.pool(signals[rule.key], state.real))
-    nothing = torch.full((len(goal),), torch.nan, dtype=torch.double, device=goal.device)
-    masses = [state.zero_attention.get(step.depth) for step in schedule.steps]
-    found = {name: torch.stack(parts, 1).double() for name, parts in columns.items()}
-    found["masses"] = torch.stack([nothing if mass is None else state.mean_mass(mass).double() for mass in masses], 1)
+        if number == watched:
+            steps = (*schedule.steps[: schedule.exits[number - 1]], *schedule.coda)
+            masses = [state.zero_attention.get(step.depth) for step in steps]
+            each = [nothing if mass is None else state.mean_mass(mass).double() for mass in masses]
+            found["masses"] = torch.stack(each, 1)
+            state.context.with_mass = False  # nobody looks further
+    found |= {name: torch.stack(parts, 1).double() for name, parts in columns.items()}
     found["scored"] = (goal != IGNORED).double().sum(1)
     return {name: tensor.cpu().numpy() for name, tensor in found.items()}

@@ -59,14 +59,12 @@ class Examined:
 def examine(lm: Network, data: TaskData, evaluation: EvalConfig) -> Examined:
     """Trace a trained model under every rule it can be used with, and run it for other numbers of cycles."""
     rules = all_rules() if lm.schedule.n_cycles > 1 else []
-    valid, test = (
-        replace(evaluate(lm, *arrays(split), rules=rules), bytes_per_token=data.bytes_of(name))
-        for name, split in (("valid", data.valid), ("test", data.test))
-    )
     most = (evaluation.max_cycles or 2 * lm.model_shape.n_cycles) if lm.variant.cycled else 1
-    cycles = by_cycles(lm, *arrays(data.test), most)
-    finite = takewhile(lambda scores: math.isfinite(scores["loss"]), cycles)  # of more cycles than it was trained with
     per_byte = data.bytes_of("test")
+    valid = replace(evaluate(lm, *arrays(data.valid), rules=rules), bytes_per_token=data.bytes_of("valid"))
+    test, cycles = by_cycles(lm, *arrays(data.test), most, rules)
+    test = replace(test, bytes_per_token=per_byte)
+    finite = takewhile(lambda scores: math.isfinite(scores["loss"]), cycles)  # of more cycles than it was trained with
     exits = exits_record(valid, test, data.metric) if rules else None
     if exits is not None and (shown := examples(data, test, exits)) is not None:
         exits.examples = shown

@@ -107,6 +107,12 @@ class Schedule:
         starts = (self.n_prelude, *self.exits[:-1])
         return tuple(self.steps[start:end] for start, end in zip(starts, self.exits, strict=True))
 
+    def goes_on(self, other: Schedule) -> bool:
+        """Whether it is the other with further cycles or none: up to there the same steps, and the same coda."""
+        at, ours, theirs = other.exits[-1], self.coda, other.coda
+        same = self.steps[:at] == other.steps[:at] and self.exits[: other.n_cycles] == other.exits
+        return same and [(s.block, s.cycle) for s in ours] == [(s.block, s.cycle) for s in theirs]
+
     def __str__(self) -> str:
         return " ".join(str(step.block) for step in self.steps)
 
