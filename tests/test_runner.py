@@ -327,6 +327,24 @@ def test_a_mistake_ends_a_process_with_one_line_and_status_2(tmp_path: Path) -> 
     assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("error: unknown study 'quik'")
 
 
+OWN = '''
+import cyclebench
+
+@cyclebench.register_variant("own_cycling")
+class Own(cyclebench.variant_class("htc")):
+    """Head-Tail Cycling by another name."""
+'''
+
+
+def test_commands_that_read_no_study_take_a_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    assert "by another name" in cyclebench(tmp_path, "list", "--import", "own.py").stdout
+    found = cyclebench(tmp_path, "profile", "own_cycling", "--import", "own.py")
+    assert found.returncode == 0 and "0 1 2 1 2 1 2 3" in found.stdout, found.stderr
+    missing = cyclebench(tmp_path, "generate", "nowhere", "--prompt", "1", "--import", "other.py")
+    assert missing.returncode == 2 and "--import: 'other.py' is not a file" in missing.stderr, missing.stderr
+
+
 def test_list_and_profile_show_every_variant(tmp_path: Path) -> None:
     shown = cyclebench(tmp_path, "list").stdout
     for name in ("vanilla", "bc", "htc", "ztt", "p_hop", "kjv", "text", "hub", "quick", "sharing", "gating=attention"):

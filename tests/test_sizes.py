@@ -184,6 +184,11 @@ def test_what_is_profiled_has_a_range(sizes: dict[str, int]) -> None:
         profile(["htc"], **sizes)
 
 
+def test_one_variant_is_a_list_of_one() -> None:
+    with pytest.raises(UserError, match=r"variants: 'htc' \(allowed: a list of names, \['htc'\]\)"):
+        profile("htc")
+
+
 def test_a_conversion_that_no_machine_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, wide = gpt2(tmp_path / "source", n_layer=2), ["options.rank=4096", "model.n_cycles=512"]
     monkeypatch.setenv(limits.MEMORY, "1")

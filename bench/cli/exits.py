@@ -9,6 +9,7 @@ import typer
 from bench.cli.cells import whole_path
 from bench.cli.options import (
     DEFAULT_RUNS,
+    Imports,
     Overrides,
     Preset,
     RunName,
@@ -39,6 +40,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, callback=finite, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of sampling.")] = 0,
     cycles: Annotated[int | None, typer.Option(min=1, help="Another number of cycles than the model has.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Generate behind a prompt; small digits behind every token tell how many cycles it took.
 
@@ -79,6 +81,7 @@ def execute(
     granularity: Annotated[Granularity, typer.Option(help="What leaves: a sequence, or a token.")] = "sequence",
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs of passes, with exits and without.")] = 5,
     runs: Runs = DEFAULT_RUNS,
+    imports: Imports = None,
 ) -> None:
     """Really leave early on the test data of a study's last run: saved FLOPs beside saved time, for the report.
 

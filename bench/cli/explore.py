@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, StudyName, command_line
+from bench.cli.options import DEFAULT_RUNS, Imports, Overrides, Preset, StudyName, command_line
 from bench.cli.screen import Json, fits, show, starting, tell_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def list_(
     keys: Annotated[
         bool, typer.Option("--keys", help="What `model`, `train` and `evaluation` of a study and --set may say.")
     ] = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Show what a study may name: variants and tasks with their options, exit rules, gates, KV policies, studies."""
@@ -136,6 +137,7 @@ def profile(
     ] = None,
     length: Annotated[int, typer.Option(min=2, help="Sequence length, tokens.")] = 256,
     vocab_size: Annotated[int, typer.Option(min=2, help="Vocabulary.")] = 256,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs and memory of variants side by side, with what the zero token and the gate add.
@@ -186,6 +188,7 @@ def costs_(
     out: Annotated[
         Path | None, typer.Option("--out", help=f"Folder of the table. Default: {DEFAULT_RUNS}/reports/costs/STUDY.")
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """What each variant of a study adds to its reference: parameters, FLOPs, memory, and step time as measured.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.cells import whole_path
-from bench.cli.options import DEFAULT_TRACKING, Threshold, Tracking, leaving
+from bench.cli.options import DEFAULT_TRACKING, Imports, Threshold, Tracking, leaving
 from bench.cli.screen import show, starting
 
 
@@ -25,6 +25,7 @@ def convert(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of whatever the variant adds.")] = 0,
+    imports: Imports = None,
 ) -> None:
     """Turn a pretrained GPT-2 or Llama into a variant.
 
@@ -57,6 +58,7 @@ def eval_(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
     out: Annotated[Path, typer.Option(help="Folder of the tasks, results and plots.")] = Path("evaluations"),
     tracking_uri: Tracking = DEFAULT_TRACKING,
+    imports: Imports = None,
 ) -> None:
     """Score checkpoints with lm-evaluation-harness, and plot the scores against the FLOPs executed.
 

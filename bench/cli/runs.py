@@ -15,6 +15,7 @@ from bench.cli.options import (
     DEFAULT_TRACKER,
     DEFAULT_TRACKING,
     AnyRun,
+    Imports,
     Overrides,
     Preset,
     RunName,
@@ -234,6 +235,7 @@ def verify(
         bool, typer.Option("--published", help="Of a published study (a name, or a folder): cells run again here.")
     ] = False,
     runs: Runs = DEFAULT_RUNS,
+    imports: Imports = None,
 ) -> None:
     """Check a study's results: ids, data and traces computed again, and a random sample of cells run again."""
     starting(f"checking the results of {study}")

@@ -103,6 +103,8 @@ def profile(
     Raises:
         UserError: one line that says what is wrong.
     """
+    if isinstance(variants, str):
+        raise UserError(f"variants: {variants!r} (allowed: a list of names, [{variants!r}])")
     for field, value in (("length", length), ("vocab_size", vocab_size)):
         if not 2 <= value <= MOST:
             raise UserError(f"{field}: {value} must be from 2 to {MOST:,}")
