@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,17 @@ def test_a_folder_of_sounds(sounds: Path) -> None:
     assert data.metric.solvers[LINEAR] == 1.0 and data.tokenizer() is None
     with pytest.raises(UserError, match=r"seconds = 0.01 must not be less than window"):
         get_task("audio", {"dataset": str(sounds), "seconds": 0.01})
+
+
+@pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev"])
+def test_sounds_in_folders_of_splits(sounds: Path, tmp_path: Path, held_out: str) -> None:
+    for split, wanted in (("train", slice(0, 8)), (held_out, slice(8, 11))):
+        for kind in (path for path in sounds.iterdir() if path.is_dir()):
+            (tmp_path / split / kind.name).mkdir(parents=True)
+            for path in sorted(kind.iterdir())[wanted]:
+                shutil.copy(path, tmp_path / split / kind.name)
+    data = task_data("audio", {"dataset": str(tmp_path), "rate": 8000, "seconds": 0.2, "bands": 12})
+    assert len(data.valid) == 3 * data.vocab_size and len(data.train) + len(data.test) == 8 * data.vocab_size
 
 
 def test_sounds_are_the_same_whatever_their_type(tmp_path: Path) -> None:

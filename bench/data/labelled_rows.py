@@ -26,7 +26,8 @@ class LabelledOptions(ClassOptions):
 
     Attributes:
         dataset: as for ``datasets.load_dataset``: a name on the hub, or a local folder, with a folder for each class,
-            in folders ``train``, ``validation`` and ``test`` if they are divided. ``LISTS`` may divide WAV files.
+            in folders ``train``, ``validation`` (``valid``, ``val``, ``dev``) and ``test`` if they are divided.
+            ``LISTS`` may divide WAV files.
         config: likewise.
         label_column: the column that holds the class.
         max_documents: read at most so many rows of each split, drawn at random.
@@ -47,17 +48,22 @@ def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
     Raises UserError, which begins with ``where``, for a class that the train split lacks.
     """
     from datasets import ClassLabel, Dataset, Features, Value  # start-up
+    from datasets.data_files import SPLIT_KEYWORDS  # start-up
 
-    parts = {ours: root / theirs for theirs, ours in SPLITS.items() if (root / theirs).is_dir()}
-    parts = parts if "train" in parts else {"train": root}
+    called = {str(split): [root / name for name in names] for split, names in SPLIT_KEYWORDS.items()}
+    parts = {ours: [path for path in called[theirs] if path.is_dir()] for theirs, ours in SPLITS.items()}
+    parts = {name: paths for name, paths in parts.items() if paths} if parts["train"] else {"train": [root]}
     sounds = {
         name: sorted(
-            path for path in part.glob("*/*") if path.suffix.lower() == ".wav" and path.parent.name[0] not in "_."
+            path
+            for folder in folders
+            for path in folder.glob("*/*")
+            if path.suffix.lower() == ".wav" and path.parent.name[0] not in "_."
         )
-        for name, part in parts.items()
+        for name, folders in parts.items()
     }
     for name, listing in LISTS.items():
-        if parts["train"] == root and (root / listing).is_file():
+        if parts["train"] == [root] and (root / listing).is_file():
             listed = {line.strip() for line in (root / listing).read_text(encoding="utf-8").splitlines()}
             held_out = [path for path in sounds["train"] if path.relative_to(root).as_posix() in listed]
             sounds = {**sounds, "train": sorted({*sounds["train"]} - {*held_out}), name: held_out}
