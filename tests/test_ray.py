@@ -74,9 +74,9 @@ def test_a_task_without_a_sign_of_life_is_ended(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "mischief.py").write_text(MISCHIEF)
     import_files([tmp_path / "mischief.py"], "--import")
     made = plan(variants=[entry("hang"), "htc"], reference=None, seeds=[0])
-    found = run_study(made, Store(tmp_path / "ray"), Running(jobs=1, executor="ray", hang=8.0), _nothing)
+    found = run_study(made, Store(tmp_path / "ray"), Running(jobs=1, executor="ray", hang=15.0), _nothing)
     hung, other = (found[planned.cell.id] for planned in made.cells)
-    assert hung.status == "failed" and hung.reason == "no sign of life for 0.133333 minutes (--hang), 1 times"
+    assert hung.status == "failed" and hung.reason == "no sign of life for 0.25 minutes (--hang), 1 times"
     assert other.status == "done"
 
 
