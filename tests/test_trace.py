@@ -20,6 +20,7 @@ from bench.evaluate.rules import SignalWatch, all_rules, get_rule
 from bench.evaluate.trace import Trace, with_bits
 from bench.model.costs import counted_flops, exit_flops, pass_flops
 
+HALTS = "gpt2, a gate that halts"
 RULES = ("confidence", "entropy", "patience", "random")
 
 
@@ -182,12 +183,13 @@ def test_every_number_of_cycles_is_the_model_run_so(name: str) -> None:
         assert entry["flops_per_token"] * 12 == pass_flops(lm, 12, number).forward
 
 
-@pytest.mark.parametrize(("name", "options", "family"), EVERY)
+@pytest.mark.parametrize(("name", "options", "family"), [*EVERY, *(pytest.param(n, {}, HALTS) for n in ("htc", "ztt"))])
 @pytest.mark.parametrize("most", [1, 5])
 def test_one_pass_gives_the_trace_of_the_model_as_it_was_built(
     name: str, options: dict[str, Any], family: str, most: int
 ) -> None:
-    lm, ids, targets = make(name, options, family), tokens(5).numpy(), tokens(5, seed=1).numpy()
+    lm = make(name, options, halting="gate") if family == HALTS else make(name, options, family)
+    ids, targets = tokens(5).numpy(), tokens(5, seed=1).numpy()
     rules = all_rules() if lm.schedule.n_cycles > 1 else []
     trace, found = by_cycles(lm, ids, targets, most if lm.variant.cycled else 1, rules)
     alone = evaluate(lm, ids, targets, rules=rules)

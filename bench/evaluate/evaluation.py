@@ -166,9 +166,13 @@ def _batch(
             columns["ran"].append(ran)
         if not every_exit and number < schedule.n_cycles:
             continue
-        logits, signals = watch.look(lm, state, number) if number <= watched else (None, {})
+        at = state
+        if number == watched < schedule.n_cycles and lm.halting is not None:
+            at = state.branch()  # of a pass that ends here all tokens have halted
+            at.memory["halting"] = torch.ones_like(at.memory["halting"])
+        logits, signals = watch.look(lm, at, number) if number <= watched else (None, {})
         if logits is None:
-            logits = lm.lm_head(lm.read_out(state)).float()
+            logits = lm.lm_head(lm.read_out(at)).float()
         loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORED, reduction="none")
         columns["loss"].append(loss.view_as(goal).double().sum(1))
         columns["correct"].append((logits.argmax(-1) == goal).double().sum(1))
@@ -178,7 +182,7 @@ def _batch(
                     columns[rule.key].append(rule.pool(signals[rule.key], state.real))
         if number == watched:
             steps = (*schedule.steps[: schedule.exits[number - 1]], *schedule.coda)
-            masses = [state.zero_attention.get(step.depth) for step in steps]
+            masses = [at.zero_attention.get(step.depth) for step in steps]
             each = [nothing if mass is None else state.mean_mass(mass).double() for mass in masses]
             found["masses"] = torch.stack(each, 1)
             state.context.with_mass = False  # nobody looks further
