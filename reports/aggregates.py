@@ -77,8 +77,10 @@ def profiles(manifest: Manifest, results: dict[str, Outcome]) -> dict[int, Profi
 
 
 def comparable(manifest: Manifest) -> list[TaskRow]:
-    """The tasks that have a level, so that their scores can be put together; none if there are fewer than two."""
-    tasks = [task for task in manifest.tasks if trivial(task) is not None]
+    """The tasks that have a level which leaves something to be learned, so that their scores can be put together; none
+    if there are fewer than two.
+    """
+    tasks = [task for task in manifest.tasks if trivial(task) not in (None, _perfect(task))]
     return tasks if len(tasks) > 1 else []
 
 
@@ -93,8 +95,12 @@ def _normalised(manifest: Manifest, results: dict[str, Outcome], variant: str, t
     return found
 
 
+def _perfect(task: TaskRow) -> float:
+    return 1.0 if task.higher_is_better else 0.0
+
+
 def _scaled(value: float, task: TaskRow) -> float:
-    level, perfect = trivial(task), 1.0 if task.higher_is_better else 0.0
+    level, perfect = trivial(task), _perfect(task)
     assert level is not None
     return (value - level) / (perfect - level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from bench.evaluate.targets import AREA, rule_of, target_of, unit_of
@@ -63,6 +64,18 @@ def _by_task(entry: HypothesisRow) -> list[HypothesisRow]:
     return [entry.but(claim=f"{entry.claim} (alone)", task=one.task, measures=[one]) for one in entry.measures]
 
 
+def compared(manifest: Manifest) -> list[tuple[str, str, str, bool]]:
+    """What variants are compared in: how it is called, the task trained on, the metric, and whether higher is better.
+    A task of the harness that models of several tasks are scored on is called by both.
+    """
+    twice = Counter(row.key for row in manifest.harness)
+    asked = [(task.label, task.label, task.metric, task.higher_is_better) for task in manifest.tasks]
+    for row in manifest.harness:
+        name = row.key if twice[row.key] == 1 else f"{row.key} on {row.task}"
+        asked.append((name, row.task, row.score, row.higher_is_better))
+    return asked
+
+
 def contrasts(manifest: Manifest, results: dict[str, Outcome], pilots: bool = False) -> dict[str, list[Claim]]:
     """Every variant against the reference by task; no task if the study has no reference.
 
@@ -75,9 +88,7 @@ def contrasts(manifest: Manifest, results: dict[str, Outcome], pilots: bool = Fa
     if not reference:
         return {}
     found = {}
-    asked = [(task.label, task.label, task.metric, task.higher_is_better) for task in manifest.tasks]
-    asked += [(row.key, row.task, row.score, row.higher_is_better) for row in manifest.harness]
-    for name, label, metric, up in asked:
+    for name, label, metric, up in compared(manifest):
         others = [variant.label for variant in manifest.variants if variant.label != reference]
         measures = [Measure(task=label, metric=metric, higher_is_better=up)]
         entries = [
@@ -101,11 +112,14 @@ def _claim(manifest: Manifest, results: dict[str, Outcome], entry: HypothesisRow
     unit = units[0] if len(units) == 1 else f"{' and '.join(units)}{SCALED}"
     bounds = gap_bounds(unit_of(entry.measures[0])) if len(units) == 1 else None
     told = ""
-    if pairs.runs and any(target_of(measure.metric) for measure in entry.measures):
-        a, b = (pairs.runs - missed for missed in pairs.missed)
-        told = f"reached by {a} of {pairs.runs} runs of {entry.better} and {b} of {entry.than}"
-        if pairs.cut:
-            told += f", in {pairs.cut} of {pairs.runs} pairs beyond the smaller training: there the ratio is cut off"
+    # Of a deciding study that the verdict saw: later pairs are there for other claims.
+    seen = next((row.pairs for row in manifest.decisions if row.claim == entry.claim), None)
+    counts = pairs.counts(seen)
+    if counts.runs and any(target_of(measure.metric) for measure in entry.measures):
+        a, b = (counts.runs - missed for missed in counts.missed)
+        told = f"reached by {a} of {counts.runs} runs of {entry.better} and {b} of {entry.than}"
+        if counts.cut:
+            told += f", in {counts.cut} of {counts.runs} pairs beyond the smaller training: there the ratio is cut off"
     return Claim(entry.claim, entry.better, entry.than, entry.task, unit, pairs.contrast, bounds, told)
 
 

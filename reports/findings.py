@@ -36,11 +36,16 @@ def page(folder: Path, pictures: str = "") -> str:
     found = {path.parent.name: read_published(path.parent) for path in sorted(folder.glob(f"*/{STUDY}"))}
     older = sorted(path.parent.name for path in folder.glob("*/report.md") if path.parent.name not in found)
     lines = ["# Findings", "", *summary(found.values()), ""]
-    tries = second_tries(found.values())
+    tries, found_by_name = second_tries(found.values()), {one.manifest.study: one for one in found.values()}
     for name, study in found.items():
         lines += _study(name, study)
         if again := [other for other, first in tries.items() if first == study.manifest.study]:
-            lines += [f"What is inconclusive here had a second try on other seeds: {markdown_text(again[0])}.", ""]
+            left = [row["hypothesis"] for row in study.verdicts if row["verdict"] not in DECIDED]
+            taken = sum(row["hypothesis"] in left for other in again for row in found_by_name[other].verdicts)
+            lines += [
+                f"Of {len(left)} inconclusive here {taken} had a second try on other seeds: {markdown_text(again[0])}.",
+                "",
+            ]
         for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
             lines += [markdown_image(f"{name}: {plot.stem}", f"{pictures}/{name}/{plot.name}"), ""]
     lines += beside_others(folder)

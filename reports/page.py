@@ -215,8 +215,8 @@ MARKDOWN: dict[str, Callable[..., Markup]] = {  # what the template of Markdown 
 
 
 def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
-    """One plain sentence: which mean is best, over how many seeds. Where no two variants have enough seeds to rank
-    them, the means in the study's order.
+    """One plain sentence: which mean is best (or which are), over how many seeds. Where no two variants have enough
+    seeds to rank them, the means in the study's order.
     """
     rows = [row for row in summary(manifest.but(tasks=[task]), results) if row.done]
     if not rows:
@@ -231,7 +231,8 @@ def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     word = "highest" if task.higher_is_better else "lowest"
     others = [row.variant for row in rows if row not in ranked]
     few = f"; too few seeds to compare: {', '.join(others)}" if others else ""
-    mean = f"{told(top.score)} ({top.variant}, {told_seeds([top.done])})"
+    first = [row.variant for row in ranked if row.score.mean == top.score.mean]
+    mean = f"{told(top.score)} ({' and '.join(first)}, {told_seeds([top.done])})"
     return f"The {word} mean test {name} is {mean}{levels}{_between(task, [top.score.mean])}{few}."
 
 

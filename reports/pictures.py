@@ -14,7 +14,6 @@ from reports.exit_figures import with_exits
 from reports.look import in_letters, new
 from reports.table import exits_of
 
-MOST = 6  # variants, as in every figure
 SIDE, PITCH = 0.85, 1.55  # of a picture, and from one row to the next, in widths of a column
 HEIGHT = 0.22  # inches of a row
 
@@ -24,7 +23,7 @@ def exit_examples(manifest: Manifest, results: dict[str, Outcome], task: TaskRow
     validation data for 80 % of the FLOPs at full depth. A picture that is told wrong has its class in brackets.
     """
     panels = []
-    for label, records in with_exits(manifest, results, task)[:MOST]:
+    for label, records in with_exits(manifest, results, task):
         exits = exits_of(records[0])
         if exits.examples:
             panels.append((label, exits.examples, len(exits.points)))

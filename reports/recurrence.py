@@ -78,7 +78,7 @@ def families(manifest: Manifest, results: dict[str, Outcome]) -> Iterator[Family
             finite = [run for run in _cycled([*plain_runs, *runs]) if math.isfinite(run.score)]
             every = list({(run.shape, run.seed): run for run in finite}.values())
             if every:
-                yield Family(task, _common(labels[kind, base]), every, _fit(every))
+                yield Family(task, _common(labels[kind, base]), every, _fit(every, task.higher_is_better))
 
 
 def recurrence(found: Sequence[Family]) -> Rows:
@@ -119,9 +119,10 @@ def findings(found: Sequence[Family]) -> list[str]:
     return lines
 
 
-def _fit(runs: list[Run]) -> Recurrence:
+def _fit(runs: list[Run], higher_is_better: bool) -> Recurrence:
     fixed, cycled, cycles = zip(*(run.shape for run in runs), strict=True)
-    return fit_phi(fixed, cycled, cycles, [run.score for run in runs], [run.seed for run in runs])
+    scores, seeds = [run.score for run in runs], [run.seed for run in runs]
+    return fit_phi(fixed, cycled, cycles, scores, seeds, higher_is_better)
 
 
 def _cycled(runs: list[Run]) -> list[Run]:
@@ -137,12 +138,12 @@ def _cycled(runs: list[Run]) -> list[Run]:
 
 
 def _base(record: Record, tuned: Set[str]) -> str:
-    """What must be the same within a fit: the shape but for what varies, and the training but for what was tuned, and
-    for being computed in a stack, which the shape decides.
+    """What must be the same within a fit: the shape but for what varies, the training but for what was tuned, and for
+    being computed in a stack, which the shape decides, and what it started from.
     """
     model = {key: value for key, value in record.cell.model.items() if key not in VARIED}
     train = {key: value for key, value in record.cell.train.items() if key not in {*tuned, *NUMBERLESS, "stacked"}}
-    return json.dumps([model, train], sort_keys=True)
+    return json.dumps([model, train, record.cell.init], sort_keys=True, default=str)
 
 
 def _common(labels: list[str]) -> str:

@@ -95,6 +95,11 @@ def findings(result: SweepResult) -> list[str]:
         points = [(s.rule, point) for s in searches for point in s.tuned]
         shown = [pair for pair in points if abs(pair[1].share_of_full - SHOWN) < 0.01]
         shown = shown or [(s.rule, s.tuned[-1]) for s in searches if s.tuned]
+        if result.max_flops is not None and (lost := [s.rule for s in searches if not s.tuned]):
+            found.append(
+                f"{task}, {variant}: no threshold of {', '.join(lost)} keeps within {human(result.max_flops)} "
+                "FLOPs/token."
+            )
         if shown:
             rule, point = max(shown, key=lambda pair: way * pair[1].valid[name])
             found.append(

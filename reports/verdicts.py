@@ -12,7 +12,7 @@ from bench.store.manifest import Manifest
 from bench.store.records import Outcome
 from bench.study.contrasts import verdicts_of
 from bench.tables import counted
-from reports.claims import Claim, contrasts, hypotheses
+from reports.claims import Claim, compared, contrasts, hypotheses
 from reports.policy import ENDS, Rows, digits_of, ends, titled, told, told_seeds, within
 from reports.table import Row
 from reports.units import plain
@@ -62,8 +62,7 @@ def differences(manifest: Manifest, results: dict[str, Outcome]) -> Rows:
     Untested in a study that adds seeds by what they show: a test of all of them would not keep its level.
     """
     rows, shown = [], []
-    higher = {task.label: task.higher_is_better for task in manifest.tasks}
-    higher |= {row.key: row.higher_is_better for row in manifest.harness}
+    higher = {name: up for name, _, _, up in compared(manifest)}
     for task, claims in contrasts(manifest, results).items():
         for claim, found in zip(claims, judge([claim.contrast for claim in claims]), strict=True):
             row = {"task": task, "variant": claim.better, "reference": claim.than, "metric": claim.unit}

@@ -43,6 +43,8 @@ def test_one_task_is_no_aggregate_and_a_task_without_a_level_is_counted_as_left_
     bare = TASKS[0].but(label="bare", levels={})
     rows = aggregates(MANIFEST.but(tasks=[*TASKS, bare]), RESULTS)
     assert {row["tasks"] for row in rows} == {"2/3"}
+    learned = TASKS[0].but(label="learned", levels={"majority class": 1.0})  # there is nothing above it
+    assert {row["tasks"] for row in aggregates(MANIFEST.but(tasks=[*TASKS, learned]), RESULTS)} == {"2/3"}
 
 
 def test_profiles_by_hand_and_as_they_are_drawn() -> None:

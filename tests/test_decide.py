@@ -15,7 +15,7 @@ from records import FAILED, MANIFEST, RESULTS
 
 from bench.errors import UserError
 from bench.run.deciding import decide
-from bench.run.seeds import after_verdicts
+from bench.run.seeds import after_verdicts, with_earlier
 from bench.run.standing import scores, stand, still_open
 from bench.run.status import planned_flops
 from bench.stats import Contrast, Looks, replay
@@ -252,14 +252,16 @@ def test_a_design_changed_after_a_look_is_told_for_good(made: Plan, tmp_path: Pa
 def test_pilot_seeds_enter_no_verdict(made: Plan) -> None:
     with pytest.raises(UserError, match=r"seeds = \[7, 10000\] cannot be chosen beside decide.*for a pilot seeds from"):
         plan(seeds=[7, 10000])
-    pilot = plan(decide=None, seeds=[7, 10000, 10001])
-    assert not pilot.manifest.pilot and plan(decide=None, seeds=[10000, 10001]).manifest.pilot
+    with pytest.raises(UserError, match=r"seeds = \[7, 10000, 10001\] must be all below 10,000, or all pilots"):
+        plan(decide=None, seeds=[7, 10000, 10001])
+    pilot = plan(decide=None, seeds=[10000, 10001])
+    assert pilot.manifest.pilot and not plan(decide=None, seeds=[7]).manifest.pilot
     record = RESULTS[MANIFEST.cells[0].id]
     results = {
         p.cell.id: record.but(id=p.cell.id, metrics={"test_accuracy": 0.1 * (p.variant == "ztt")}) for p in pilot.cells
     }
     contrast = contrast_of(pilot.manifest, results, pilot.manifest.hypotheses[0])
-    assert contrast.differences.tolist() == [0.1] and contrast.planned == 1
+    assert contrast.differences.tolist() == [] and contrast.planned == 0
     assert verdicts_of(pilot.manifest, [contrast])[0].verdict == "inconclusive"
 
 
@@ -382,3 +384,15 @@ def test_seeds_added_by_hand_tell_of_verdicts_before(tmp_path: Path) -> None:
     stopped.lost = {("bc", "one", 1)}
     stopped(planned(3))
     assert seen(stopped, planned(5)) == []
+
+
+def test_pilots_and_others_are_never_in_one_run(tmp_path: Path) -> None:
+    """Also where the study's file is changed from the ones to the others, so that both are called the same."""
+    pilots, others = plan(decide=None, seeds=[10000, 10001]), plan(decide=None, seeds=[3, 4])
+    for first, second in ((pilots, others), (others, pilots)):
+        fake = Fake(tmp_path / str(first.manifest.seeds[0]))
+        fake(first)
+        assert with_earlier(second.study, fake.store).seeds == second.study.seeds
+    fake = Fake(tmp_path / "more")
+    fake(others)
+    assert with_earlier(plan(decide=None, seeds=[5]).study, fake.store).seeds == (3, 4, 5)

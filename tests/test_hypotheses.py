@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import MANIFEST, RESULTS
+from records import MANIFEST, RESULTS, of_seeds
 from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.data.task import Metric, TaskData, make_data
 from bench.errors import UserError
 from bench.stats import over_tasks, paired
-from bench.store.manifest import CellRow, Manifest, Measure
+from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, Measure
 from bench.store.store import Store
+from bench.study.contrasts import contrast_of, verdicts_of
 from bench.study.hypotheses import Hypothesis, resolve
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.study.schema import Study
+from reports.claims import compared
 from reports.page import write_report
 from reports.power import power_rows
 from reports.verdicts import differences, sentences, verdicts
@@ -361,3 +363,19 @@ def test_power_command_prints_the_table(tmp_path: Path) -> None:
         store.write_result(id, record)
     found = CliRunner().invoke(app, ["power", "quick", "--runs", str(tmp_path), "--effect", "0.01"])
     assert found.exit_code == 0 and "ztt against htc" in found.output and "4/4" in found.output
+
+
+@pytest.mark.parametrize(("gain", "margin"), [(0.02, 0.02), (0.1, 0.1), (0.3, 0.3)])
+def test_a_gain_of_exactly_the_margin_is_no_more_than_it(gain: float, margin: float) -> None:
+    """The scores are rounded, 0.8 - 0.7 is 0.10000000000000009, and that must decide nothing."""
+    claim = {"claim": "c", "better": "ztt", "than": "htc", "task": "p_hop", "margin": margin, "metric": "accuracy"}
+    row = HypothesisRow(**claim, measures=[Measure(task="p_hop", metric="accuracy", higher_is_better=True)])
+    manifest, results = of_seeds(8, lambda variant, task, seed: gain * (variant == "ztt") + 0.013 * seed)
+    (found,) = verdicts_of(manifest, [contrast_of(manifest, results, row)])
+    assert found.verdict == "inconclusive" and found.p_corrected == 1
+
+
+def test_one_task_of_the_harness_on_two_tasks_has_two_names() -> None:
+    rows = [HarnessRow(key="arc", task=t, metric="acc", higher_is_better=True) for t in ("p_hop", "kjv")]
+    assert [name for name, *_ in compared(MANIFEST.but(harness=rows))] == ["p_hop", "kjv", "arc on p_hop", "arc on kjv"]
+    assert [name for name, *_ in compared(MANIFEST.but(harness=rows[1:]))][-1] == "arc"

@@ -16,11 +16,11 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib.image import imread
-from records import FAILED, MANIFEST, ONE_TASK, RESULTS
+from records import FAILED, MANIFEST, ONE_TASK, RESULTS, of_seeds
 
 from bench.store.manifest import CellRow
 from reports.drawing import figures
-from reports.page import write_report
+from reports.page import best, write_report
 from reports.render import KINDS
 from reports.table import further_tests, summary
 from reports.units import human
@@ -200,3 +200,9 @@ def _loaded(modules: str, *heavy: str) -> list[str]:
 )
 def test_units(value: float, text: str) -> None:
     assert human(value) == text
+
+
+def test_all_that_are_best_are_named() -> None:
+    manifest, results = of_seeds(5, lambda variant, task, seed: 0.0)
+    line = best(manifest, results, manifest.tasks[0])
+    assert "(htc and ztt, 5 seeds)" in line, line

@@ -89,6 +89,14 @@ def test_what_differs_in_more_than_blocks_and_cycles_is_no_family() -> None:
     (family,) = families(manifest, wider)
     assert {run.shape[:2] for run in family.runs} == {(2, 2)}
     assert "blocks and cycles do not vary by themselves" in family.fit.note and not findings([family])
+    started = {
+        id: record.but(cell=record.cell.but(init={"source": "smollm2"}))
+        if record.status == "done" and record.cell.variant == "vanilla"
+        else record
+        for id, record in results.items()
+    }
+    (family,) = families(manifest, started)
+    assert {run.shape[:2] for run in family.runs} == {(2, 2)}, "pretrained stacks tell nothing of the others"
     few = manifest.but(variants=[row for row in manifest.variants if row.variant == "vanilla"])
     assert not list(families(few, results)) and not recurrence([])
 

@@ -24,7 +24,7 @@ def rows(phi: float, noise: float, seeds: int, rng: np.random.Generator, slope: 
 @pytest.mark.parametrize("phi", [0.0, 0.46, 1.0])
 @pytest.mark.parametrize("slope", [0.2, -0.5])  # an accuracy, a loss
 def test_a_planted_exponent_is_recovered(phi: float, slope: float) -> None:
-    found = fit_phi(*zip(*rows(phi, 0.0, 5, np.random.default_rng(0), slope), strict=True))
+    found = fit_phi(*zip(*rows(phi, 0.0, 5, np.random.default_rng(0), slope), strict=True), slope > 0)
     assert found.phi.mean == pytest.approx(phi, abs=1e-3) and found.slope == pytest.approx(slope, rel=1e-2)
     assert found.r2 == pytest.approx(1.0) and found.intercept == pytest.approx(0.3, abs=0.01)
     assert (found.phi.n, found.configurations, found.note) == (5, 7, "")
@@ -71,3 +71,16 @@ def test_nothing_to_fit(shapes: list[tuple[int, int, int]], score: float | None,
 
 def test_an_exponent_at_the_end_of_the_range_is_told() -> None:
     assert "at an end" in fit_phi(*zip(*rows(2.5, 0.0, 5, np.random.default_rng(0)), strict=True)).note
+
+
+@pytest.mark.parametrize("slope", [0.2, -0.5])
+def test_where_blocks_do_harm_there_is_no_phi(slope: float) -> None:
+    found = fit_phi(*zip(*rows(0.46, 0.0, 5, np.random.default_rng(0), slope), strict=True), slope < 0)
+    assert (
+        math.isnan(found.phi.mean) and found.note == "more blocks and cycles score worse here: phi would compare harms"
+    )
+
+
+def test_an_interval_that_ends_with_the_range_says_so() -> None:
+    found = fit_phi(*zip(*rows(1.0, 0.06, 6, np.random.default_rng(2)), strict=True))
+    assert found.phi.high >= 1.5 and "the interval ends where the range looked at does" in found.note

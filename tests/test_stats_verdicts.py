@@ -260,3 +260,11 @@ def test_the_note_does_not_contradict_itself() -> None:
     shown = judge([Contrast(around(0.03, 12, 0.03), within=0.05)])[0]
     assert shown.verdict == "supported" and shown.found.difference.high < 0.05
     assert ("yet the difference is within 0.05" in shown.note) == (shown.p_equivalent < 0.05)
+
+
+def test_pairs_that_did_not_decide_are_not_said_to_be_enough() -> None:
+    """p is small, yet the interval is not beyond the margin: by p alone 11 pairs would do."""
+    gaps = [0.01, 0.0189, -0.0236, 0.0131, 0.0061, 0.0081, 0.0186, 0.0214, 0.0264, 0.0178, 0.0214, 0.0133]
+    (found,) = judge([Contrast(np.array(gaps), planned=12)])
+    assert found.verdict == "inconclusive" and found.p_corrected < 0.05 and found.seeds is None
+    assert "significant, but" in found.note and "with more than these 12 pairs would decide" in found.note

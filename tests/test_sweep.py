@@ -10,10 +10,11 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
-from records import RESULTS
+from records import RESULTS, TASKS
 
 from bench.errors import UserError
 from bench.evaluate.trace import Trace
+from bench.store.manifest import SweepResult
 from bench.store.store import Store
 from bench.store.tracking import MlflowTracker
 from bench.store.versions import left_by
@@ -22,6 +23,7 @@ from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep import budgets, storage, thresholds
 from bench.sweep.run import run_sweep
 from bench.sweep.storage import default_url, open_storage, open_trials, shown_url
+from reports.sweeps import findings
 
 IDS = ("a" * 64, "b" * 64)
 
@@ -117,6 +119,20 @@ def test_a_limit_of_flops_is_kept(tmp_path: Path) -> None:
         curve = trace(number).curve("entropy")
         at = np.flatnonzero(np.isclose(curve["flops_per_token"], score["flops_per_token"]))
         assert np.isclose(curve["accuracy"][at], score["accuracy"]).any(), "a point of the exact curve"
+
+
+def test_a_limit_that_no_threshold_keeps_is_told(tmp_path: Path) -> None:
+    stored(tmp_path)
+    rows = [thresholds.search(job(tmp_path, trials=4, max_flops=most, rule="entropy")) for most in (230.0, 1.0)]
+    assert rows[0].tuned and not rows[1].tuned
+    about: dict[str, Any] = {"study": "s", "question": "?", "storage": "", "command": "c", "git": None, "budgets": []}
+    about |= {"tasks": [TASKS[0].but(label=rows[0].task)], "environment": []}
+    told = [
+        findings(SweepResult(**about, max_flops=most, thresholds=[row]))
+        for row, most in zip(rows, (230.0, 1.0), strict=True)
+    ]
+    assert told[1] == [f"{rows[1].task}, {rows[1].variant}: no threshold of entropy keeps within 1 FLOPs/token."]
+    assert not any("no threshold" in line for line in told[0])
 
 
 def finished(study: optuna.Study, flops: float, losses: list[float]) -> None:

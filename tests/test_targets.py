@@ -194,6 +194,9 @@ def test_a_cost_that_runs_have_not_reached_is_not_the_same() -> None:
             }
             entry = HypothesisRow(**named, task=tasks[0], metric="m", measures=measures[: len(tasks)])
             contrast = pairs_of(manifest, seen, entry).contrast
+            counts = pairs_of(manifest, seen, entry).counts
+            assert counts(3).runs == 3 * len(tasks) and counts().runs == 8 * len(tasks)
+            assert counts().missed == (8 * (ztt == no), 8 * (htc == no))
             assert contrast.most is not None and contrast.least is not None
             assert (np.isinf(contrast.most).sum(), np.isinf(contrast.least).sum()) == stopped
             expected = "inconclusive" if verdict == "refuted" and len(tasks) == 2 else verdict
@@ -214,7 +217,7 @@ def test_costs_that_differ_beyond_the_smaller_training_are_not_the_same() -> Non
         for kind in ("better", "same"):
             common = {"task": "p_hop", "metric": "m", "measures": [measure], "margin": 0.0, "within": 0.2}
             pairs = pairs_of(manifest, seen, HypothesisRow(claim="c", better=better, than=than, kind=kind, **common))
-            assert pairs.missed == (0, 0) and pairs.cut == pairs.runs == 12
+            assert pairs.counts().missed == (0, 0) and pairs.counts().cut == pairs.counts().runs == 12
             ends = pairs.contrast.least, pairs.contrast.differences, pairs.contrast.most
             assert [float(end[0]) for end in ends if end is not None] == pytest.approx(
                 sorted([0, 0, sign * math.log(2)])

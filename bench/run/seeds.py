@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from bench.config import FIRST_PILOT
 from bench.store.store import Store
 from bench.study.plan import Plan
 from bench.study.schema import Study
 
 
 def with_earlier(study: Study, store: Store) -> Study:
-    """The study with the seeds of its last run beside its own; one that decides has those of its looks."""
+    """The study with the seeds of its last run beside its own; one that decides has those of its looks. Pilots and
+    others are never in one run.
+    """
     before = store.manifest(study.name)
-    if before is None or study.decides:
+    if before is None or study.decides or before.pilot != (min(study.seeds) >= FIRST_PILOT):
         return study
     own = {*study.seeds, *((study.tune.seed,) if study.tune is not None else ())}
     earlier = [seed for seed in before.seeds if seed not in own]

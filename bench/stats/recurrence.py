@@ -18,8 +18,9 @@ STEP = 0.01
 class Recurrence:
     """phi, with its interval over the seeds; score = intercept + slope x log(fixed + cycled x r^phi).
 
-    phi is NaN (and note says why) where the rows cannot tell it. r2: share of the variance between configurations that
-    the curve explains; a low one says that this form does not hold. configurations: distinct (fixed, cycled, cycles).
+    phi is NaN (and note says why) where the rows cannot tell it, or tell that blocks do harm. r2: share of the variance
+    between configurations that the curve explains; a low one says that this form does not hold. configurations:
+    distinct (fixed, cycled, cycles).
     """
 
     phi: Interval
@@ -30,7 +31,14 @@ class Recurrence:
     note: str
 
 
-def fit_phi(fixed: ArrayLike, cycled: ArrayLike, cycles: ArrayLike, score: ArrayLike, seed: ArrayLike) -> Recurrence:
+def fit_phi(
+    fixed: ArrayLike,
+    cycled: ArrayLike,
+    cycles: ArrayLike,
+    score: ArrayLike,
+    seed: ArrayLike,
+    higher_is_better: bool = True,
+) -> Recurrence:
     """Fit phi to scores of models of one width and one amount of data that differ in blocks and cycles.
 
     The effective number of blocks is fixed + cycled x cycles^phi, as in the iso-depth scaling law of arXiv 2604.21106
@@ -46,6 +54,8 @@ def fit_phi(fixed: ArrayLike, cycled: ArrayLike, cycles: ArrayLike, score: Array
         cycles: number of cycles r, 1 for a plain stack.
         score: of each run, finite.
         seed: of each run.
+        higher_is_better: of the score. Where it becomes worse with blocks, there is no phi: a cycle that is worth much
+            would be one that does much harm.
 
     Raises:
         ValueError: a configuration stands twice for one seed.
@@ -59,21 +69,28 @@ def fit_phi(fixed: ArrayLike, cycled: ArrayLike, cycles: ArrayLike, score: Array
         raise ValueError("a configuration stands twice for one seed")
     scores[which, place] = np.asarray(score, dtype=float)
     means = _means(scores)
+    nothing = Interval(math.nan, math.nan, math.nan, len(seeds), "none")
     note = _untold(shapes, means)
     if note:
-        nothing = Interval(math.nan, math.nan, math.nan, len(seeds), "none")
         return Recurrence(nothing, math.nan, math.nan, math.nan, len(shapes), note)
     phi = _phi(shapes, means)
     x = _log_blocks(shapes, phi)
     slope, intercept = np.polyfit(x, means, 1)
+    if (slope > 0) != higher_is_better:
+        note = "more blocks and cycles score worse here: phi would compare harms"
+        return Recurrence(nothing, float(intercept), float(slope), math.nan, len(shapes), note)
     left, whole = (float((gap**2).sum()) for gap in (means - intercept - slope * x, means - means.mean()))
     r2 = 1 - left / whole
-    if len(shapes) == 3:
-        r2, note = math.nan, "as many parameters as configurations: the form is not tested"
-    if not LEAST < phi < MOST:
-        note = f"at an end of the range looked at, {LEAST:g} to {MOST:g}"
     found = over_seeds(lambda some: _phi(shapes, _means(some)), scores, (LEAST, MOST))
-    return Recurrence(found, float(intercept), float(slope), r2, len(shapes), note)
+    notes = []
+    if len(shapes) == 3:
+        r2 = math.nan
+        notes.append("as many parameters as configurations: the form is not tested")
+    if not LEAST < phi < MOST:
+        notes.append(f"at an end of the range looked at, {LEAST:g} to {MOST:g}")
+    elif found.kind != "none" and not LEAST < found.low <= found.high < MOST:
+        notes.append(f"the interval ends where the range looked at does, {LEAST:g} to {MOST:g}")
+    return Recurrence(found, float(intercept), float(slope), r2, len(shapes), "; ".join(notes))
 
 
 def _untold(shapes: Array, means: Array) -> str:

@@ -104,7 +104,7 @@ class Verdict:
     equivalence (NaN without bounds), corrected for the family; detectable: the smallest effect beyond the margin that
     so many pairs show with power 0.8 at the first step of the correction (alpha / family); seeds: of an inconclusive
     verdict, the fewest pairs that decide it at that level with power 0.8 if mean and sd stay as they are, None if more
-    than MOST_SEEDS or unknown; note: plain words.
+    than MOST_SEEDS, unknown, or no more than there are; note: plain words.
     """
 
     verdict: Outcome
@@ -190,7 +190,10 @@ def verdict_of(contrast: Contrast, tests: PValues, p: tuple[float, float], famil
     level = SIGNIFICANT / family
     smallest = detectable(found.sd, found.difference.n, level) if found.difference.n else math.nan
     seeds = _seeds(contrast, found, level) if outcome == "inconclusive" else None
-    return Verdict(outcome, found, *p, smallest, seeds, _note(contrast, found, p, outcome, seeds, family))
+    note = _note(contrast, found, p, outcome, seeds, family)
+    # What so many pairs have not decided is not planned by their number.
+    seeds = None if seeds is not None and seeds <= found.difference.n else seeds
+    return Verdict(outcome, found, *p, smallest, seeds, note)
 
 
 def outcome_of(contrast: Contrast, tests: PValues, found: Paired, significant: tuple[bool, bool]) -> Outcome:
@@ -247,6 +250,7 @@ def _note(
         notes.append("all differences are equal")
     elif gap.n > 1:
         many = f"more than {MOST_SEEDS:,}" if seeds is None else f"about {seeds:,}"
+        many = many if seeds is None or seeds > gap.n else f"more than these {gap.n:,}"
         notes.append(f"a study of its own with {many} pairs would decide, if mean and sd stay as they are (power 0.8)")
     return "; ".join(notes)
 

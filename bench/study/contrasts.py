@@ -16,20 +16,35 @@ from bench.stats.intervals import Array
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome, Record
 
+DIGITS = 12  # behind the point, of a difference: below them is the rounding of the scores, which must decide nothing
+
+
+class Counts(NamedTuple):
+    """missed: runs of either variant that did not reach the score that a cost is of, of so many runs; cut: pairs of
+    which both did, one of them beyond the training that both had.
+    """
+
+    missed: tuple[int, int] = (0, 0)
+    runs: int = 0
+    cut: int = 0
+
 
 @dataclass(frozen=True)
 class Pairs:
     """What the seeds say of a claim.
 
     contrast: the differences, in the order of the seeds that both variants have; NaN where a cell that the pair needs,
-    on any of the tasks, is not done. missed: runs of either variant that did not reach the score that a cost is of, of
-    so many runs; cut: pairs of which both did, one of them beyond the training that both had.
+    on any of the tasks, is not done. by_seed: ``Counts`` of each of these seeds.
     """
 
     contrast: Contrast
-    missed: tuple[int, int]
-    runs: int
-    cut: int
+    by_seed: tuple[Counts, ...]
+
+    def counts(self, first: int | None = None) -> Counts:
+        """Of all seeds together, or of so many first ones."""
+        some = self.by_seed[:first]
+        missed = sum(one.missed[0] for one in some), sum(one.missed[1] for one in some)
+        return Counts(missed, sum(one.runs for one in some), sum(one.cut for one in some))
 
 
 class _Gap(NamedTuple):
@@ -62,7 +77,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     seeds: set[int] = set()
     failed: set[int] = set()
     gaps: list[dict[int, _Gap]] = []
-    missed, runs, cut = (0, 0), 0, 0
+    counted: dict[int, Counts] = {}
     for measure in entry.measures:
         a, b = (_records(manifest, results, label, measure.task, pilots) for label in (entry.better, entry.than))
         gap = {}
@@ -71,8 +86,9 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
             finished = [record for record in records if record is not None and record.status == "done"]
             if len(finished) == 2:
                 found = _gap(finished[0], finished[1], measure)
-                missed, runs = (missed[0] + found.missed[0], missed[1] + found.missed[1]), runs + 1
+                missed, runs, cut = counted.get(seed, Counts())
                 cut += not any(found.missed) and not found.least == found.seen == found.most
+                counted[seed] = Counts((missed[0] + found.missed[0], missed[1] + found.missed[1]), runs + 1, cut)
                 if not math.isnan(found.seen):
                     gap[seed] = found
             elif any(record is not None and record.status == "failed" for record in records):
@@ -90,7 +106,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
     less, more = (over_tasks(hidden, same, first, scaled_by=seen) for hidden in (seen - least, most - seen))
 
     def by_seed(values: Array) -> Array:
-        known = dict(zip(there, values, strict=True))
+        known = dict(zip(there, np.round(values, DIGITS), strict=True))
         return np.array([known.get(seed, math.nan) for seed in order], dtype=float)
 
     contrast = Contrast(
@@ -103,7 +119,7 @@ def pairs_of(manifest: Manifest, results: Mapping[str, Outcome], entry: Hypothes
         least=by_seed(differences - less),
         most=by_seed(differences + more),
     )
-    return Pairs(contrast, missed, runs, cut)
+    return Pairs(contrast, tuple(counted.get(seed, Counts()) for seed in order))
 
 
 def _records(

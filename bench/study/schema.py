@@ -157,6 +157,10 @@ class Study(Strict):
             raise ValueError(
                 f"tune.seed = {self.tune.seed} must be none of the seeds that are reported: {shown(list(self.seeds))}"
             )
+        if min(self.seeds) < FIRST_PILOT <= max(self.seeds):
+            raise ValueError(
+                f"seeds = {shown(list(self.seeds))} must be all below {FIRST_PILOT:,}, or all pilots, from there on"
+            )
         if self.sweep is not None and self.sweep.budgets is not None and self.sweep.budgets.seed in self.seeds:
             raise ValueError(
                 f"sweep.budgets.seed = {self.sweep.budgets.seed} must be none of the seeds that are reported: "
