@@ -23,9 +23,14 @@ from bench.data.prepared import load_prepared, save
 from bench.data.task import TaskData, get_task, task_data
 from bench.errors import UserError
 from bench.evaluate.examples import examples
-from bench.model.language_model import build_model
+from bench.model.language_model import build_model, load_model
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
+from bench.run.going import run_cell
+from bench.run.upgrade import open_store
+from bench.study.load import study_from
+from bench.study.plan import make_plan
+from bench.study.start import initial_model
 from bench.train.loop import train
 from reports.pictures import picture
 
@@ -346,3 +351,32 @@ def test_a_saved_classifier_names_its_classes(digits: TaskData, pictures: Path, 
     assert sum(one["score"] for one in told) == pytest.approx(1)
     assert [digits.class_names[digit] for digit in range(10)] == list("0123456789")
     assert task_data("p_hop", {"n_train": 20, "n_test": 20}).class_names == {}
+
+
+def test_pictures_that_stand_in_two_splits_are_told(tmp_path: Path, pictures: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(pictures / "train", tmp_path / split)
+    notes = task_data("image", {"dataset": str(tmp_path), "size": 8, "patch": 4}).notes
+    assert "72 of 80 values of test stand in train as well" in notes
+    assert "8 of 80 values of test stand in valid as well" in notes
+    assert not any("as well" in note for note in task_data("image", {"dataset": str(pictures), "size": 8}).notes)
+
+
+def test_a_model_of_pictures_starts_from_anothers_cell(tmp_path: Path) -> None:
+    study = {
+        "name": "pictures",
+        "question": "Does it go on?",
+        "model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2},
+        "train": {"steps": 3, "batch_size": 4},
+        "tasks": [{"name": "digits", "options": {"patch": 4}}],
+        "variants": ["htc", {"name": "ztt", "init": "cell:htc"}],
+        "seeds": 1,
+    }
+    store, plan = open_store(tmp_path, begin=True), make_plan(study_from(study, [], "study"), "", None)
+    first, second = (run_cell(planned.cell, store) for planned in plan.cells)
+    assert first.status == second.status == "done"
+    data = task_data("digits", {"patch": 4})
+    one, other = (initial_model(planned.cell, data, store) for planned in plan.cells)
+    trained = load_model(store.model(first.id))
+    assert (other.blocks[1].mlp.up.weight == trained.blocks[1].mlp.up.weight).all()
+    assert (one.blocks[1].mlp.up.weight != trained.blocks[1].mlp.up.weight).any()

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from bench.config import TrainConfig
 from bench.errors import InputError, UserError
 from bench.evaluate.evaluation import evaluate
+from bench.evaluate.loops import loop_points
 from bench.evaluate.rules import all_rules, get_rule
 from bench.exits.execute import execute
 from bench.exits.whole import WholeExit
@@ -309,3 +310,34 @@ def test_recorded_passes_take_vectors() -> None:
 
     replayed = Replayed(list(lm.parameters()), torch.device("cpu"), lambda run: lambda: run())
     assert torch.equal(replayed(passes, x, targets), passes(x, targets))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("universal", {}), ("mor", {"routing": "token", "z_loss": 0.1}), ("mor", {"z_loss": 0.1})],
+    ids=["universal", "token", "expert"],
+)
+def test_padding_is_in_no_loss_and_takes_no_place(name: str, options: dict[str, Any]) -> None:
+    """Losses of parts are means over real places; a cycle that takes the best of a sequence takes no padding."""
+    form = Form(features=FEATURES, attention="full", judged="mean", padded=True)
+    lm, (x, _) = model(name, options, form).train(), sequences(form, ends=False)
+    added = []
+    for more in (0, 5):
+        wide = torch.cat([x, torch.full((len(x), more, FEATURES), torch.nan)], 1)
+        added.append(lm(wide).auxiliary_loss.item())
+        state = lm.embed(wide)
+        for number in lm.cycles(state):
+            index = state.memory.get("index")
+            assert index is None or index.shape[1] > LENGTH or index.max() < LENGTH, number
+    if name == "universal" or "routing" in options:  # how many are best depends on the length
+        assert added[0] == pytest.approx(added[1], rel=1e-5) != 0
+
+
+def test_padding_is_in_no_spectral_radius() -> None:
+    form = Form(features=FEATURES, attention="full", judged="mean", padded=True)
+    lm, (x, _) = model("htc", {}, form), sequences(form, ends=False)
+    wide = torch.cat([x, torch.full((len(x), 5, FEATURES), torch.nan)], 1)
+    # The vectors that the iteration starts from are others, so that many iterations are wanted.
+    alone, among = (loop_points(lm, some, 2, iterations=400) for some in (x, wide))
+    for one, other in zip(alone, among, strict=True):
+        assert one.spectral_radius == pytest.approx(other.spectral_radius, rel=3e-3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from settings import make
 from transformers import AutoTokenizer
 
@@ -17,7 +18,9 @@ from bench.exits.stream import Checkpoint, stream
 from bench.pretrained.share import README, add_scores
 from bench.run.execution import execute_study
 from bench.run.going import run_cell
+from bench.run.upgrade import open_store
 from bench.store.store import Store
+from bench.study.load import study_from
 from bench.study.plan import make_plan
 from reports.page import write_report
 
@@ -154,3 +157,14 @@ def test_execution_agrees_with_the_stored_trace_and_is_reported(store: Store, tm
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "saved FLOPs beside saved time" in text and f"{found[0][1].threshold:.4g}" in text
+
+
+def test_execution_is_in_the_precision_that_the_cell_was_tested_in(tmp_path: Path) -> None:
+    raw = {**yaml.safe_load(STUDY), "variants": ["htc"]}
+    raw["train"] = {**raw["train"], "steps": 20, "lr": 0.01, "precision": "bfloat16"}
+    plan, store = make_plan(study_from(raw, [], "study"), "", None), open_store(tmp_path, begin=True)
+    record = run_cell(plan.cells[0].cell, store)
+    tuned = {entry.threshold: entry.test for entry in record.exits.rules["confidence"].tuned}
+    for _, row in execute_study(store, plan.manifest, "confidence", None, 1, "sequence"):
+        assert row.mean_cycles == tuned[row.threshold]["mean_cycles"]
+        assert row.loss == pytest.approx(tuned[row.threshold]["loss"], rel=1e-6)

@@ -265,3 +265,11 @@ def test_low_rank_updates_are_those_of_the_cycle(routing: str) -> None:
     ids, targets = tokens(3, 9).numpy(), tokens(3, 9, seed=1).numpy()
     done = execute(lm, ids[:1], targets[:1], None)
     assert done.flops[0] == counted_flops(lambda: lm(torch.from_numpy(ids[:1])))
+
+
+@routings
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tokens_that_the_variant_chooses_do_not_leave_one_by_one(routing: str, batch: int) -> None:
+    lm, x = routed(routing), tokens(batch, LONG).numpy()
+    with pytest.raises(UserError, match=r"--granularity: 'mor' chooses the tokens of a cycle by itself"):
+        execute(lm, x, x, "confidence", 0.99, granularity="token")

@@ -43,6 +43,13 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def mean_of(values: Tensor, real: Tensor | None) -> Tensor:
+    """Mean of values [B, T, ...] over the tokens, [...]; real: [B, T], those that are no padding, None for all."""
+    if real is None:
+        return values.mean((0, 1))
+    return (values * real.view(*real.shape, *[1] * (values.dim() - 2))).sum((0, 1)) / real.sum()
+
+
 class Router(Recurrence):
     """What both ways of routing have in common. alpha: scale of the gate; weight, z: of the losses."""
 
@@ -54,9 +61,11 @@ class Router(Recurrence):
         self.n_cycles, self.alpha, self.weight, self.z, self.ahead = n_cycles, alpha, weight, z, ahead
         self.width, self.chooses = model.d_model, not ahead
 
-    def z_loss(self, logits: Tensor) -> list[Tensor]:
-        """``z mean(logsumexp(logits)^2)`` over the tokens, for logits [B, T, routes]; nothing where z is 0."""
-        return [self.z * logits.logsumexp(-1).square().mean()] if self.z else []
+    def z_loss(self, logits: Tensor, real: Tensor | None) -> list[Tensor]:
+        """``z mean(logsumexp(logits)^2)`` over the tokens, for logits [B, T, routes]; nothing where z is 0. real: as
+        of ``mean_of``.
+        """
+        return [self.z * mean_of(logits.logsumexp(-1).square(), real)] if self.z else []
 
     def alone(self, state: Walk) -> bool:
         """Whether no other sequence's choice has to be waited for: a cycle may then run on its tokens alone."""
@@ -98,15 +107,19 @@ class ExpertChoice(Router):
             return
         candidates = take(whole, memory["index"]) if cycle else whole
         logits = router(candidates)
-        logit = logits.squeeze(-1)
+        logit, scores, real = logits.squeeze(-1), logits.squeeze(-1), state.real
+        if real is not None:  # padding comes last, and where it is in its gate is 0
+            real = real.gather(1, memory["index"]) if cycle else real
+            logit = logit.masked_fill(real == 0, -torch.inf)
         if best:
             chosen = logit.topk(self.tokens(cycle, whole.shape[1])).indices.sort(1).values
         else:
             chosen = (logit > 0).nonzero()[:, 1].unsqueeze(0)
         if self.training:
             target = torch.zeros_like(logit).scatter(1, chosen, 1.0)
-            state.losses.append(self.weight * binary_cross_entropy_with_logits(logit, target))
-            state.losses += self.z_loss(logits)
+            missed = binary_cross_entropy_with_logits(scores, target, reduction="none")
+            state.losses.append(self.weight * mean_of(missed, real))
+            state.losses += self.z_loss(logits, real)
         memory["gate"] = self.alpha * logit.gather(1, chosen).sigmoid()
         self.run_on(memory["index"].gather(1, chosen) if cycle else chosen, state)
 
@@ -153,9 +166,9 @@ class TokenChoice(Router):
         chances = logits.softmax(-1)
         best, choice = chances.max(-1)
         if self.training:
-            share = one_hot(choice, self.n_cycles).to(chances.dtype).mean((0, 1))
-            state.losses.append(self.weight * self.n_cycles * (chances.mean((0, 1)) * share).sum())
-            state.losses += self.z_loss(logits)
+            share = mean_of(one_hot(choice, self.n_cycles).to(chances.dtype), state.real)
+            state.losses.append(self.weight * self.n_cycles * (mean_of(chances, state.real) * share).sum())
+            state.losses += self.z_loss(logits, state.real)
         state.memory |= {"before": state.hidden, "gate": self.alpha * best, "cycles": choice + 1}
 
     def enter(self, cycle: int, state: Walk) -> None:

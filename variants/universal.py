@@ -100,7 +100,7 @@ class UniversalRecurrence(Recurrence):
 
     def end(self, state: Walk) -> None:
         if self.halt is not None and self.training and self.cost:
-            state.losses.append(self.cost * (state.memory["ran"] + state.memory["remainder"]).mean())
+            state.losses.append(self.cost * state.mean(state.memory["ran"] + state.memory["remainder"]))
 
     def output(self, state: Walk) -> Tensor:
         if self.halt is None:

@@ -58,9 +58,9 @@ class Audio(Task):
         plain = None if Path(chosen.dataset).is_dir() else Sound(decode=False)
         read = partial(frames_of, options=chosen)
         column = ("audio_column", chosen.audio_column)
-        found, names = labelled_rows("audio", chosen, column, plain, read)
+        found, names, notes = labelled_rows("audio", chosen, column, plain, read)
         splits, _, _ = standardised({name: Labelled(*split) for name, split in found.items()}, (0, 1))
-        return class_data(splits, names, chosen)
+        return class_data(splits, names, chosen, notes=notes)
 
 
 def frames_of(value: dict[str, Any], options: Audio.Options) -> NDArray[np.float32]:

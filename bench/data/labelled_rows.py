@@ -80,8 +80,8 @@ def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
 
 def labelled_rows(
     task: str, options: LabelledOptions, column: tuple[str, str], plain: Any, read: Callable[[Any], NDArray[Any]]
-) -> tuple[Found, list[str]]:
-    """Values, read and stacked, and classes of train, valid and test; the classes' names.
+) -> tuple[Found, list[str], list[str]]:
+    """Values, read and stacked, and classes of train, valid and test; the classes' names; notes for the users.
 
     Args:
         task: its name, for errors.
@@ -136,4 +136,16 @@ def labelled_rows(
         # They often come sorted by class, and validation while training looks at the first ones alone.
         order = np.random.default_rng(SPLIT).permutation(len(classes))
         found[name] = vectors[order], classes[order]
-    return found, names or []
+    return found, names or [], _twice(found)
+
+
+def _twice(found: Found) -> list[str]:
+    """How many values of a held-out split stand in another as well, in words."""
+    seen = {name: [value.tobytes() for value in values] for name, (values, _) in found.items()}
+    pairs = [("valid", "train"), ("test", "train"), ("test", "valid")]
+    counts = {(name, other): sum(map({*seen[other]}.__contains__, seen[name])) for name, other in pairs}
+    return [
+        f"{count:,} of {len(seen[name]):,} values of {name} stand in {other} as well"
+        for (name, other), count in counts.items()
+        if count
+    ]

@@ -95,7 +95,7 @@ class Images(Task):
         chosen = self.options
         mode, column = "L" if chosen.channels == 1 else "RGB", ("image_column", chosen.image_column)
         read = partial(_pixels, size=chosen.size, mode=mode)
-        found, names = labelled_rows("image", chosen, column, Image(decode=False), read)
+        found, names, notes = labelled_rows("image", chosen, column, Image(decode=False), read)
         mean = spread = np.full(chosen.channels, 0.5)
         if chosen.normalisation == "data":
             pixels = found["train"][0]
@@ -106,7 +106,7 @@ class Images(Task):
             pictures = (pixels.astype(np.float32) / 255 - mean[:, None, None]) / spread[:, None, None]
             labelled[name] = Labelled(patches(pictures, chosen.patch), classes)
         processor = partial(image_processor, chosen.size, mean.tolist(), spread.tolist())
-        return class_data(labelled, names, chosen, chosen.patch, processor)
+        return class_data(labelled, names, chosen, chosen.patch, processor, notes)
 
 
 def _pixels(value: dict[str, Any], size: int, mode: str) -> NDArray[np.uint8]:

@@ -280,6 +280,11 @@ def check_sample(name: str, sample: Sample, vocab_size: int, form: Form = TEXT) 
     scored = sample.targets.min(initial=none, where=sample.targets != IGNORED)
     if scored == none:
         raise ValueError(f"split {name!r} has no target that is scored: all are {IGNORED}")
+    if name != "train" and (bare := np.flatnonzero((sample.targets == IGNORED).all(1))).size:
+        raise ValueError(
+            f"split {name!r}, sequence {bare[0]} has no target that is scored (allowed: one at least; only to be "
+            "trained on it may have none)"
+        )
     tokens = [sample.targets.max(), scored]
     if form.features is None:
         tokens += [sample.ids.min(), sample.ids.max()]

@@ -101,6 +101,7 @@ def open_checkpoint(source: str) -> tuple[CycleForCausalLM, PreTrainedTokenizerB
         return CycleForCausalLM.from_pretrained(where.folder).eval().requires_grad_(False), load_tokenizer(source)
     pretrained = load(source)
     lm = convert(pretrained, get_variant("vanilla"), pretrained.outline.shape)
+    assert isinstance(lm, CycleForCausalLM)  # other sources than ours are
     return lm.requires_grad_(False), pretrained.tokenizer
 
 

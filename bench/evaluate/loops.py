@@ -73,6 +73,8 @@ def _radius(lm: Network, number: int, state: Walk, iterations: int, seed: int) -
     vector = torch.randn(start.shape, generator=draw).to(start)
     growth: list[Tensor] = []
     for _ in range(iterations):
+        if state.real is not None:  # the states of padding are nobody's
+            vector = vector * state.real.unsqueeze(-1)
         vector = vector / vector.flatten(1).norm(dim=1).clamp_min(torch.finfo(vector.dtype).tiny).view(-1, 1, 1)
         (vector,) = torch.autograd.grad(walk.hidden, start, vector, retain_graph=True, materialize_grads=True)
         growth.append(vector.flatten(1).norm(dim=1))

@@ -106,6 +106,10 @@ def execute(
     run = _tokens if granularity == "token" and known is not None else _batch
     if run is _tokens and (lm.model_shape.form.attention == "full" or lm.model_shape.form.judged != "tokens"):
         raise UserError("--granularity: 'token' needs causal attention and targets at tokens (allowed: sequence)")
+    if run is _tokens and lm.routes:
+        raise UserError(
+            f"--granularity: {lm.variant.name!r} chooses the tokens of a cycle by itself (allowed: sequence)"
+        )
     training = lm.training
     lm.eval()
     found: list[_Left] = []

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.errors import UserError
 from bench.model.attention import Prefix, attend, causal_mask, within
 from bench.model.context import Context
 from bench.model.keys import name_of, unpacked
@@ -67,7 +66,7 @@ class TokenCycle:
         )
 
     def run(self, number: int, state: Walk) -> None:
-        """Run cycle 0, 1, ... on the state, in place. Raises UserError if the variant itself chooses the tokens."""
+        """Run cycle 0, 1, ... on the state, in place."""
         if self.all:
             self.lm.cycle(number, state)
             return
@@ -79,10 +78,6 @@ class TokenCycle:
         return torch.where(self.inside.view(*self.inside.shape, *[1] * (new.dim() - 2)), new, old)
 
     def _walk(self, steps: Iterable[Step], state: Walk) -> None:
-        if state.context.visible is not None:
-            raise UserError(
-                f"--granularity: {self.lm.variant.name!r} chooses the tokens of a cycle by itself (allowed: sequence)"
-            )
         frozen, own = tokens_of(self.before, self.frozen), tokens_of(state, self.at)
         if state.common is not None:
             frozen.common, own.common = (state.common[at // self.inside.shape[1]] for at in (self.frozen, self.at))

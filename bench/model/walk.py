@@ -125,6 +125,10 @@ class Walk:
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
         return torch.stack([self.mean_mass(p0) for p0 in seen]).mean(0) if seen else None
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all tokens [B, T] that are no padding, a scalar."""
+        return values.mean() if self.real is None else (values * self.real).sum() / self.real.sum()
+
     def mean_mass(self, p0: Tensor) -> Tensor:
         """Zero attention of each sequence [B] from that of its heads and tokens [B, H, T]: mean over the real ones."""
         if self.real is None:

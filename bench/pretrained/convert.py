@@ -8,7 +8,7 @@ from torch import Tensor
 from bench.config import ModelConfig, Sharing
 from bench.errors import UserError, first_line
 from bench.model.configuration import CycleConfig
-from bench.model.language_model import CycleForCausalLM
+from bench.model.language_model import CycleModel, model_of
 from bench.model.parts import PARTS
 from bench.model.variant import Variant
 from bench.pretrained.recover import recover, recovers
@@ -19,7 +19,7 @@ from bench.pretrained.stock import State
 
 def convert(
     pretrained: Pretrained, variant: Variant, model: ModelConfig, sharing: Sharing | None = None, seed: int = 0
-) -> CycleForCausalLM:
+) -> CycleModel:
     """The pretrained model as a variant of the shape ``model`` (``target_shape``), in the source's own precision.
 
     What the variant adds, and blocks that are to start afresh, are drawn from the seed as for a model trained from
@@ -38,7 +38,7 @@ def convert(
         pad_token_id=found.special["pad_token_id"],
     )
     with torch.device("meta"):
-        lm = CycleForCausalLM(config)
+        lm = model_of(config)
     dtype = pretrained.weights["tokens.weight"].dtype
     stack = dict(pretrained.weights) if recovers(lm.adapter, sharing, found.shape.n_blocks, lm.schedule) else None
     sources = sources_of(sharing, found.shape.n_blocks, lm.schedule)
@@ -99,6 +99,6 @@ def _mean(tensors: list[Tensor], uses: int) -> Tensor:
 
 
 @torch.no_grad()
-def logit_difference(lm: CycleForCausalLM, pretrained: Pretrained) -> float:
+def logit_difference(lm: CycleModel, pretrained: Pretrained) -> float:
     """Largest difference of a logit from the source's on the probe, at one cycle."""
     return float((lm(pretrained.probe, n_cycles=1).logits.float() - pretrained.logits).abs().max())

@@ -18,11 +18,19 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from bench.config import ModelConfig
 from bench.errors import UserError, first_line
+from bench.form import TEXT
 from bench.model.configuration import CycleConfig
 from bench.pretrained.stock import State, our_weights, shape_of_stock
 from bench.store.digests import check_model
@@ -63,7 +71,7 @@ class Pretrained:
 
     Attributes:
         weights: under our names.
-        probe, logits: tokens [B, T] and what the source says to them.
+        probe, logits: tokens [B, T], or vectors [B, T, F], and what the source says to them.
     """
 
     source: str
@@ -194,7 +202,8 @@ def load(source: str) -> Pretrained:
     try:
         check_model(where.folder)
         with no_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
+            kind: Any = AutoModelForCausalLM if found.shape.form == TEXT else AutoModelForImageClassification
+            loaded: Any = kind.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise _unreadable(where, error) from None
     lm, told = loaded
@@ -204,14 +213,18 @@ def load(source: str) -> Pretrained:
             raise UserError(f"source {source!r} cannot be read: {what}, {wrong[0]} the first of {len(wrong)}")
     lm.eval()
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randint(found.vocab_size, (PROBE[0], min(PROBE[1], found.positions)), generator=generator)
+    size, features = (PROBE[0], min(PROBE[1], found.positions)), found.shape.form.features
+    if features is None:
+        probe = torch.randint(found.vocab_size, size, generator=generator)
+    else:
+        probe = torch.randn(*size, features, generator=generator)
     ours = isinstance(lm.config, CycleConfig)
     with torch.no_grad():
         logits = lm(probe, n_cycles=1).logits if ours else lm(probe).logits
     weights: State = dict(lm.state_dict())
     del lm, loaded
     if ours:
-        if found.shape.tie_embeddings:
+        if found.shape.tied:
             weights.pop("lm_head.weight")
     else:
         weights = our_weights(weights, found.shape)

@@ -14,7 +14,7 @@ from bench.model.language_model import load_model
 from bench.store.manifest import Manifest
 from bench.store.records import ExecutionRow
 from bench.store.store import Store
-from bench.train.device import repeatable
+from bench.train.device import autocast, pick_device, repeatable
 
 
 def execute_study(
@@ -53,8 +53,10 @@ def execute_study(
         rows = []
         with repeatable(cell.seed, cell.train.threads):
             lm = load_model(store.model(cell.id)).eval()
+            lm.to(pick_device(cell.train))
             for threshold in thresholds or sorted(set(tuned)):
-                rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
+                with autocast(cell.train, lm.device):  # as it was tested
+                    rows.append(measure_exits(lm, *arrays(data.test), rule, threshold, rounds, granularity))
                 yield label, rows[-1]
         store.write_execution(cell.id, rule if granularity == "sequence" else f"{rule} by {granularity}", rows)
     if untuned and not measured:

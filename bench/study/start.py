@@ -49,7 +49,7 @@ def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig,
     with torch.device("meta"):
         recovers(variant.adapter(model, schedule), sharing, found.shape.n_blocks, schedule)
     if data.form != found.shape.form:
-        raise UserError(f"init: {source!r} is a language model, the task has {data.form!r} (allowed: none)")
+        raise UserError(f"init: {source!r} reads {found.shape.form!r}, the task has {data.form!r} (allowed: the same)")
     if data.vocab_size > found.vocab_size:
         raise UserError(
             f"init: {source!r} knows {found.vocab_size} tokens, the task has {data.vocab_size} "
