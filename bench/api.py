@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.config import FIRST_PILOT
 from bench.errors import UserError, unknown
 from bench.plugins import changed_since, digests, import_files
 from bench.run.upgrade import open_store
@@ -17,7 +16,6 @@ from bench.store.manifest import CellRow, Manifest
 from bench.store.records import Failure, Outcome, Record, configuration, dotted
 from bench.store.store import Store
 from bench.study.load import load_study, names_a_study, said_since, study_from, study_names
-from bench.study.naming import base_of
 from bench.study.schema import Study
 
 if TYPE_CHECKING:
@@ -172,7 +170,7 @@ class Results:
             found = drawing(self.manifest, self.records)
         else:
             label = task if task is not None else next(iter(tasks)) if len(tasks) == 1 else None
-            if label not in tasks:
+            if not isinstance(label, str) or label not in tasks:
                 raise unknown("task of the study:", task, tasks)
             found = drawing(self.manifest, self.records, tasks[label])
         if found is None:
@@ -198,6 +196,9 @@ class Results:
 
         Returns:
             The paths of all files.
+
+        Raises:
+            UserError: for another format, and where ``out`` is no folder.
         """
         from reports.pool import renderers  # start-up
 
@@ -207,7 +208,7 @@ class Results:
 
             sweeps = [s for s in self.store.sweeps() if (s.of or s.study) == self.manifest.study]
             shown = () if published else sweeps
-            self.paths = write_report(self.manifest, self.records, folder, published, tuple(formats), pool, shown)
+            self.paths = write_report(self.manifest, self.records, folder, published, formats, pool, shown)
         if published and (own := [s for s in sweeps if s.study == self.manifest.study]):  # as it is written
             from reports.sweeps import write_sweep  # start-up
 
@@ -330,15 +331,16 @@ def run(
     from bench.run.executors import hang_seconds  # start-up
     from bench.run.runner import Running, run_study  # start-up
     from bench.run.seeds import after_verdicts, of_the_same_cells, with_earlier  # start-up
+    from bench.run.told import told  # start-up
     from bench.store.environment import git_revision  # start-up
     from bench.store.tracker import trackers  # start-up
     from bench.sweep.storage import default_url  # start-up
     from bench.sweep.tune import tuned_plan  # start-up
     from bench.train.checkpoints import Every  # start-up
-    from reports.render import check_formats  # start-up
+    from reports.render import check_output  # start-up
 
     forget()
-    check_formats(formats)
+    check_output(out, formats)
     every, silent = Every.parse(checkpoint_every), hang_seconds(hang)
     how = Running(jobs, retry, every, executor, address, pack=pack, hang=silent)
     store = open_store(runs)
@@ -361,17 +363,8 @@ def run(
     url = storage or (default_url(store.root) if loaded.tune is not None else "")
     plan = tuned_plan(with_earlier(loaded, store), run_plan, command, git_revision(), url)
     plan = after_verdicts(of_the_same_cells(plan, loaded.seeds, store), store)
-    for entry in plan.manifest.variants:
-        if entry.chosen:
-            tell(f"{entry.label}: matched in {entry.match}: {entry.chosen}")
-    if loaded.changed:
-        tell(f"{loaded.name}: {base_of(loaded.name)} with {'; '.join(loaded.changed)}")
-    if added := [str(seed) for seed in plan.manifest.seeds if seed not in loaded.seeds]:
-        tell(f"seeds {', '.join(added)}, which earlier commands have added, stay in the study")
-    for note in plan.manifest.notes:
-        tell(note)
-    if seeds := [seed for seed in plan.manifest.seeds if seed >= FIRST_PILOT]:
-        tell(f"pilot: seeds from {FIRST_PILOT} on ({seeds[0]}{', ...' * (len(seeds) > 1)}) enter no verdict")
+    for line in told(loaded, plan, store):
+        tell(line)
 
     def run_scored(plan: Plan) -> Records:
         records = run_plan(plan)

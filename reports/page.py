@@ -36,7 +36,7 @@ from reports.loops import diverging
 from reports.policy import bars, can_rank, told, told_seeds
 from reports.recurrence import families, recurrence
 from reports.recurrence import findings as recurrence_findings
-from reports.render import check_formats, file_names, lacking, rendered
+from reports.render import check_output, file_names, lacking, rendered
 from reports.sweeps import on_page
 from reports.table import (
     Row,
@@ -78,7 +78,7 @@ def write_report(
     results: dict[str, Outcome],
     out: Path,
     published: bool = False,
-    formats: tuple[str, ...] = ("png",),
+    formats: Sequence[str] = ("png",),
     pool: Executor | None = None,
     sweeps: Sequence[SweepResult] = (),
 ) -> list[Path]:
@@ -95,14 +95,14 @@ def write_report(
         sweeps: what the study's sweeps have found; the page shows it too.
 
     Raises:
-        UserError: for a format that there is not, or without ``png``, which the page shows.
+        UserError: for a format that there is not, or without ``png``, which the page shows; where out is no folder.
     """
-    check_formats(formats)
+    check_output(out, formats)
     with mpl.rc_context(STYLE):
         letters = lacking(row.label for rows in (manifest.variants, manifest.tasks) for row in rows)
     undrawn = [f"the figures' font lacks {' '.join(letters)}: each is a box there"] if letters else []
     drawn, listed = tee(_drawn(manifest, results, undrawn))
-    kinds = ("png",) if published else formats
+    kinds = ("png",) if published else tuple(formats)
     sourced = ((one.figure, one.cells) for one in drawn)
     files = rendered(sourced, kinds, STYLE, pool)
     context: dict[str, Any] = {

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from bench.errors import UserError, typed_line, unknown
+from bench.store.files import check_folder
 
 UNDATED: dict[str, dict[str, Any]] = {  # the same figure is the same file
     "png": {"Software": None},
@@ -55,8 +57,9 @@ def _digest(parts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:8]
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises UserError for a format that there is not, and without PNG."""
+def check_output(out: str | Path | None, formats: Sequence[str]) -> None:
+    """Raises UserError for a folder that cannot be one, for a format that there is not, and without PNG."""
+    check_folder(out)
     if isinstance(formats, str):
         raise UserError(f"formats: {formats!r} is one text (allowed: a list of {', '.join(KINDS)})")
     for kind in formats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from agree import runs_of
 from commands import cyclebench
 from mlflow import MlflowClient
 
+from bench import api
 from bench.cli import app, main
+from bench.errors import UserError
 from bench.evaluate.trace import Trace
 from bench.model.language_model import CycleForCausalLM
 from bench.run.cells import Job
@@ -23,6 +26,7 @@ from bench.run.executors import Event
 from bench.run.executors.local import LocalExecutor
 from bench.run.going import run_cell
 from bench.run.runner import Running, run_study
+from bench.run.told import replaced
 from bench.store.records import Outcome, Record
 from bench.store.store import Store
 from bench.store.tracking import SEARCH
@@ -306,6 +310,12 @@ def test_a_result_that_is_damaged_within_is_run_again(
         (["compare", "nowhere::quick", "quick"], "STUDY: 'nowhere', before ::, is no folder"),
         (["status", "quick", "--runs", "x y"], "(run: cyclebench run quick --runs 'x y')"),
         (["findings", "--out", "."], "--out: '.' is a folder (allowed: the file of the page)"),
+        (
+            ["run", "quick", "--out", __file__],
+            f"--out: {__file__!r} is no folder (allowed: a folder, there or to be made)",
+        ),
+        (["sweep", "thresholds", "--out", f"{__file__}/x"], f"--out: {f'{__file__}/x'!r}: {__file__!r} is no folder"),
+        (["costs", "quick", "--out", __file__], f"--out: {__file__!r} is no folder"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -354,3 +364,30 @@ def test_list_and_profile_show_every_variant(tmp_path: Path) -> None:
     found = cyclebench(tmp_path, *arguments, "--set", "variants.vanilla.match=flops")
     assert found.returncode == 0, found.stderr
     assert "of which zero tokens: parameters" in found.stdout and "n_blocks 4 -> 8" in found.stdout
+
+
+def test_a_study_that_was_another_when_it_was_run_is_told(tmp_path: Path) -> None:
+    store, first = Store(tmp_path), plan(seeds=[0, 1])
+    assert list(replaced(first.study, first.manifest, store)) == []
+    run(store, first)
+    more, longer = plan(seeds=[0, 1, 2]), plan(seeds=[0], train={**RAW["train"], "steps": 7})
+    assert list(replaced(first.study, first.manifest, store)) == list(replaced(more.study, more.manifest, store)) == []
+    (line,) = replaced(longer.study, longer.manifest, store)
+    assert line.startswith("tiny: the study has changed since its last run, whose report is replaced: train.steps=7 (")
+    assert line.endswith(f"; {len(first.cells)} finished cells of it stay, of no study (another name keeps both)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint_every": 0}, "--checkpoint-every: 0 (allowed: seconds as 90s"),
+        ({"hang": "x"}, "--hang: 'x' (allowed: a number of minutes above 0)"),
+        ({"jobs": True}, "jobs: True (allowed: a whole number from 1 on, or none)"),
+        ({"out": __file__}, f"--out: {__file__!r} is no folder"),
+        ({"formats": "png"}, "formats: 'png' is one text"),
+    ],
+)
+def test_mistakes_of_a_script_are_one_line(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        api.run(RAW, runs=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/m.db", **arguments)
+    assert not list(tmp_path.iterdir())

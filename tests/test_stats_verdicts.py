@@ -63,6 +63,17 @@ def test_the_family_is_what_corrects() -> None:
     assert too_many.seeds == 9
 
 
+def test_fewer_seeds_can_tell_that_two_are_the_same() -> None:
+    """Its tests are one-sided: 8 pairs can do what a difference would need 9 for."""
+    rng = np.random.default_rng(0)
+    near, wide = 0.001 + rng.normal(0, 0.002, 8), rng.normal(0, 0.08, 8)
+    first, *others = judge([Contrast(gaps, within=0.05, kind="same", planned=8) for gaps in (near, *[wide] * 6)])
+    assert first.verdict == "supported" and first.p_equivalent < 0.05
+    assert all(other.verdict == "inconclusive" and "too few" not in other.note for other in others)
+    (few, *_) = judge([Contrast(wide[:5], within=0.05, kind="same", planned=5)] * 7)
+    assert "p cannot go below 0.0312 x 7 comparisons = 0.219 with 5 pairs; 8 are the least" in few.note, few.note
+
+
 def test_too_few_seeds_are_told() -> None:
     found = one(around(1.0, n=5))
     assert found.verdict == "inconclusive" and found.p_corrected == 0.0625

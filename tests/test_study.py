@@ -139,6 +139,7 @@ def test_bad_overrides_are_one_clear_line(override: str, message: str, tmp_path:
         ("name: [\n", "not valid YAML"),
         ("", "must be a mapping"),
         (BASE + "seeds: 3\n", "key 'seeds' stands twice"),
+        (re.sub("(?m)^name: .*", "name: my-tuning", BASE), "name = 'my-tuning'.*: no -tuning or -sweep at its end"),
         (BASE + "modle: {}\n", "'modle'; did you mean 'model'"),
         (BASE + "presets: []\n", "presets must be a mapping of names to parts of a study"),
         (BASE + "model: {d_modl: 3}\n", "'d_modl'; did you mean 'd_model'"),

@@ -127,10 +127,15 @@ def test_hub_data_set_from_a_local_copy(local_copy: str, streaming: bool) -> Non
     assert len(few.train) < len(data.train)
 
 
-def test_hub_errors_are_one_clear_line(local_copy: str) -> None:
+def test_hub_errors_are_one_clear_line(local_copy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("damaged.jsonl").write_text("no JSON")
     for options, message in (
         ({"dataset": local_copy, "text_column": "txt"}, "text_column 'txt'; did you mean 'text'"),
         ({"dataset": "nobody/nothing"}, "cannot load 'nobody/nothing'"),
+        ({"dataset": "empty.jsonl"}, "hub.options.dataset: 'empty.jsonl' is empty"),
+        ({"dataset": "damaged.jsonl"}, "cannot load 'damaged.jsonl': JSON parse error: Invalid value"),
     ):
         with pytest.raises(UserError, match=message) as error:
             get_task("hub", options).build()

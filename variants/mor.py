@@ -108,7 +108,7 @@ class ExpertChoice(Router):
         candidates = take(whole, memory["index"]) if cycle else whole
         logits = router(candidates)
         logit, scores, real = logits.squeeze(-1), logits.squeeze(-1), state.real
-        if real is not None:  # padding comes last, and where it is in its gate is 0
+        if best and real is not None:  # padding comes last, and where it is in its gate is 0
             real = real.gather(1, memory["index"]) if cycle else real
             logit = logit.masked_fill(real == 0, -torch.inf)
         if best:

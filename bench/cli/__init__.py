@@ -205,11 +205,13 @@ def sweep(
     from bench.run.executors import hang_seconds  # start-up
     from bench.run.upgrade import open_store  # start-up
     from bench.store.environment import git_revision  # start-up
+    from bench.store.files import check_folder  # start-up
     from bench.store.tracker import trackers  # start-up
     from bench.sweep.run import run_sweep  # start-up
     from bench.sweep.storage import default_url  # start-up
     from reports.sweeps import budget_rows, findings, threshold_rows, write_sweep  # start-up
 
+    check_folder(out)
     silent = hang_seconds(hang)
     store = open_store(runs, begin=True)
     url, window = storage or default_url(runs), trackers.get(tracker)(tracking_uri, store)

@@ -113,6 +113,8 @@ def tell_ahead(study: str, overrides: Sequence[str], preset: str | None, runs: P
         row |= {"failed": str(part.failed), "to run": str(part.left), "FLOPs of a cell": human(part.flops)}
         rows.append({**row, "FLOPs to run": human(part.left * part.flops)})
     show(f"{loaded.name}: what would be run", rows, ("failed", "FLOPs of a cell"), by="task")
+    for line in found.replaced:
+        say(line)
     cells = sum(part.left for part in found.parts)
     cost = f"{counted(cells, 'cell')} to run, {human(found.flops)} training FLOPs"
     speed = "how long that takes is not known before one of them is done"

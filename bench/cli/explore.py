@@ -196,10 +196,12 @@ def costs_(
     """
     starting(f"measuring what the variants of {study} cost")
     from bench.perf.additions import cost_rows, shown, write_costs  # start-up
+    from bench.store.files import check_folder  # start-up
     from bench.study.load import load_study  # start-up
     from bench.study.plan import make_plan  # start-up
     from bench.train.device import environment_of  # start-up
 
+    check_folder(out)
     chosen = load_study(study, overrides or (), preset)
     place = environment_of(make_plan(chosen, command_line(), None).cells[0].cell.train).dump()
     rows = cost_rows(chosen, rounds, batch)

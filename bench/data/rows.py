@@ -158,10 +158,16 @@ class Rows:
     def _arguments(self) -> dict[str, Any]:
         path = Path(self.options.dataset)
         reader = next((READERS[suffix] for suffix in path.suffixes[::-1] if suffix in READERS), None)
+        if path.is_file() and not path.stat().st_size:
+            raise UserError(f"{self.where}.dataset: {self.options.dataset!r} is empty (allowed: a file with rows)")
         if reader is not None and path.is_file():
             # escaped: `datasets` takes a name with brackets for a pattern
             return {"path": reader, "name": self.options.config, "data_files": glob.escape(str(path))}
         return {"path": self.options.dataset, "name": self.options.config}
 
     def _error(self, what: str, error: Exception) -> UserError:
-        return UserError(f"{self.where}.dataset: {what} {self.options.dataset!r}: {first_line(error)}")
+        if isinstance(error, UserError):
+            return error
+        # What datasets says of a damaged file is in the error that its own comes from.
+        reason = first_line(error.__cause__ or error)
+        return UserError(f"{self.where}.dataset: {what} {self.options.dataset!r}: {reason}")

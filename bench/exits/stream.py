@@ -23,6 +23,7 @@ from bench.store.versions import model_folder
 Write = Callable[[str], object]
 SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 DEFAULT_NEW = 64  # tokens
+COLDEST = 1e-6  # temperature
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 
 
@@ -138,6 +139,8 @@ def stream(
             f"--max-new-tokens: {wanted} behind a prompt of {ids.shape[1]} tokens exceed the model's {limit} positions "
             f"(allowed: at most {room})"
         )
+    if 0 < temperature < COLDEST:  # logits over it would not be finite
+        raise UserError(f"--temperature: {temperature:g} (allowed: 0, or from {COLDEST:g} on)")
     ends = lm.schedule_at(n_cycles).depths
     if exits is not None and len(ends) > 1:
         threshold_at(exits.threshold, 1, len(ends) - 1)  # as many as there are exits: known before anything is written

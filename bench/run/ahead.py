@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bench.run.runner import wanted
 from bench.run.seeds import of_the_same_cells, with_earlier
 from bench.run.status import planned_flops, status
+from bench.run.told import replaced
 from bench.store.store import Store
 from bench.study.load import said_since
 from bench.study.plan import make_plan, tuned_by
@@ -37,13 +38,15 @@ class Ahead:
     """What lies ahead.
 
     seconds: with one cell at a time, at the speed of the study's cells that are done; None: none is. trials: cells of
-    the tuning, which come before and are not among the parts; trial_flops: their training FLOPs.
+    the tuning, which come before and are not among the parts; trial_flops: their training FLOPs; replaced: lines about
+    a run of the same name that was another.
     """
 
     parts: list[Part]
     seconds: float | None
     trials: int
     trial_flops: float
+    replaced: list[str]
 
     @property
     def flops(self) -> float:
@@ -75,4 +78,5 @@ def ahead(study: Study, store: Store) -> Ahead:
     speed = status(store, plan.manifest).flops_per_second if any(part.done for part in parts) else None
     left = sum(part.left * part.flops for part in parts)
     trials = study.tune.trials if study.tune is not None and not chosen else 0
-    return Ahead(parts, left / speed if speed else None, trials * len(by_place), trials * sum(p.flops for p in parts))
+    costs = trials * len(by_place), trials * sum(part.flops for part in parts)
+    return Ahead(parts, left / speed if speed else None, *costs, list(replaced(study, plan.manifest, store)))

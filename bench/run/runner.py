@@ -66,7 +66,7 @@ class Running:
         """Raises UserError for numbers below 1, and for an executor that there is not."""
         for name in ("jobs", "pack"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise UserError(f"{name}: {value!r} (allowed: a whole number from 1 on, or none)")
         if self.executor not in (known := ("local", "ray")):
             raise unknown("executor", self.executor, known)

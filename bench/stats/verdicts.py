@@ -237,8 +237,9 @@ def _note(
         notes.append(f"yet the difference is within {contrast.within:g}")
     if outcome != "inconclusive" or not gap.n:
         return "; ".join(notes)
-    if found.smallest_p * family >= SIGNIFICANT:
-        notes.append(_too_few(gap.n, found.smallest_p, family))
+    sides = 2 if contrast.within is None else 1  # that of equivalence is one-sided
+    if found.smallest_p * sides / 2 * family >= SIGNIFICANT:
+        notes.append(_too_few(gap.n, found.smallest_p * sides / 2, family, sides))
     elif p[0] < SIGNIFICANT:
         edge = "margin" if contrast.kind == "better" else "bounds"
         notes.append(f"significant, but the interval reaches across the {edge}")
@@ -268,15 +269,15 @@ def _seeds(contrast: Contrast, found: Paired, level: float) -> int | None:
     return min((way for way in ways if way is not None), default=None)
 
 
-def _too_few(n: int, least: float, family: int) -> str:
-    """Why no difference, however large, can be significant here."""
+def _too_few(n: int, least: float, family: int, sides: int) -> str:
+    """Why nothing can be significant here, however large a difference is or however small; sides: of the test."""
     if n < 2:
         return "too few seeds: one pair cannot be tested"
     times = f" x {family} comparisons" if family > 1 else ""
     return (
         f"too few seeds: p cannot go below {least:.3g}{times}"
         f"{f' = {min(1.0, least * family):.3g}' if family > 1 else ''} with {n} pairs; "
-        f"{_least(n, SIGNIFICANT / family)} are the least that can"
+        f"{_least(n, SIGNIFICANT / family * 2 / sides)} are the least that can"
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.errors import UserError
+
 LOCK = ".upgrade.lock"  # of a store; its name is older than its other uses
 PARTIAL = re.compile(r"\..+\.([a-z0-9_]{8}|\d+)")
 
@@ -87,3 +89,11 @@ def sweep(folder: Path) -> None:
     """Remove files that killed writers have left half written. Nobody else may be writing to the folder."""
     for path in folder.glob(".*.json.*"):
         path.unlink(missing_ok=True)
+
+
+def check_folder(out: str | Path | None) -> None:
+    """Raises UserError, before the work that it is to hold, where ``--out`` is, or lies in, what is no folder."""
+    place = None if out is None else next((path for path in (Path(out), *Path(out).parents) if path.exists()), None)
+    if place is not None and not place.is_dir():
+        where = "" if place == Path(str(out)) else f": {str(place)!r}"
+        raise UserError(f"--out: {str(out)!r}{where} is no folder (allowed: a folder, there or to be made)")

@@ -13,6 +13,7 @@ from bench.config import CyclesSchedule, EvalConfig, ModelConfig, RopeScaling, S
 from bench.errors import UserError, from_validation, unknown
 from bench.house import STUDIES
 from bench.plugins import import_files
+from bench.store.manifest import SWEPT, TUNING
 from bench.study.decide import Decide
 from bench.study.harness import HarnessEntry
 from bench.study.hypotheses import Hypothesis
@@ -88,6 +89,10 @@ def study_from(
         study = Study.model_validate(raw)
     except ValidationError as error:
         raise _study_error(where, error) from None
+    if study.name.endswith((TUNING, SWEPT)):
+        raise UserError(
+            f"{where}: name = {study.name!r} (allowed: no {TUNING} or {SWEPT} at its end: a study's trials)"
+        )
     for task in study.tasks:
         for variant in study.variants:
             study.cell_model(variant, task)

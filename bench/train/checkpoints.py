@@ -41,7 +41,7 @@ class Every:
     @classmethod
     def parse(cls, text: str) -> Every:
         """``90s``, ``10m`` or a number of steps. Raises UserError for anything else."""
-        found = re.fullmatch(r"([1-9][0-9]{0,8})(s|m|)", text.strip())
+        found = re.fullmatch(r"([1-9][0-9]{0,8})(s|m|)", str(text).strip())
         if found is None:
             raise UserError(
                 f"--checkpoint-every: {text!r} (allowed: seconds as 90s, minutes as 10m, optimizer steps as 500)"

@@ -49,7 +49,7 @@ class Executor(Protocol):
 
 def hang_seconds(minutes: float) -> float:
     """What ``--hang`` says, in seconds. Raises UserError if it is no number of minutes."""
-    if not 0 < minutes < math.inf:
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
         raise UserError(f"--hang: {minutes!r} (allowed: a number of minutes above 0)")
     return 60 * minutes
 
