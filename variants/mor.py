@@ -23,7 +23,7 @@ from bench.model.flops import Flops
 from bench.model.parts import Recurrence
 from bench.model.schedule import Schedule
 from bench.model.variant import register
-from bench.model.walk import Walk
+from bench.model.walk import Walk, mean_of
 from variants.htc import HeadTailCycling
 from variants.relaxed import LowRank
 
@@ -41,13 +41,6 @@ def keep_only(flags: Tensor, cycle: int, state: Walk) -> None:
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows index [B, k] of x [B, T, D]."""
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def mean_of(values: Tensor, real: Tensor | None) -> Tensor:
-    """Mean of values [B, T, ...] over the tokens, [...]; real: [B, T], those that are no padding, None for all."""
-    if real is None:
-        return values.mean((0, 1))
-    return (values * real.view(*real.shape, *[1] * (values.dim() - 2))).sum((0, 1)) / real.sum()
 
 
 class Router(Recurrence):
@@ -107,7 +100,8 @@ class ExpertChoice(Router):
             return
         candidates = take(whole, memory["index"]) if cycle else whole
         logits = router(candidates)
-        logit, scores, real = logits.squeeze(-1), logits.squeeze(-1), state.real
+        logit = scores = logits.squeeze(-1)
+        real = state.real
         if best and real is not None:  # padding comes last, and where it is in its gate is 0
             real = real.gather(1, memory["index"]) if cycle else real
             logit = logit.masked_fill(real == 0, -torch.inf)
@@ -117,8 +111,8 @@ class ExpertChoice(Router):
             chosen = (logit > 0).nonzero()[:, 1].unsqueeze(0)
         if self.training:
             target = torch.zeros_like(logit).scatter(1, chosen, 1.0)
-            missed = binary_cross_entropy_with_logits(scores, target, reduction="none")
-            state.losses.append(self.weight * mean_of(missed, real))
+            shares = None if real is None else real.numel() / real.sum() * real
+            state.losses.append(self.weight * binary_cross_entropy_with_logits(scores, target, shares))
             state.losses += self.z_loss(logits, real)
         memory["gate"] = self.alpha * logit.gather(1, chosen).sigmoid()
         self.run_on(memory["index"].gather(1, chosen) if cycle else chosen, state)

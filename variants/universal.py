@@ -19,7 +19,7 @@ from bench.model.flops import Flops
 from bench.model.parts import Recurrence
 from bench.model.schedule import Schedule
 from bench.model.variant import register
-from bench.model.walk import Walk
+from bench.model.walk import Walk, mean_of
 from variants.bc import BasicCycling
 
 Embedding = Literal["sinusoidal", "learned", "none"]
@@ -100,7 +100,7 @@ class UniversalRecurrence(Recurrence):
 
     def end(self, state: Walk) -> None:
         if self.halt is not None and self.training and self.cost:
-            state.losses.append(self.cost * state.mean(state.memory["ran"] + state.memory["remainder"]))
+            state.losses.append(self.cost * mean_of(state.memory["ran"] + state.memory["remainder"], state.real))
 
     def output(self, state: Walk) -> Tensor:
         if self.halt is None:

@@ -125,15 +125,18 @@ class Walk:
         seen = [self.zero_attention[step.depth] for step in steps if step.depth in self.zero_attention]
         return torch.stack([self.mean_mass(p0) for p0 in seen]).mean(0) if seen else None
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean over all tokens [B, T] that are no padding, a scalar."""
-        return values.mean() if self.real is None else (values * self.real).sum() / self.real.sum()
-
     def mean_mass(self, p0: Tensor) -> Tensor:
         """Zero attention of each sequence [B] from that of its heads and tokens [B, H, T]: mean over the real ones."""
         if self.real is None:
             return p0.mean((1, 2))
         return (p0.mean(1) * self.real).sum(1) / self.real.sum(1)
+
+
+def mean_of(values: Tensor, real: Tensor | None) -> Tensor:
+    """Mean of values [B, T, ...] over the tokens, [...]; real: [B, T], those that are no padding, None for all."""
+    if real is None:
+        return values.mean() if values.dim() == 2 else values.mean((0, 1))
+    return (values * real.view(*real.shape, *[1] * (values.dim() - 2))).sum((0, 1)) / real.sum()
 
 
 def recomputed(state: Walk, change: Callable[[Walk], Any], checkpoint: Callable[..., Any]) -> None:
