@@ -232,7 +232,8 @@ def best(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) -> str:
     others = [row.variant for row in rows if row not in ranked]
     few = f"; too few seeds to compare: {', '.join(others)}" if others else ""
     first = [row.variant for row in ranked if row.score.mean == top.score.mean]
-    mean = f"{told(top.score)} ({' and '.join(first)}, {told_seeds([top.done])})"
+    names = " and ".join(part for part in (", ".join(first[:-1]), first[-1]) if part)
+    mean = f"{told(top.score)} ({names}, {told_seeds([top.done])})"
     return f"The {word} mean test {name} is {mean}{levels}{_between(task, [top.score.mean])}{few}."
 
 
