@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import gelu
 
 from bench.config import ModelConfig
 from bench.model import keys
@@ -17,7 +17,7 @@ from bench.model.attention import Prefix
 from bench.model.context import Rotation
 from bench.model.flops import Flops
 from bench.model.kernels import Linear as FastLinear
-from bench.model.kernels import RMSNorm, linear, rotate
+from bench.model.kernels import RMSNorm, attention_heads, gelu_tanh, linear, rotate, split_heads, swiglu
 from bench.model.parts import Adapter, Gate, Linear
 from bench.model.schedule import Step
 from bench.model.walk import Walk
@@ -76,20 +76,16 @@ class Attention(nn.Module):
         """Queries [B, H, T, d], keys and values [B, H_kv, S, d], those of the cache included."""
         model, context, queries = self.model, state.context, self.n_heads * self.head_dim
         cache, at = context.cache, keys.slot(model, state.schedule, step)
-        if keys.borrows(model, step):
+        borrows = keys.borrows(model, step)
+        if asks is None and not borrows:
+            joined = apply(self.qkv, "qkv", x, step, adapter)
+            query, key, value = attention_heads(joined, self.n_heads, self.kv_heads, context.rotation)
+        else:
             query = self._rows(x if asks is None else asks, step, adapter, 0, queries)
             query = query if context.rotation is None else rotate(query, *context.rotation)
-            return query, *keys.first(state, step)
-        if asks is None:
-            heads = self._split(apply(self.qkv, "qkv", x, step, adapter))
-        else:
-            heads = torch.cat(
-                [self._rows(asks, step, adapter, 0, queries), self._rows(x, step, adapter, queries, None)], 1
-            )
-        turned, value = heads.split([self.n_heads + self.kv_heads, self.kv_heads], 1)
-        if context.rotation is not None:
-            turned = rotate(turned, *context.rotation)
-        query, key = turned.split([self.n_heads, self.kv_heads], 1)
+            if borrows:
+                return query, *keys.first(state, step)
+            key, value = self.keys_and_values(x, step, state, adapter)
         if cache is None:
             read = model.kv == "first" or (adapter is not None and adapter.window is not None)
             if read and step.cycle == 0 and step.block in state.schedule.repeated:
@@ -115,11 +111,7 @@ class Attention(nn.Module):
         else:  # a wrapper that adds to it (PEFT)
             out = self.qkv(x)[..., first:stop]
         delta = adapter.delta(step, "qkv", x) if adapter is not None and "qkv" in adapter.linears else None
-        return self._split(out if delta is None else out + delta[..., first:stop])
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, H, T, d] of [B, T, H d]."""
-        return x.view(*x.shape[:2], x.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+        return split_heads(out if delta is None else out + delta[..., first:stop], self.head_dim)
 
 
 class GeluMLP(nn.Module):
@@ -127,12 +119,12 @@ class GeluMLP(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.approximate = "tanh" if model.activation == "gelu_tanh" else "none"
+        self.activation = gelu_tanh if model.activation == "gelu_tanh" else gelu
         self.up = FastLinear(model.d_model, model.ff)
         self.out = FastLinear(model.ff, model.d_model)
 
     def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
-        inner = gelu(apply(self.up, "mlp_up", x, step, adapter), approximate=self.approximate)
+        inner = self.activation(apply(self.up, "mlp_up", x, step, adapter))
         return apply(self.out, "mlp_out", inner, step, adapter)
 
 
@@ -145,8 +137,8 @@ class SwigluMLP(nn.Module):
         self.out = FastLinear(model.ff, model.d_model, bias=False)
 
     def forward(self, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:
-        gate, up = apply(self.up, "mlp_up", x, step, adapter).chunk(2, -1)
-        return apply(self.out, "mlp_out", silu(gate) * up, step, adapter)
+        inner = swiglu(apply(self.up, "mlp_up", x, step, adapter))
+        return apply(self.out, "mlp_out", inner, step, adapter)
 
 
 def apply(layer: nn.Linear, name: Linear, x: Tensor, step: Step, adapter: Adapter | None) -> Tensor:

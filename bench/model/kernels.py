@@ -1,14 +1,17 @@
-"""Linear layers, RMSNorm and rotary embedding as a CPU computes them fastest in float32, by the same formulas.
+"""Linear layers, RMSNorm, GELU, SwiGLU and heads of attention as a CPU computes them fastest in float32, by the same
+formulas.
 
-PyTorch has no kernel of its own for the last two on a CPU and runs a chain of operations, each a pass over memory, with
-twice as many in the backward pass; for linear layers it calls MKL, which does not use all of the instructions of a CPU
-that is not Intel's, while oneDNN, which PyTorch carries as well, does, and adds the bias on its way. What stands here
-is for a plain call alone: under a compiler, a tracer, ``torch.func`` (stacks of models) or a mode that looks at the
+PyTorch has no kernel of its own for RMSNorm and the rotary embedding on a CPU and runs a chain of operations, each a
+pass over memory, with twice as many in the backward pass, which also joins the gradients of a matrix's parts in passes
+of their own; for linear layers it calls MKL, which does not use all of the instructions of a CPU that is not Intel's,
+while oneDNN, which PyTorch carries as well, does, and adds the bias on its way. What stands here is for a plain call
+alone: under a compiler, a tracer, ``torch.func`` (stacks of models) or a mode that looks at the
 operations (counting FLOPs), on another device or in another precision, PyTorch's own operations are called.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -19,7 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from bench.model.context import Rotation
+
 WIDE, MANY = 128, 512  # from so many features in and out, and rows, on oneDNN wins over MKL (x86-64, one thread)
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries [B, H, T, d], keys and values [B, H_kv, T, d]."""
+PIECE = 2**18  # numbers that are computed at once where an operation takes several passes over them
 KINDS = (Tensor, nn.Parameter, FakeTensor)  # fake ones tell what would be kept in memory
 
 
@@ -78,6 +86,42 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return out
     first, second = x.chunk(2, -1)
     return x * cosine + torch.cat([-second, first], -1) * sine
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """Heads [B, H, T, d] of x [B, T, H d]."""
+    return x.view(*x.shape[:2], x.shape[2] // head_dim, head_dim).transpose(1, 2)
+
+
+def attention_heads(x: Tensor, n_heads: int, kv_heads: int, rotation: Rotation | None) -> Heads:
+    """Queries [B, H, T, d], keys and values [B, H_kv, T, d] of x [B, T, (H + 2 H_kv) d]; ``rotation``, cosine and sine
+    as in ``rotate``, turns queries and keys.
+    """
+    if plain(x):
+        out: Heads = _Heads.apply(x, n_heads, kv_heads, *(rotation or (None, None)))
+        return out
+    turned, value = split_heads(x, x.shape[2] // (n_heads + 2 * kv_heads)).split([n_heads + kv_heads, kv_heads], 1)
+    query, key = (turned if rotation is None else rotate(turned, *rotation)).split([n_heads, kv_heads], 1)
+    return query, key, value
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form, x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
+    if not plain(x) or not x.is_contiguous():
+        return functional.gelu(x, approximate="tanh")
+    if not torch.is_grad_enabled():
+        return _gelu_tanh(x)[0]
+    out: Tensor = _GeluTanh.apply(x)
+    return out
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU of the first half of x [..., 2 F] times the second half, [..., F] (Shazeer 2020)."""
+    if plain(x):
+        out: Tensor = _Swiglu.apply(x)
+        return out
+    gate, up = x.chunk(2, -1)
+    return functional.silu(gate) * up
 
 
 @cache
@@ -141,10 +185,88 @@ class _Rotate(torch.autograd.Function):
         return _turned(grad, cosine, sine, -1), None, None
 
 
-def _turned(x: Tensor, cosine: Tensor, sine: Tensor, way: int) -> Tensor:
-    """x rotated by the angles, or, ``way`` = -1, back."""
+class _Heads(torch.autograd.Function):
+    """Views of one matrix, whose gradients are written into one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n_heads: int, kv_heads: int, cosine: Tensor | None, sine: Tensor | None) -> Heads:
+        ctx.sizes = (n_heads, kv_heads)
+        ctx.save_for_backward(cosine, sine)
+        heads = split_heads(x, x.shape[2] // (n_heads + 2 * kv_heads))
+        turned, value = heads[:, : n_heads + kv_heads], heads[:, n_heads + kv_heads :]
+        if cosine is not None and sine is not None:
+            turned = _turned(turned, cosine, sine, 1)
+        return turned[:, :n_heads], turned[:, n_heads:], value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        n_heads, kv_heads = ctx.sizes
+        cosine, sine = ctx.saved_tensors
+        batch, _, length, head_dim = grads[0].shape
+        out = grads[0].new_empty(batch, length, (n_heads + 2 * kv_heads) * head_dim)
+        query, key, value = split_heads(out, head_dim).split([n_heads, kv_heads, kv_heads], 1)
+        for grad, into in zip(grads[:2], (query, key), strict=True):
+            if cosine is None:
+                into.copy_(grad)
+            else:
+                _turned(grad, cosine, sine, -1, into)
+        value.copy_(grads[2])
+        return out, None, None, None, None
+
+
+class _GeluTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out, slope = _gelu_tanh(x, slope=True)
+        ctx.save_for_backward(slope)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return grad * slope
+
+
+def _gelu_tanh(x: Tensor, slope: bool = False) -> tuple[Tensor, Tensor]:
+    """x s with the sigmoid s = (1 + tanh u) / 2 of 2 u, and its slope s + 2 u' x s (1 - s), or s alone: a CPU computes
+    a sigmoid in a sixth of the time of a tanh. In pieces that stay in its cache.
+    """
+    out, second = torch.empty_like(x), torch.empty_like(x)
+    linear, cubic = torch.tensor(2 * math.sqrt(2 / math.pi)), 0.044715 * 2 * math.sqrt(2 / math.pi)
+    for one, product, s in zip(*(whole.view(-1).split(PIECE) for whole in (x, out, second)), strict=True):
+        torch.addcmul(linear, one, one, value=cubic, out=s).mul_(one).sigmoid_()
+        torch.mul(one, s, out=product)
+        if slope:
+            s.addcmul_(torch.addcmul(linear, one, one, value=3 * cubic), product.addcmul(product, s, value=-1))
+    return out, second
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        inner = functional.silu(gate)
+        ctx.save_for_backward(x, inner)
+        return inner * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, inner = ctx.saved_tensors
+        gate, up = x.chunk(2, -1)
+        out = torch.empty_like(x)
+        for_gate, for_up = out.chunk(2, -1)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=for_gate)
+        torch.mul(grad, inner, out=for_up)
+        return out
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor, way: int, out: Tensor | None = None) -> Tensor:
+    """x rotated by the angles, or, ``way`` = -1, back; written into ``out`` if it is given."""
     half = x.shape[-1] // 2
-    out, sine = x * cosine, sine[..., :half]
+    out, sine = torch.mul(x, cosine, out=out), sine[..., :half]
     out[..., :half].addcmul_(x[..., half:], sine, value=-way)
     out[..., half:].addcmul_(x[..., :half], sine, value=way)
     return out
