@@ -53,6 +53,14 @@ def test_what_is_added_is_counted_against_the_reference(tmp_path: Path) -> None:
     assert sorted(path.name for path in paths) == ["costs.csv", "costs.md"]
 
 
+def test_what_is_frozen_costs_less() -> None:
+    study = study_from({**RAW, "variants": ["htc"], "train": {"trained": "additions+norms"}}, [], "tiny")
+    (row,) = cost_rows(study, rounds=1, batch=1)
+    model = ModelConfig(**RAW["model"])
+    frozen, full = (costs(get_variant("htc"), model, 4, 12, trained=kind) for kind in ("additions+norms", "all"))
+    assert row["train_flops_per_token"] == frozen.train_flops_per_token < full.train_flops_per_token
+
+
 def test_costs_need_a_reference() -> None:
     with pytest.raises(UserError, match="'tiny' needs a reference"):
         cost_rows(study_from({**RAW, "reference": None}, [], "tiny"), 1, 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from settings import DEFAULTS, FAMILIES, LENGTH, halts, make, tokens
+from torch.nn.functional import cross_entropy
 
 from bench.config import IGNORED, ModelConfig, TrainConfig
 from bench.data.task import TaskData, get_task, task_data
@@ -31,7 +32,7 @@ from bench.model.variant import get_variant
 from bench.run.status import planned_flops
 from bench.study.load import study_from
 from bench.study.plan import make_plan
-from bench.train.depths import flops_by_step
+from bench.train.depths import draw_cycles, flops_by_step, mean_step_flops
 from bench.train.loop import train
 
 CYCLED = [name for name, _ in DEFAULTS if make(name, {}).schedule.n_cycles > 1]
@@ -119,6 +120,24 @@ def test_training_flops_equal_the_counter_to_the_last_one(name: str, family: str
         assert measured_flops(lm, batch, LENGTH) == batch * pass_flops(lm, LENGTH).forward
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("recurrent", {"injection": "parcae"}),
+        *((name, {"n_prelude": 0}) for name in ("ztt", "mesh", "anchor")),
+        *(("mor", {"n_prelude": 0, "routing": routing}) for routing in ("token", "expert")),
+    ],
+)
+def test_what_gradients_are_not_passed_is_not_counted(name: str, options: dict[str, Any]) -> None:
+    lm, ids = make(name, options).train(), tokens()
+
+    def run() -> None:
+        cross_entropy(lm(ids, backward_cycles=1).logits.flatten(0, 1), targets().flatten()).backward()
+
+    found = counted(run)
+    assert found == 2 * training_flops(lm, LENGTH, backward_cycles=1) < 2 * training_flops(lm, LENGTH)
+
+
 def test_the_gate_costs_one_column_after_every_cycle_but_the_last() -> None:
     plain, gated = make("htc", {}), make("htc", {}, halting="gate")
     for cycle, more in ((0, 2 * LENGTH * 16), (1, 2 * LENGTH * 16), (2, 0)):
@@ -127,6 +146,21 @@ def test_the_gate_costs_one_column_after_every_cycle_but_the_last() -> None:
     every = training_flops(plain, LENGTH, every_exit=True) - training_flops(plain, LENGTH)
     coda = step_flops(plain, plain.schedule.coda, LENGTH) + head_flops(plain, LENGTH)
     assert every == 2 * coda.training
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"random_cycles": True}, {"sequence_cycles": True}, {"cycles_schedule": {"start": 1, "share": 1.0}}],
+)
+def test_a_budget_counts_the_cycles_that_will_run(change: dict[str, Any]) -> None:
+    """To the last where a curriculum gives their numbers, as expected where they are drawn."""
+    config = TrainConfig(steps=400, batch_size=4, **change)
+    lm = make("htc", {})
+    runs = [draw_cycles(config, lm.model_shape.n_cycles, seed) for seed in (20, 21)]
+    done = [flops_by_step(lm, config, LENGTH, cycles, [None] * config.steps)[-1] for cycles in runs]
+    planned = config.steps * config.batch_size * mean_step_flops(lm, config, LENGTH)
+    assert planned == pytest.approx(done[0], rel=0.05 if runs[0] != runs[1] else 1e-12)
+    assert abs(planned / (config.steps * config.batch_size * training_flops(lm, LENGTH)) - 1) > 0.1
 
 
 @pytest.mark.parametrize("change", [{"exit_loss": 0.3}, {"backward_cycles": 1}, {}])

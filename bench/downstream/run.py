@@ -84,8 +84,8 @@ class Meter:
 
 
 def depends(lm: CycleForCausalLM) -> bool:
-    """Whether what the model executes depends on the text."""
-    return lm.exits is not None or (lm.recurrence is not None and lm.recurrence.chooses)
+    """Whether what the model executes, or says of a token, depends on the text behind it or beside it."""
+    return lm.exits is not None or lm.variant.looks_ahead or (lm.recurrence is not None and lm.recurrence.chooses)
 
 
 def open_checkpoint(source: str) -> tuple[CycleForCausalLM, PreTrainedTokenizerBase | None]:

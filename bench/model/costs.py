@@ -203,24 +203,21 @@ def training_flops(
     """FLOPs of forward and backward for one sequence; backward_cycles: gradients flow through so many last cycles;
     every_exit: the loss reads what every exit point predicts, so that coda and LM head run at each.
     """
-    if not all(parameter.requires_grad for parameter in lm.parameters()):
-        if every_exit:
-            raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
-        return _frozen_training_flops(lm, length, n_cycles, backward_cycles)
     schedule = lm.schedule_at(n_cycles)
+    frozen = not all(parameter.requires_grad for parameter in lm.parameters())
+    if frozen and every_exit:
+        raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
+    if frozen or (backward_cycles is not None and backward_cycles < schedule.n_cycles):
+        return _partial_training_flops(lm, length, n_cycles, backward_cycles)
     total = pass_flops(lm, length, n_cycles).training
-    if every_exit:
-        total += (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length).training
-    outside = 0 if backward_cycles is None else max(0, schedule.n_cycles - backward_cycles)
-    cut = (cycle_flops(lm, schedule, cycle, length) for cycle in range(outside))
-    return total - sum(flops.training - flops.forward for flops in cut)
+    return total + (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length).training if every_exit else total
 
 
-def _frozen_training_flops(lm: Network, length: int, n_cycles: int | None, backward_cycles: int | None) -> int:
-    """FLOPs of forward and backward for one sequence where parameters are frozen.
+def _partial_training_flops(lm: Network, length: int, n_cycles: int | None, backward_cycles: int | None) -> int:
+    """FLOPs of forward and backward for one sequence where parameters are frozen, or cycles have no gradient.
 
-    What a frozen weight saves depends on whether a gradient has to pass it on the way to a trained one. Autograd knows,
-    so the pass is run on tensors without storage and its products are counted.
+    What that saves depends on which gradients have to pass on the way to a trained parameter. Autograd knows, so the
+    pass is run on tensors without storage and its products are counted.
     """
     with FakeTensorMode(), torch.device("cpu"):
         model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions, lm.built_cycles)
@@ -365,7 +362,19 @@ def flop_counter(count: Count = "full") -> FlopCounterMode:
     """PyTorch's own counter, a context manager, which knows the CPU's fused attention too. count: of causal attention
     (``bench.model.attention.pairs``); PyTorch itself counts it in full.
     """
-    return FlopCounterMode(display=False, custom_mapping=_cpu_attention(count))
+    counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention(count))
+    counter.mod_tracker = _Whole()  # type: ignore[assignment]
+    return counter
+
+
+class _Whole:
+    """In the place of what tells PyTorch's counter which module runs: nobody asks, and views of parameters stop it."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def _cpu_attention(count: Count) -> dict[Any, Callable[..., int]]:

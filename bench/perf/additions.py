@@ -11,6 +11,7 @@ from bench.data.task import task_data
 from bench.errors import UserError
 from bench.form import TEXT
 from bench.model.costs import costs
+from bench.model.freezing import freeze
 from bench.model.language_model import build_model
 from bench.perf.timing import Row, in_turns, quartiles, training_step
 from bench.store.files import atomic_write
@@ -39,9 +40,11 @@ def cost_rows(study: Study, rounds: int, batch: int) -> list[Row]:
     def counted(entry: VariantEntry) -> tuple[Row, Any]:
         variant = study.variant(entry)
         model, _ = shape_of(study, entry, task, data.vocab_size, data.length)
-        found = costs(variant, model, data.vocab_size, data.length)
+        trained = study.cell_train(entry, task).trained
+        found = costs(variant, model, data.vocab_size, data.length, trained=trained)
         lm = build_model(variant, model, data.vocab_size, data.length)
         lm.reset_parameters(0)
+        freeze(lm, trained)
         row = {
             "variant": entry.label,
             "depth": found.depth,

@@ -40,7 +40,8 @@ def convert(
     with torch.device("meta"):
         lm = model_of(config)
     dtype = pretrained.weights["tokens.weight"].dtype
-    stack = dict(pretrained.weights) if recovers(lm.adapter, sharing, found.shape.n_blocks, lm.schedule) else None
+    given_back = recovers(lm.adapter, lm.model_shape, sharing, found.shape.n_blocks, lm.schedule)
+    stack = dict(pretrained.weights) if given_back else None
     sources = sources_of(sharing, found.shape.n_blocks, lm.schedule)
     fresh = [name for name in PARTS if getattr(lm, name) is not None]
     fresh += [f"blocks.{block}" for block, chosen in enumerate(sources) if not chosen]

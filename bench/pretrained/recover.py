@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.config import Sharing
+from bench.config import ModelConfig, Sharing
 from bench.errors import UserError
 from bench.model.language_model import CycleModel
 from bench.model.parts import Adapter, Linear
@@ -24,13 +24,21 @@ LAYERS: dict[Linear, tuple[str, str | None]] = {  # the name in a block, and of 
 }
 
 
-def recovers(adapter: Adapter | None, sharing: Sharing | None, n_source: int, schedule: Schedule) -> bool:
+def recovers(
+    adapter: Adapter | None, model: ModelConfig, sharing: Sharing | None, n_source: int, schedule: Schedule
+) -> bool:
     """Whether the adapter starts from what sharing takes from a stack of ``n_source`` blocks.
 
-    Raises UserError if it should and the schedule is of another depth: no block of the stack stood where a step runs.
+    Raises UserError if it should and the schedule is of another depth, so that no block of the stack stood where a step
+    runs, or if updates are normed: what sharing takes from such a norm is behind the matrices.
     """
     if adapter is None or not adapter.recovers or sharing is None:
         return False
+    if model.norm == "sandwich":
+        raise UserError(
+            "options.start: 'svd' cannot make up for the norms of updates that blocks share (allowed: 'zero', or a "
+            "source whose model.norm is 'pre')"
+        )
     if schedule.depth != n_source:
         raise UserError(
             f"options.start: 'svd' needs a schedule as deep as the source ({n_source} steps), not {schedule.depth} "

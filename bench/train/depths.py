@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from bench.model.losses import short_way
 from bench.model.network import Network
 
 CYCLES_SIGMA = 0.5  # of the log of the rate that random numbers of cycles are drawn with
+DRAWS, MANY = 8, 500  # of how many seeds, and at most of how many steps, the cost of drawn numbers is the mean
 STREAM, SEQUENCES, SHORTCUTS = 0xC7C1E, 0x5E95, 0x5407  # so that no other draw of a seed is the same
 
 
@@ -69,12 +71,26 @@ def draw_shortcuts(
 
 
 def mean_step_flops(lm: Network, config: TrainConfig, length: int) -> float:
-    """Training FLOPs of a sequence in a step at full cycles, with those of exit points that the loss reads, and as
-    expected of a second pass.
+    """Training FLOPs of a sequence in a step, the mean over a training: with the numbers of cycles that its curriculum
+    gives it, and as expected of those that are drawn and of a second pass.
     """
-    total = float(training_flops(lm, length, None, config.backward_cycles, config.trains_exits))
-    shorter = range(1, lm.model_shape.n_cycles) if lm.variant.cycled and config.shortcut_loss else ()
-    return total + (float(np.mean([training_flops(lm, length, n) for n in shorter])) if shorter else 0.0)
+    n_cycles = lm.model_shape.n_cycles
+
+    def at(number: int | None) -> float:
+        total = float(training_flops(lm, length, number, config.backward_cycles, config.trains_exits))
+        shorter = range(1, number or n_cycles) if lm.variant.cycled and config.shortcut_loss else ()
+        return total + (float(np.mean([training_flops(lm, length, n) for n in shorter])) if shorter else 0.0)
+
+    numbers = Counter(_expected_cycles(config, n_cycles))
+    return sum(times * at(number) for number, times in numbers.items()) / numbers.total()
+
+
+def _expected_cycles(config: TrainConfig, n_cycles: int) -> list[int | None]:
+    """Numbers of cycles with the frequencies that they have in a training: of drawn ones, those of some draws."""
+    if not (config.random_cycles or config.sequence_cycles):
+        return draw_cycles(config, n_cycles, 0) if config.cycles_schedule is not None else [None]
+    few = config.model_copy(update={"steps": min(config.steps, MANY)})
+    return [number for seed in range(DRAWS) for number in draw_cycles(few, n_cycles, seed)]
 
 
 def flops_by_step(
