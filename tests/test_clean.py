@@ -208,6 +208,10 @@ def test_cells_of_sweeps_are_needed(store: Store, made: Plan, capsys: pytest.Cap
     app(["clean", "--yes", "--runs", str(store.root)], standalone_mode=False)
     assert orphans(store, made) == {id} and "removed: " in capsys.readouterr().out
     assert cells_of_sweeps(store.root, None, {"stored": "sqlite:////elsewhere/runs/optuna.db"}) == {id}, "it was moved"
+    other_file = store.root.parent / "optuna.db"
+    other_file.touch()
+    with pytest.raises(UserError, match="--storage: the sweep stored has its trials in sqlite"):
+        cells_of_sweeps(store.root, None, {"stored": f"sqlite:///{other_file}"})
     with pytest.raises(UserError, match="--storage: the sweep stored has its trials in postgresql://host/db"):
         cells_of_sweeps(store.root, None, {"stored": "postgresql://host/db"})
     (store.root / "optuna.db.damaged-1").write_bytes(b"x")

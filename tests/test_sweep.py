@@ -21,6 +21,7 @@ from bench.store.versions import left_by
 from bench.study.load import study_from
 from bench.study.sweep import BudgetSweep, Sweep, ThresholdSweep
 from bench.sweep import budgets, storage, thresholds
+from bench.sweep import run as sweep_run
 from bench.sweep.run import run_sweep
 from bench.sweep.storage import default_url, open_storage, open_trials, shown_url
 from reports.sweeps import findings
@@ -196,6 +197,28 @@ def test_budget_trials_are_cells_and_go_on(tmp_path: Path) -> None:
     assert row.chosen.valid == max(point.valid for point in row.front)
 
 
+def test_what_a_search_has_no_use_for_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trials have one variant on one task: nothing that a hypothesis compares."""
+    claim = {"claim": "c", "better": "ztt", "than": "htc", "task": "p_hop", "metric": "area"}
+    starts = {"name": "ztt", "label": "later", "init": "cell:ztt"}
+    ranges = {"trials": 1, "ranges": {"train.steps": [4]}, "prune": False}
+    raw = {**RAW, "variants": ["htc", "ztt", starts], "hypotheses": [claim], "sweep": {"budgets": ranges}}
+    store, url = Store(tmp_path), default_url(tmp_path)
+    study = study_from(raw, (), "x")
+    _, jobs = sweep_run._budget_jobs(study, store, url, "", None)
+    assert [job.entry.label for job in jobs] == ["htc", "ztt"]
+    assert "later is left out of the search of budgets: init = 'cell:ztt'" in capsys.readouterr().err
+    budgets.run_trials(jobs[0], lambda *_: None)
+    assert budgets.lost(jobs[0]) == []
+    (id,) = budgets.row(jobs[0]).cells
+    (store.folder(id) / "result.json").unlink()
+    (planned,) = budgets.lost(jobs[0])
+    assert planned.cell.id == id
+    with pytest.raises(UserError, match=r"trial 0 of .* has no result in"):
+        budgets.row(jobs[0])
+
+
+@pytest.mark.long
 def test_what_is_over_the_limit_is_not_trained_and_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

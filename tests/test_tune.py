@@ -178,6 +178,16 @@ def test_a_variant_declares_what_else_is_tuned(tmp_path: Path, monkeypatch: pyte
     assert issubclass(Leaky.Options, Strict)
 
 
+def test_a_claim_of_equality_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """Its bounds are those of the decision, which trials have none of."""
+    raw = {key: value for key, value in RAW.items() if key != "seeds"}
+    claim = {"claim": "c", "same": ["htc", "ztt"], "task": "p_hop"}
+    raw |= {"decide": {"within": {"accuracy": 0.02}}, "hypotheses": [claim], "variants": ["htc", "ztt"]}
+    told = study_from(json.loads(json.dumps({**raw, "tune": {**TUNE, "seed": 20_000}})), (), "tuned")
+    made = tuned_plan(told, values, "c", "r", url(tmp_path))
+    assert made.manifest.hypotheses[0].within == 0.02 and made.manifest.tuning
+
+
 def test_without_a_tune_block_the_plan_is_the_plain_one() -> None:
     plain = study(tune=None)
     assert tuned_plan(plain, values, "c", "r", "") == make_plan(plain, "c", "r")

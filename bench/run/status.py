@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bench.config import CELL_SOURCE
 from bench.errors import UserError
 from bench.run import lease
 from bench.store.manifest import SWEPT, TUNING, Manifest
@@ -110,12 +111,22 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
     from bench.model.variant import get_variant  # start-up
     from bench.train.depths import mean_step_flops  # start-up
 
+    cells = list(cells)
+    sources = {planned.cell.id: planned.cell.init for planned in cells}
     found: dict[Group, float] = {}
     for planned in cells:
         group, cell = (planned.variant, planned.task), planned.cell
         if group not in found:
             data, variant = task_data(cell.task, cell.task_options), get_variant(cell.variant, cell.options)
-            lm = meta_model(variant, cell.model, data.vocab_size, data.length)
+            init = cell.init
+            if init is not None and init.source.startswith(CELL_SOURCE):
+                init = sources.get(init.source.removeprefix(CELL_SOURCE))
+            vocab = data.vocab_size
+            if init is not None:
+                from bench.study.start import sizes_of  # start-up: transformers
+
+                vocab, _ = sizes_of(init.source, data)
+            lm = meta_model(variant, cell.model, vocab, data.length)
             freeze(lm, cell.train.trained)
             found[group] = cell.train.steps * cell.train.batch_size * mean_step_flops(lm, cell.train, data.length)
     return found

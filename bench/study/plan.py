@@ -23,7 +23,7 @@ from bench.study.harness import harness_rows
 from bench.study.hypotheses import check_bounds, resolve, usual
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
-from bench.study.start import check_start, check_tokens, external, target_shape
+from bench.study.start import check_start, check_tokens, external, sizes_of, target_shape
 from bench.study.sweep import ALIKE
 from bench.train.depths import mean_step_flops
 from bench.train.device import device_kind
@@ -63,8 +63,10 @@ def shape_of(
     if entry.match is None:
         return model, ""
     reference = next(other for other in study.variants if other.label == study.reference)
-    other, other_model = study.variant(reference), _of_form(study.cell_model(reference, task), form)
-    return matched(entry.match, entry.label, variant, model, other, other_model, vocab_size, length)
+    other, other_model = study.variant(reference), _shape_given(study, reference, task, vocab_size, length, form)
+    outside = _outside(study, reference)
+    its_vocab = vocab_size if outside is None else outline(outside).vocab_size
+    return matched(entry.match, entry.label, variant, model, other, other_model, vocab_size, length, its_vocab)
 
 
 Tuned = Mapping[tuple[str, str], VariantEntry]
@@ -90,6 +92,13 @@ def _shape_given(
     return target_shape(source, model.n_cycles, {**task.model, **entry.model}, f"variants.{entry.label}")
 
 
+def _outside(study: Study, entry: VariantEntry) -> str | None:
+    """The source outside the study whose vocabulary and positions the entry's models have; None: they have the task's.
+    It may be that of the entry that this one starts from.
+    """
+    return study.init_of(study.init_entry(entry) or entry)
+
+
 def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData) -> tuple[TrainConfig, str]:
     """The training of an entry's cells, and what its budget chose ('' without one).
 
@@ -100,9 +109,7 @@ def _train_of(study: Study, entry: VariantEntry, task: TaskEntry, data: TaskData
         return train, ""
 
     def step_flops(other: VariantEntry, config: TrainConfig) -> float:
-        init = study.init_of(other)
-        found = outline(init) if init is not None and study.init_entry(other) is None else None
-        vocab, positions = (found.vocab_size, found.positions) if found else (data.vocab_size, data.max_length)
+        vocab, positions = sizes_of(_outside(study, other), data)
         shape = shape_of(study, other, task, vocab, data.length, data.form)[0]
         lm = meta_model(study.variant(other), shape, vocab, positions)
         freeze(lm, config.trained)

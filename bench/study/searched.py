@@ -1,9 +1,10 @@
-"""What a study's searches set: nothing that an entry sets itself, and something that there is."""
+"""What a study's searches set: tuning nothing that an entry sets itself, and no search what there is not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.config import CELL_SOURCE
 from bench.errors import shown, unknown
 from bench.model.variant import variants
 from bench.study.entries import TaskEntry, VariantEntry
@@ -13,7 +14,8 @@ from bench.study.sweep import Sweep
 def check_searches(
     tuned: bool, sweep: Sweep | None, tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]
 ) -> None:
-    """Raises ValueError for a value that would be overwritten, and for a range of an option that no variant has.
+    """Raises ValueError for a value beside what tuning sets, and for a range of an option that no variant has. A search
+    of budgets says itself what takes the place of its entries' own values.
 
     tuned: whether the study tunes, hence sets ``train.lr`` and what its variants declare (``Variant.tunable``).
     """
@@ -40,9 +42,14 @@ def _check_tuned(tasks: Sequence[TaskEntry], entries: Sequence[VariantEntry]) ->
         raise ValueError(f"{key} = {shown(value)} cannot be set beside tune, which searches it (allowed: one of both)")
 
 
-def held(entry: VariantEntry) -> str:
-    """What keeps an entry out of a search of shapes and trainings: it is matched at one of them; '' if nothing does."""
-    given = {"match": entry.match, "budget": entry.budget}
+def held(entry: VariantEntry, init: str | None) -> str:
+    """What keeps an entry out of a search of shapes and trainings, since it holds at one of them; '' if nothing does.
+
+    init: what the entry's models start from, None: random weights.
+    """
+    given: dict[str, str | None] = {"match": entry.match, "budget": entry.budget}
+    if init is not None and init.startswith(CELL_SOURCE):
+        given["init"] = init
     return "; ".join(f"{field} = {value!r}" for field, value in given.items() if value is not None)
 
 

@@ -27,6 +27,7 @@ def matched(
     reference_model: ModelConfig,
     vocab_size: int,
     length: int,
+    reference_vocab: int | None = None,
 ) -> tuple[ModelConfig, str]:
     """The shape nearest to ``model`` that costs what the reference costs, and what was changed.
 
@@ -39,11 +40,12 @@ def matched(
         reference_model: the shape of that one.
         vocab_size: of the data.
         length: tokens of a sequence.
+        reference_vocab: of the reference, None: the data's too.
 
     Raises:
         UserError: one line, if no shape comes near enough.
     """
-    target = measure(match, reference, relevant(reference, reference_model), vocab_size, length)
+    target = measure(match, reference, relevant(reference, reference_model), reference_vocab or vocab_size, length)
     try:
         return solve(match, variant, model, target, vocab_size, length)
     except UserError as error:

@@ -41,13 +41,23 @@ def target_shape(source: ModelConfig, n_cycles: int, changes: Mapping[str, Any],
     return parse(ModelConfig, fields, f"{where}.model")
 
 
+def sizes_of(source: str | None, data: TaskData) -> tuple[int, int]:
+    """Vocabulary and longest sequence, in tokens, of models that start from a source outside the study; None: of those
+    that are made for the data.
+    """
+    if source is None:
+        return data.vocab_size, data.max_length
+    found = outline(source)
+    return found.vocab_size, found.positions
+
+
 def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig, data: TaskData) -> None:
     """Raise UserError, before anything runs, if the source fits neither the variant nor the task's data."""
     found = outline(source)
     schedule = variant.schedule(model)
     sources_of(sharing, found.shape.n_blocks, schedule)
     with torch.device("meta"):
-        recovers(variant.adapter(model, schedule), sharing, found.shape.n_blocks, schedule)
+        recovers(variant.adapter(model, schedule), model, sharing, found.shape.n_blocks, schedule)
     if data.form != found.shape.form:
         raise UserError(f"init: {source!r} reads {found.shape.form!r}, the task has {data.form!r} (allowed: the same)")
     if data.vocab_size > found.vocab_size:

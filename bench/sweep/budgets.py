@@ -46,6 +46,7 @@ from bench.store.store import Store
 from bench.study.plan import Planned, make_plan, with_values
 from bench.study.schema import Study, VariantEntry
 from bench.study.shapes import OF_CYCLES
+from bench.study.start import sizes_of
 from bench.study.sweep import BudgetSweep, Range
 from bench.sweep.storage import RefusedError, StoppedError, best_within, done, open_storage, open_trials, optimize
 from bench.train.checkpoints import Every
@@ -200,6 +201,16 @@ def _trained(
     return score
 
 
+def lost(job: BudgetJob) -> list[Planned]:
+    """The cells of finished trials that have no result here: it was damaged, or the trials are of another store. Raises
+    UserError for a trial whose cell cannot be planned any more.
+    """
+    store = Store(job.root)
+    trials = opened(job).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    missing = [trial for trial in trials if not store.done(store.current(trial.user_attrs["cell"]))]
+    return [planned_at(job, trial.params) for trial in missing]
+
+
 def curve(record: Record) -> list[tuple[float, float]]:
     """The share of its training that a cell had done at its validations, and their losses."""
     return [(entry.step / record.cell.train["steps"], entry.valid_loss) for entry in record.history]
@@ -245,7 +256,8 @@ def forward_flops(planned: Planned) -> float:
     cell = planned.cell
     data = task_data(cell.task, cell.task_options)
     variant = get_variant(cell.variant, cell.options)
-    return costs(variant, cell.model, data.vocab_size, data.length).forward_flops_per_token
+    vocab, positions = sizes_of(None if cell.init is None else cell.init.source, data)
+    return costs(variant, cell.model, vocab, data.length, positions).forward_flops_per_token
 
 
 def valid_score(store: Store, id: str) -> dict[str, float]:
@@ -258,14 +270,16 @@ def row(job: BudgetJob) -> BudgetRow:
     """The row of the sweep's result.
 
     ``front`` holds the trials that no other beats in both metric and FLOPs on validation data, with their test scores.
-    ``chosen`` is the best trial within ``max_flops``.
+    ``chosen`` is the best trial within ``max_flops``. Raises UserError if a trial's cell has no result.
     """
     study = opened(job)
     store = Store(job.root)
 
     def told(trial: Any) -> BudgetTrial:
         record = store.record(trial.user_attrs["cell"])
-        assert record is not None and record.status == "done"
+        if record is None or record.status != "done":
+            why = "" if record is None else f": {record.reason}"
+            raise UserError(f"sweep: trial {trial.number} of {job.name!r} has no result in {job.root}{why}")
         return BudgetTrial(
             trial=trial.number,
             id=store.current(trial.user_attrs["cell"]),

@@ -19,13 +19,13 @@ from bench.run.executors import HANG, Event
 from bench.run.executors.local import LocalExecutor
 from bench.run.lease import LeaseWatch
 from bench.run.progress import Progress
-from bench.run.runner import DEATHS
+from bench.run.runner import DEATHS, Running, run_study
 from bench.store.environment import environments
 from bench.store.manifest import SWEPT, CellRow, Manifest, SweepResult, ThresholdRow
 from bench.store.store import Store
 from bench.store.tracker import Tracker
 from bench.study.naming import base_of
-from bench.study.plan import make_plan
+from bench.study.plan import Plan, make_plan
 from bench.study.schema import Study
 from bench.study.searched import held
 from bench.sweep import budgets, thresholds
@@ -85,6 +85,10 @@ def run_sweep(
         result.tasks = manifest.tasks
         if study.sweep_name not in [sweep.study for sweep in store.sweeps()]:
             store.write_sweep(result)  # so that `cyclebench clean` knows where the trials are
+        if again := [planned for job in budget_jobs for planned in budgets.lost(job)]:
+            swept_so_far = store.manifest(manifest.study) or manifest.but(cells=[])
+            plan = Plan(study.model_copy(update={"name": manifest.study}), tuple(again), swept_so_far)
+            run_study(plan, store, Running(jobs=jobs, hang=hang), lambda *_: None)
         _trained(budget_jobs, jobs, hang)
         result.budgets = [budgets.row(job) for job in budget_jobs]
         before = store.manifest(manifest.study)
@@ -151,12 +155,18 @@ def _budget_jobs(
     """A search for every variant and task, and what tracking knows of all of them."""
     sweep = study.sweep
     assert sweep is not None and sweep.budgets is not None
+    left_out = {entry.label: held(entry, study.init_of(entry)) for entry in study.variants}
     for entry in study.variants:
-        if why := held(entry):
+        if why := left_out[entry.label]:
             print(f"{entry.label} is left out of the search of budgets: {why} holds at one shape", file=sys.stderr)
-    entries = tuple(entry for entry in study.variants if not held(entry))
-    seeds = (sweep.budgets.seed,)
-    free = study.model_copy(update={"reference": None, "seeds": seeds, "decide": None, "variants": entries})
+    nothing = {
+        "reference": None,
+        "decide": None,
+        "hypotheses": (),
+        "harness": (),
+    }  # trials are compared by their scores
+    entries = tuple(entry for entry in study.variants if not left_out[entry.label])
+    free = study.model_copy(update={**nothing, "seeds": (sweep.budgets.seed,), "variants": entries})
     plan = make_plan(free, command, revision)
     jobs = []
     for entry in free.variants:

@@ -246,7 +246,9 @@ def cells_of_sweeps(runs: Path, url: str | None, known: Mapping[str, str]) -> se
     beside = runs / TRIALS
     here = shown_url(url) if url is not None else f"sqlite:///{beside}"
     for sweep, other in known.items():
-        if other != here and (url is not None or Path(other).name != TRIALS):
+        file = sqlite_file(other)
+        moved = url is None and file is not None and file.name == TRIALS and not file.exists() and beside.exists()
+        if other != here and (file is None or file != sqlite_file(here)) and not moved:
             raise UserError(f"--storage: the sweep {sweep} has its trials in {other} (allowed: that address)")
     if url is None and not beside.exists():
         return set()

@@ -128,7 +128,8 @@ def tuned_plan(study: Study, run: RunPlan, command: str, revision: str | None, u
     """
     if study.tune is None:
         return make_plan(study, command, revision)
-    trials = study.model_copy(update={"name": study.name + TUNING, "seeds": (study.tune.seed,), "decide": None})
+    changes = {"name": study.name + TUNING, "seeds": (study.tune.seed,), "decide": None, "hypotheses": ()}
+    trials = study.model_copy(update=changes)
     plain = make_plan(trials, command, revision)
     metrics = {task.label: task for task in plain.manifest.tasks}
     entries, storage = {entry.label: entry for entry in study.variants}, open_storage(url, closely=True)
