@@ -232,7 +232,7 @@ def load_results(
         study: whatever names it, or what a run in ``runs`` is called (``quick+9ecf4a19``).
         runs: folder of the results.
         preset: one of the study's.
-        set: the overrides that it was run with; seeds need not be told.
+        set: the overrides that it was run with; seeds need not be told, but for pilots.
 
     Raises:
         UserError: if it has not been run.

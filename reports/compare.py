@@ -67,7 +67,8 @@ def side_by_side(sides: Sequence[Side]) -> Rows:
             records = side.done(found.variant, found.task.label) if side in found.sides else {}
             over = interval([score(r, found.task.metric) for r in records.values()], bounds(found.task.metric))
             shown.append(over)
-            row[side.name] = f"{told(over)} (n = {over.n})" if over.n else "-"
+            column = side.name if side.name not in ("task", "variant", "metric") else f"run {side.name}"
+            row[column] = f"{told(over)} (n = {over.n})" if over.n else "-"
         for side in sides:
             records = side.done(found.variant, found.task.label) if side in found.sides else {}
             costs = [record.costs.train_flops for record in records.values()]

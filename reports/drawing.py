@@ -57,6 +57,13 @@ def _in_letters(manifest: Manifest) -> Manifest:
         variants=[row.but(label=in_letters(row.label)) for row in manifest.variants],
         tasks=[row.but(label=in_letters(row.label)) for row in manifest.tasks],
         cells=[row.but(variant=in_letters(row.variant), task=in_letters(row.task)) for row in manifest.cells],
+        hypotheses=[
+            row.but(
+                **{key: in_letters(getattr(row, key)) for key in ("better", "than", "task")},
+                measures=[measure.but(task=in_letters(measure.task)) for measure in row.measures],
+            )
+            for row in manifest.hypotheses
+        ],
     )
 
 

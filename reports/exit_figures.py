@@ -63,7 +63,9 @@ def exit_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskRow) 
     oracle = "oracle" if task.metric == "accuracy" else "oracle.loss"
     for axes, (label, records) in zip(grid, panels, strict=True):
         best = _chosen(records, task)
-        for key in _plain_rules(records):
+        plain, own = _plain_rules(records), manifest.exit_rule
+        aggregated = [own] if own and own not in plain and all(own in exits_of(r).rules for r in records) else []
+        for key in [*plain, *aggregated]:
             points = _mean_curve(records, key, task.metric)
             if key in (best, manifest.exit_rule):
                 shade, dash = LOOKS.get(key, OTHER)

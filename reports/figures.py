@@ -107,12 +107,11 @@ def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskR
             records = finished.get(index, [])
             if not records:
                 continue
-            values = np.array([[entry.valid(task.metric) for entry in record.history] for record in records])
-            seen += [float(values.min()), float(values.max())]
             look: dict[str, Any] = {"color": colour(manifest, index), "ls": dash(manifest, index)}
             mark: dict[str, Any] = {"marker": marker(manifest, index), "ms": 3, "lw": 1.1, "alpha": 0.9}
             for axes, x in zip(panel.axes, ("tokens", "flops"), strict=True):
-                at = [getattr(entry, x) for entry in records[0].history]
+                at, values = _histories(records, x, task.metric)
+                seen += [float(values.min()), float(values.max())]
                 axes.plot(at, values.mean(0), label=manifest.variants[index].label, **look, **mark)
                 over_seeds(axes, at, values, look, task)
     for panel in panels:
@@ -122,6 +121,17 @@ def learning_curves(manifest: Manifest, results: dict[str, Outcome], task: TaskR
     for panel in panels:
         panel.axes[1].set_xlabel("training FLOPs")
     return figure
+
+
+def _histories(records: list[Record], x: str, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where runs were validated [P] and their scores there [n, P]. Runs that were validated at other places, since they
+    draw their numbers of cycles, are read between those, over what all of them have.
+    """
+    of = [np.array([(getattr(entry, x), entry.valid(metric)) for entry in record.history]).T for record in records]
+    at = of[0][0]
+    if not all(np.array_equal(at, one) for one, _ in of):
+        at = np.linspace(max(one[0] for one, _ in of), min(one[-1] for one, _ in of), min(len(one) for one, _ in of))
+    return at, np.array([np.interp(at, *one) for one in of])
 
 
 def over_seeds(axes: Axes, at: Any, values: NDArray[np.float64], look: dict[str, Any], task: TaskRow) -> None:

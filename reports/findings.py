@@ -7,9 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bench.errors import UserError
+from bench.store.manifest import Manifest
 from bench.store.published import STUDY, PublishedStudy, read_published
 from bench.tables import counted, markdown, markdown_image, markdown_text
 from reports.references import beside_others
+from reports.render import file_names
 from reports.units import human
 
 ENOUGH = 8  # pairs of seeds that a verdict should rest on
@@ -46,7 +48,7 @@ def page(folder: Path, pictures: str = "") -> str:
                 f"Of {len(left)} inconclusive here {taken} had a second try on other seeds: {markdown_text(again[0])}.",
                 "",
             ]
-        for plot in sorted((folder / name).glob("accuracy_vs_flops_*.png")) if pictures else ():
+        for plot in _plots(folder / name, study.manifest) if pictures else ():
             lines += [markdown_image(f"{name}: {plot.stem}", f"{pictures}/{name}/{plot.name}"), ""]
     lines += beside_others(folder)
     if older:
@@ -83,6 +85,12 @@ def claims(found: Collection[PublishedStudy]) -> tuple[list[dict[str, str]], int
             else:
                 rows[name, row["hypothesis"]] = row
     return list(rows.values()), again, settled
+
+
+def _plots(folder: Path, manifest: Manifest) -> list[Path]:
+    """The published plots of the study's tasks: those of a task that it no longer has may lie there too."""
+    stems = file_names([("accuracy_vs_flops", task.label) for task in manifest.tasks])
+    return [plot for stem in sorted(stems) if (plot := folder / f"{stem}.png").is_file()]
 
 
 def summary(found: Collection[PublishedStudy]) -> list[str]:

@@ -89,9 +89,9 @@ def cost_to_score(manifest: Manifest, results: dict[str, Outcome], task: TaskRow
 
 
 def _median(found: list[Reading]) -> str:
-    """The median of the costs; above the whole training where half of the runs or more have not reached it."""
+    """The median of the costs, or what it is above, where half of the runs or more have not reached the score."""
     if 2 * sum(reading.censored for reading in found) >= len(found):
-        return f"> {human(max(reading.value for reading in found))}"
+        return f"> {human(float(np.median([reading.value for reading in found])))}"
     return human(float(np.median([math.inf if reading.censored else reading.value for reading in found])))
 
 

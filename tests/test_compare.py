@@ -41,6 +41,8 @@ def test_shared_variants_stand_side_by_side_with_their_seeds() -> None:
     row = rows["p_hop", "htc"]
     assert row["a"].startswith("0.695 (0.690 to 0.700)") and row["a"].endswith("(n = 2)")
     assert row["b"].endswith("(n = 3)") and row["FLOPs, a"] == "60 G"
+    named = side_by_side([a, b._replace(name="task")])[0]
+    assert named["task"] == "p_hop" and named["run task"].endswith("(n = 3)")
     other = b.manifest.but(tasks=[b.manifest.tasks[0], b.manifest.tasks[1].but(metric="loss")])
     assert {found.task.label for found in shared([a, b._replace(manifest=other)])} == {"p_hop"}, "of the same metric"
     kinds = b.manifest.but(variants=[row.but(variant=f"other {row.variant}") for row in b.manifest.variants])

@@ -359,6 +359,7 @@ def test_two_equal_variants_end_as_equivalent_within_24_pairs_at_sd_equal_to_the
     assert found.count("equivalent") > 0.9 * times - 3 * np.sqrt(0.09 * times)
 
 
+@pytest.mark.long
 def test_seeds_added_by_hand_tell_of_verdicts_before(tmp_path: Path) -> None:
     """Also where a cell had failed, or a claim was added; not of claims that were not there, or of what was stopped."""
 
@@ -374,6 +375,8 @@ def test_seeds_added_by_hand_tell_of_verdicts_before(tmp_path: Path) -> None:
     assert seen(fake, planned(3)) == [] and seen(fake, planned(5)) == [3]
     more = [*RAW["hypotheses"], {"claim": "another", "better": "bc", "than": "ztt", "task": "two"}]
     assert seen(fake, planned(5, hypotheses=more)) == [3] and seen(fake, planned(5, hypotheses=more[2:])) == []
+    wider = planned(3, variants=[*RAW["variants"], {"name": "htc", "label": "another"}])
+    assert seen(fake, wider) == [], "no seed was added"
     fake(after_verdicts(planned(5), fake.store))
     assert seen(fake, planned(5)) == [3] and seen(fake, planned(6)) == [3, 5]
     failed = Fake(tmp_path / "failed")

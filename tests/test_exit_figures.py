@@ -103,6 +103,17 @@ def labels(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
+def with_rule(key: str) -> dict[str, Any]:
+    """The sample's results with one more rule, which does what its plain form does."""
+    found = {}
+    for id, record in RESULTS.items():
+        if record.status == "done" and record.exits is not None:
+            rules = {**record.exits.rules, key: record.exits.rules[key.partition(".")[0]]}
+            record = record.but(exits=record.exits.but(rules=rules))
+        found[id] = record
+    return found
+
+
 def test_curves_show_every_rule_and_every_bound() -> None:
     figure = exit_curves(MANIFEST, RESULTS, P_HOP)
     assert figure is not None
@@ -115,6 +126,8 @@ def test_curves_show_every_rule_and_every_bound() -> None:
     assert len(grey) == 1, "the study declares no rule, so only the best one and the bounds stand out"
     declared = exit_curves(MANIFEST.but(exit_rule="confidence"), RESULTS, P_HOP)
     assert declared is not None and "other rules" not in labels(declared)
+    aggregated = exit_curves(MANIFEST.but(exit_rule="confidence.max"), with_rule("confidence.max"), P_HOP)
+    assert aggregated is not None and "confidence.max" in labels(aggregated)
     points = htc.lines[1].get_xydata()
     mean = np.mean([r.exits.points[0].accuracy for r in _records("htc", "p_hop")])
     assert points[0] == pytest.approx([1e6, mean]), "the fixed line starts at one cycle, mean over seeds"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench.store.manifest import Manifest
+from bench.store.manifest import Manifest, TaskRow
 from bench.store.published import PublishedStudy
-from reports.findings import claims, page, second_tries, summary
+from reports.findings import _plots, claims, page, second_tries, summary
+from reports.render import file_names
 
 
 def published(name: str, seeds: range, verdicts: dict[str, str], pairs: int = 9) -> PublishedStudy:
@@ -65,6 +66,14 @@ def test_the_same_seeds_are_no_second_try() -> None:
     assert second_tries(found) == {} and len(claims(found)[0]) == 5
     assert "second try" not in summary(found)[0] and "of 2 studies" in summary(found)[0]
     assert second_tries([published("one-again", range(8, 20), {"b": "supported"})]) == {}  # of what is not published
+
+
+def test_plots_are_of_the_tasks_that_a_study_has(tmp_path: Path) -> None:
+    task = TaskRow(label="a b", task="p_hop", metric="accuracy", higher_is_better=True, levels={})
+    manifest = published("other", range(8), {}).manifest.but(tasks=[task])
+    for stem in (wanted := file_names([("accuracy_vs_flops", "a b")])[0], "accuracy_vs_flops_before"):
+        (tmp_path / f"{stem}.png").touch()
+    assert [path.stem for path in _plots(tmp_path, manifest)] == [wanted]
 
 
 def test_the_page_tells_where_the_second_try_is(tmp_path: Path) -> None:

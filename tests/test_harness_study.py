@@ -215,6 +215,8 @@ def test_the_same_task_twice_and_tasks_that_nobody_knows(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"harness.1: 'arc_easy' stands twice"):
         plan("arc_easy", {"name": "arc_easy", "metric": "acc_norm"})
     raw = study().model_dump(mode="json") | {"harness": ["arc_easy"]}
+    with pytest.raises(UserError, match="tasks: the label 'arc_easy' is that of a task of harness"):
+        study_from({**raw, "tasks": [{**task, "label": "arc_easy"} for task in raw["tasks"][:1]]}, (), "s")
     claim = {"claim": "c", "better": "gated", "than": "htc", "task": "arc_esy"}
     with pytest.raises(UserError, match="unknown label in task: 'arc_esy'; did you mean 'arc_easy'"):
         study_from({**raw, "hypotheses": [claim]}, (), "s")

@@ -252,6 +252,13 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     status, shown, _ = ended(["status", *given[1:4], "--runs", "my runs"], monkeypatch, capsys)
     first = shlex.join(["cyclebench", *given])
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
+    store = Store(Path("my runs"))
+    (name,) = store.studies()
+    manifest = store.manifest(name)
+    assert manifest is not None
+    store.write_manifest(name, manifest.but(command="cyclebench.run"))
+    _, shown, _ = ended(["status", name, "--runs", "my runs"], monkeypatch, capsys)
+    assert "`cyclebench.run(STUDY)`, all of them by `cyclebench.run(STUDY, retry=True)`" in " ".join(shown.split())
 
 
 @pytest.mark.long
@@ -316,6 +323,7 @@ def test_a_result_that_is_damaged_within_is_run_again(
         ),
         (["sweep", "thresholds", "--out", f"{__file__}/x"], f"--out: {f'{__file__}/x'!r}: {__file__!r} is no folder"),
         (["costs", "quick", "--out", __file__], f"--out: {__file__!r} is no folder"),
+        (["execute", "quick", "--rule", "confidence", "--threshold", "inf"], "--threshold: inf lets all leave or none"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

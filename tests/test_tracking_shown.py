@@ -19,7 +19,7 @@ from bench.store.manifest import CellRow, Manifest
 from bench.store.mlflow_server import EXPERIMENT
 from bench.store.records import Record
 from bench.store.store import Store
-from bench.store.tracked import LONGEST, REST, page
+from bench.store.tracked import LONGEST, REST, page, totals
 from bench.store.tracker import Findings
 from bench.store.tracking import CELL_TAG, EXPERIMENT_OF, NOTE, STUDY, MlflowTracker
 from reports.first_page import findings
@@ -27,6 +27,14 @@ from reports.table import summary
 from reports.verdicts import sentences
 
 OWN = EXPERIMENT_OF.format(MANIFEST.study)
+
+
+def test_two_labels_are_never_one_metric() -> None:
+    metrics = {"accuracy/p_hop/ztt (params)": 0.1, "accuracy/p_hop/ztt params": 0.2, "accuracy/p_hop/htc": 0.3}
+    names = [name for name, *_ in totals(MANIFEST, Findings((), metrics=metrics), 0)]
+    assert (
+        len(set(names)) == 3 and names[2] == "accuracy/p_hop/htc" and names[0].startswith("accuracy/p_hop/ztt params ")
+    )
 
 
 @pytest.fixture

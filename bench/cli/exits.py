@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import typer
@@ -95,6 +96,8 @@ def execute(
     from reports.execution import columns, why_it_costs  # start-up
 
     logging.disable_progress_bar()
+    if unbound := next((at for at in threshold or () if math.isinf(at)), None):
+        raise UserError(f"--threshold: {unbound} lets all leave or none (allowed: finite numbers; or --rule fixed)")
     results, rows, found = load_results(study, runs, preset, overrides or ()), [], []
     tell_newer(results)
     if lack := len(results.manifest.cells) - sum(record.status == "done" for record in results.records.values()):

@@ -78,10 +78,12 @@ def status(
     if found.failed:
         failures = [{"cell": name, "of": str(record.kind), "reason": record.reason} for name, record in found.failed]
         show("Failed", failures)
-        given = [*shlex.split(manifest.command)[1:], *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])]
-        again = command_line(given, without=("--retry",))
-        every = f"`{again} --retry failed`"
-        say(f"Those that failed of the environment are run again by `{again}`, all of them by {every}.")
+        given = shlex.split(manifest.command)[1:]
+        again = command_line([*given, *(["--runs", str(runs)] if runs != DEFAULT_RUNS else [])], without=("--retry",))
+        every = f"{again} --retry failed"
+        if not given:  # from Python
+            again, every = "cyclebench.run(STUDY)", "cyclebench.run(STUDY, retry=True)"
+        say(f"Those that failed of the environment are run again by `{again}`, all of them by `{every}`.")
     if manifest.decide is not None:
         _tell_open(store, manifest, found)
     if found.done < n:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from bench.config import FIRST_PILOT
 from bench.store.store import Store
 from bench.study.plan import Plan
 from bench.study.schema import Study
@@ -16,7 +15,7 @@ def with_earlier(study: Study, store: Store) -> Study:
     others are never in one run.
     """
     before = store.manifest(study.name)
-    if before is None or study.decides or before.pilot != (min(study.seeds) >= FIRST_PILOT):
+    if before is None or study.decides or before.pilot != study.pilot:
         return study
     own = {*study.seeds, *((study.tune.seed,) if study.tune is not None else ())}
     earlier = [seed for seed in before.seeds if seed not in own]
@@ -58,7 +57,8 @@ def after_verdicts(plan: Plan, store: Store) -> Plan:
     known, ours = {row.id for row in before.cells}, {row.id for row in now.cells}
     if not any(claim in now.hypotheses for claim in before.hypotheses) or not known <= ours:  # of another study
         return plan
+    more = not {row.seed for row in now.cells} <= {row.seed for row in before.cells}  # no mere variant or task
     undone = {id for id in known if not store.done(id)}
-    given = [len(before.seeds)] if known < ours and undone == store.failures(undone).keys() else []
+    given = [len(before.seeds)] if more and undone == store.failures(undone).keys() else []
     seen = [*before.verdicts_at, *given]
     return replace(plan, manifest=now.but(verdicts_at=seen)) if seen else plan

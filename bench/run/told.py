@@ -36,8 +36,8 @@ def replaced(study: Study, manifest: Manifest, store: Store) -> Iterator[str]:
     before = store.manifest(manifest.study)
     if before is None or not (changes := said_since(before.config, study)):
         return
-    told = f"{manifest.study}: the study has changed since its last run, whose report is replaced: {'; '.join(changes)}"
+    line = f"{manifest.study}: the study has changed since its last run, whose report is replaced: {'; '.join(changes)}"
     left = {cell.id for cell in before.cells} - {cell.id for cell in manifest.cells}
     if done := sum(map(store.done, left)):
-        told += f"; {counted(done, 'finished cell')} of it stay, of no study (another name keeps both)"
-    yield told
+        line += f"; {counted(done, 'finished cell')} of it stay, of no study (another name keeps both)"
+    yield line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +44,14 @@ def about(manifest: Manifest) -> str:
 
 
 def totals(manifest: Manifest, found: Findings, at: int) -> Metrics:
-    """What a study has found, by names that MLflow takes. at: ms since 1970."""
+    """What a study has found, by names that MLflow takes; of two that it would take for one each has a digest behind
+    it. at: ms since 1970.
+    """
+    names = {name: _OTHER.sub("", name) for name in found.metrics}
+    same = Counter(names.values())
     for name, value in found.metrics.items():
-        yield _OTHER.sub("", name), value, at, len(manifest.seeds)
+        behind = f" {hashlib.sha256(name.encode()).hexdigest()[:8]}" if same[names[name]] > 1 else ""
+        yield names[name] + behind, value, at, len(manifest.seeds)
 
 
 def dataset(record: Outcome) -> Any:

@@ -173,6 +173,8 @@ class Study(Strict):
         for field, taken in (("tasks", [t.label for t in self.tasks]), ("harness", [t.key for t in self.harness])):
             if ALL in taken:
                 raise ValueError(f"{field}: the label {ALL!r} stands for all tasks together; give the task another one")
+        if both := sorted({t.label for t in self.tasks} & {t.key for t in self.harness}):
+            raise ValueError(f"tasks: the label {both[0]!r} is that of a task of harness; give the task another one")
         try:
             tasks = [*(entry.label for entry in self.tasks), *(entry.key for entry in self.harness)]
             check_labels(self.hypotheses, labels, tasks)
@@ -190,9 +192,14 @@ class Study(Strict):
         return self
 
     @property
+    def pilot(self) -> bool:
+        """Whether the seeds are for choosing settings: they are never mixed with others, and decide nothing."""
+        return min(self.seeds) >= FIRST_PILOT
+
+    @property
     def decides(self) -> bool:
         """Whether seeds are added until the hypotheses are decided: not on pilots."""
-        return self.decide is not None and min(self.seeds) < FIRST_PILOT
+        return self.decide is not None and not self.pilot
 
     def as_changed(self, changes: tuple[Change, ...]) -> Study:
         """The study under the name that it has with these changes to what is written."""
