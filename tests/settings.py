@@ -78,10 +78,14 @@ def _name(name: str, options: dict[str, Any]) -> str:
 
 DEFAULTS = [(name, {}) for name in variants.names()]
 DEFAULT_ID = [name for name, _ in DEFAULTS]
-# Both families for every variant, one with scaled updates too; its options, which .ci/run tries, on the one that asks
-# more (grouped heads, rotary positions, SwiGLU).
+# Both families for every variant; .ci/run tries one with scaled updates too, and the variant's options, on the family
+# that asks more (grouped heads, rotary positions, SwiGLU).
 EVERY = [
-    pytest.param(name, options, family, id=f"{family}-{_name(name, options)}", marks=[pytest.mark.long] * bool(options))
+    pytest.param(
+        *(name, options, family),
+        id=f"{family}-{_name(name, options)}",
+        marks=[pytest.mark.long] * (bool(options) or family == SCALED),
+    )
     for name in variants.names()
     for options in option_settings(name)
     for family in ((*FAMILIES, SCALED) if not options else FAMILIES[-1:])

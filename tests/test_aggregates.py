@@ -81,6 +81,7 @@ def test_nothing_stored_is_no_front_and_no_number() -> None:
     assert {row["interquartile mean"] for row in aggregates(MANIFEST, {})} == {"-"}
 
 
+@pytest.mark.long
 def test_the_report_holds_both_tables_and_the_profile(tmp_path: Path) -> None:
     paths = write_report(*of_seeds(5), tmp_path, published=True)
     text = (tmp_path / "report.md").read_text()

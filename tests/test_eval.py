@@ -48,6 +48,7 @@ def options_of(task: str, options: dict[str, Any]) -> list[str]:
     return [f"{task}.{key}={json.dumps(value)}" for key, value in options.items()]
 
 
+@pytest.mark.long
 def test_bits_per_byte_and_flops_are_the_harnesss(tmp_path: Path) -> None:
     folder, uri = tmp_path / "model", f"sqlite:///{tmp_path}/mlflow.db"
     checkpoint(folder, "kjv", TEXT, "ztt")

@@ -125,6 +125,7 @@ def count_on(folder: Path) -> None:
     own_task(folder, "count_on", documents, ("exact_match",), **about)
 
 
+@pytest.mark.long
 def test_the_command_generates_with_exits_in_a_task_of_ones_own(
     text_model: Path, tmp_path: Path, no_runs: Path
 ) -> None:

@@ -105,7 +105,7 @@ def test_titles_do_not_run_into_each_other() -> None:
             assert not any(box.overlaps(other) for other in boxes[:number]), name
 
 
-@pytest.mark.parametrize("seeds", [2, 8])
+@pytest.mark.parametrize("seeds", [2, pytest.param(8, marks=pytest.mark.long)])
 def test_no_text_runs_over_the_edge(seeds: int) -> None:
     manifest, results = of_seeds(seeds)
     drawn = [(name, figures.get(name)(manifest, results, task)) for name in figures.names() for task in manifest.tasks]

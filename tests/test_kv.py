@@ -49,6 +49,7 @@ def test_what_is_shared_keeps_the_contract(name: str) -> None:
     contract.test_left_padding_changes_nothing(name, {}, SHARED)
 
 
+@pytest.mark.long
 @several
 def test_what_is_shared_keeps_the_contract_of_exits(name: str) -> None:
     generation.test_recompute_is_generation_without_a_cache(name, {}, SHARED)

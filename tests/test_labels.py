@@ -323,6 +323,7 @@ def test_a_figure_draws_a_label_in_letters(label: str) -> None:
     assert seen[1] is MANIFEST
 
 
+@pytest.mark.long
 def test_letters_that_the_font_lacks_are_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -202,6 +202,7 @@ def said(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
+@pytest.mark.long
 def test_both_are_kept_and_each_says_what_it_is(folder: Path) -> None:
     store = Store(folder / "runs")
     changed = name(*SEVEN)

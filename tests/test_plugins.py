@@ -250,6 +250,7 @@ def test_what_a_notebook_defines_again_is_seen_and_no_name_is_taken_from_the_sui
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_a_module_beside_the_notebook_reaches_the_workers(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text(FILE)
     send = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import beside; from bench.plugins import pack; "

@@ -59,6 +59,7 @@ def test_wrong_overrides_are_one_line(overrides: list[str], message: str) -> Non
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.long
 def test_it_needs_no_transformers() -> None:
     code = """
 import sys

@@ -56,6 +56,7 @@ def test_unigram_level_is_the_cross_entropy_of_byte_frequencies(kjv: TaskData) -
     assert kjv.bytes_per_token == {"train": 1.0, "valid": 1.0, "test": 1.0}
 
 
+@pytest.mark.long
 def test_bpe_is_trained_on_train_and_loses_nothing() -> None:
     data = get_task("kjv", {"tokenizer": "bpe", "bpe_vocab_size": 512, "n_train": 50}).build()
     assert data.vocab_size == 512 and data.bytes_per_token is not None

@@ -158,6 +158,8 @@ def test_gradients_may_flow_through_the_last_cycles_only() -> None:
 
 
 def test_a_cut_that_would_leave_the_prelude_untrained_is_refused(data: TaskData) -> None:
+    with pytest.raises(UserError, match=r"train\.backward_cycles: 1 leaves the embeddings of 'bc' without a gradient"):
+        run(data, CONFIG.model_copy(update={"backward_cycles": 1}), "bc")
     with pytest.raises(UserError, match=r"train\.backward_cycles: 1 leaves the prelude of 'htc' without a gradient"):
         run(data, CONFIG.model_copy(update={"backward_cycles": 1}), "htc")
 

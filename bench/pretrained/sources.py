@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -164,12 +165,14 @@ def outline(source: str) -> Outline:
 def _outline_of(where: Location, files: tuple[tuple[Path, int, int], ...]) -> Outline:
     source = where.source
     try:
-        return _outline(_config(where), source)
+        return _outline(_config(where, files), source)
     except (TypeError, ValueError, AttributeError, LookupError) as error:  # a configuration that makes no sense
         raise _unreadable(where, error) from None
 
 
-def _config(where: Location) -> PreTrainedConfig:
+@lru_cache(maxsize=4)
+def _config(where: Location, files: tuple[tuple[Path, int, int], ...]) -> PreTrainedConfig:
+    """Of the files; not to be changed. To read it from a GGUF file takes seconds, as it looks at every token."""
     try:
         return AutoConfig.from_pretrained(**where.arguments)
     except Exception as error:  # whatever a broken or foreign file makes its reader raise
@@ -203,7 +206,8 @@ def load(source: str) -> Pretrained:
         check_model(where.folder)
         with no_bars():
             kind: Any = AutoModelForCausalLM if found.shape.form == TEXT else AutoModelForImageClassification
-            loaded: Any = kind.from_pretrained(**where.arguments, dtype=dtype, output_loading_info=True)
+            config = deepcopy(_config(where, _files(where)))
+            loaded: Any = kind.from_pretrained(**where.arguments, config=config, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise _unreadable(where, error) from None
     lm, told = loaded

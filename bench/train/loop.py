@@ -99,10 +99,11 @@ class Training:
             raise UserError(f"train.processes: {config.processes} are started for a cell only (allowed here: 1)")
         config.check(lm.model_shape)
         reinjects = lm.recurrence is not None and lm.recurrence.reinjects
-        if config.backward_cycles is not None and not reinjects and lm.schedule.n_prelude:
+        first = "prelude" if lm.schedule.n_prelude else None if lm.adapter is not None else "embeddings"
+        if config.backward_cycles is not None and not reinjects and first is not None:
             raise UserError(
-                f"train.backward_cycles: {config.backward_cycles} leaves the prelude of {lm.variant.name!r} without a "
-                "gradient (allowed: none, or a variant that re-injects the prelude's output)"
+                f"train.backward_cycles: {config.backward_cycles} leaves the {first} of {lm.variant.name!r} without a "
+                "gradient (allowed: none, or a variant that re-injects what its cycles begin with)"
             )
         if config.sequence_cycles:
             check_own_cycles("train.sequence_cycles: True", lm.variant, lm.model_shape, lm.schedule, lm.routes)
@@ -125,7 +126,7 @@ class Training:
             self.at = checkpoints.load(lm, self.optimizer) if checkpoints is not None else Position()
         if not self.at.step:
             self.at.stacked = config.stacked is True if stacked is None else stacked
-        if self.at.stacked:
+        if lm.device.type == "cpu":
             keep_freed_memory()
         self.last = self.told = self.at.seconds  # when the loss was read last, and when anything was told
         if watch is not None:
