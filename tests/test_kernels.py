@@ -66,7 +66,8 @@ def test_rotary_embedding(cut: slice) -> None:
 
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_heads_of_attention(kv_heads: int, rotary: bool) -> None:
+def test_heads_of_attention(kv_heads: int, rotary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.model.kernels.PIECE", 1)
     x, angle = draw(2, 7, (4 + 2 * kv_heads) * 16), 10 * draw(7, 8).abs()
 
     def fast(x: Tensor) -> Tensor:
@@ -103,7 +104,9 @@ def test_gelu_in_its_tanh_form(shape: tuple[int, ...], piece: int, monkeypatch: 
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
-def test_swiglu(shape: tuple[int, ...]) -> None:
+def test_swiglu(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.model.kernels.PIECE", 1)
+
     def formula(x: Tensor) -> Tensor:
         gate, up = x.tensor_split(2, -1)
         return gate / (1 + (-gate).exp()) * up
@@ -121,7 +124,8 @@ def test_wide_linear_layers(rows: tuple[int, ...], bias: bool) -> None:
     assert (named == "_LinearBackward") == kernels._onednn(), named
 
 
-def test_where_operations_are_looked_at_they_are_pytorchs_own() -> None:
+def test_where_operations_are_looked_at_they_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.model.kernels.PIECE", 1)
     x, weight = draw(512, 128).requires_grad_(), draw(128, 128)
     with FlopCounterMode(display=False) as counter:
         named = seen(lambda: kernels.linear(x, weight))

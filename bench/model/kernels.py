@@ -28,7 +28,7 @@ WIDE, MANY = 128, 512  # from so many features in and out, and rows, on oneDNN w
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries [B, H, T, d], keys and values [B, H_kv, T, d]."""
 LINEAR, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715 * 2 * math.sqrt(2 / math.pi)  # of x and x^3, in GELU's 2 u
-PIECE = 2**18  # numbers that are computed at once where an operation takes several passes over them
+PIECE = 2**18  # numbers that are computed at once in several passes, and from which on fewer passes are worth a call
 KINDS = (Tensor, nn.Parameter, FakeTensor)  # fake ones tell what would be kept in memory
 
 
@@ -98,7 +98,7 @@ def attention_heads(x: Tensor, n_heads: int, kv_heads: int, rotation: Rotation |
     """Queries [B, H, T, d], keys and values [B, H_kv, T, d] of x [B, T, (H + 2 H_kv) d]; ``rotation``, cosine and sine
     as in ``rotate``, turns queries and keys.
     """
-    if plain(x):
+    if x.numel() >= PIECE and plain(x):  # of less, what is saved is not what the call costs
         out: Heads = _Heads.apply(x, n_heads, kv_heads, *(rotation or (None, None)))
         return out
     turned, value = split_heads(x, x.shape[2] // (n_heads + 2 * kv_heads)).split([n_heads + kv_heads, kv_heads], 1)
@@ -120,7 +120,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU of the first half of x [..., 2 F] times the second half, [..., F] (Shazeer 2020)."""
-    if plain(x):
+    if x.numel() >= PIECE and plain(x):
         out: Tensor = _Swiglu.apply(x)
         return out
     gate, up = x.chunk(2, -1)
