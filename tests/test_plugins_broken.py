@@ -21,6 +21,8 @@ from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import Rule, get_rule, rules
 from bench.evaluate.rules import register as register_rule
+from bench.model.costs import pass_flops
+from bench.model.flops import Flops
 from bench.model.gates import gates
 from bench.model.gates import register as register_gate
 from bench.model.network import Network
@@ -67,8 +69,14 @@ def returning(made: Callable[[Any, Any], Any]) -> type[Gate]:
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (lambda hidden, update: None, "TypeError: layer_norm"),
-        (lambda hidden, update: (hidden + update)[:, :-1], "ValueError: Expected input batch_size"),
+        (
+            lambda hidden, update: None,
+            "TypeError: gate 'broken': merge() returns None (allowed: the new stream, a tensor (",
+        ),
+        (
+            lambda hidden, update: (hidden + update)[:, :-1],
+            "TypeError: gate 'broken': merge() returns a tensor (1, 1",
+        ),
         (lambda hidden, update: 1 / 0, "ZeroDivisionError: division by zero (test_plugins_broken.py, line "),
     ],
 )
@@ -312,8 +320,31 @@ def test_a_gate_is_tested_as_it_was_trained() -> None:
         for watching in ([], [get_rule("confidence"), get_rule("zero_attention")]):
             seen.clear()
             evaluate(lm, ids, ids, rules=watching)
-            assert set(seen) == ({True, False} if reads else {False})
+            assert set(seen) == {reads}
         del gates._found["asking"]  # type: ignore[attr-defined]
+
+
+def test_a_gate_is_asked_at_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's example halves the updates of the cycled steps, those of untrained cycles too, and of no others."""
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "gate.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "half"}
+    exec(page.partition('title="half.py"\n')[2].partition("```")[0], names)
+    half, asked, counted = names["Half"], [], []
+    merge = half.merge
+    monkeypatch.setattr(half, "merge", lambda self, step, *rest: asked.append(step.depth) or merge(self, step, *rest))
+    monkeypatch.setattr(half, "heads", lambda self, step, hidden: asked.append(step.depth))
+    monkeypatch.setattr(half, "flops", lambda self, step, length: counted.append(step.depth) or Flops())
+    lm = Network(
+        get_variant("ztt", {"gating": "half"}), ModelConfig(d_model=8, n_heads=2, n_blocks=4, n_cycles=2), 5, 6
+    )
+    lm.reset_parameters(0)
+    for n_cycles in (None, 4):
+        asked.clear(), counted.clear()
+        lm(torch.arange(5).view(1, 5), n_cycles=n_cycles)
+        pass_flops(lm, 5, n_cycles)
+        steps = [step.depth for step in lm.schedule_at(n_cycles).recurrent]
+        assert steps == list(range(1, 1 + 2 * (n_cycles or 2)))
+        assert sorted(asked) == sorted(3 * steps) and sorted(counted) == steps
 
 
 def test_names_that_mean_something_else_are_refused() -> None:
@@ -343,7 +374,10 @@ def test_a_part_that_does_not_set_its_parameters_is_refused(tmp_path: Path) -> N
     register_gate("scaling")(Scaling)
     model = outline(source).shape.model_copy(update={"n_cycles": 2})
     variant = get_variant("ztt", {"gating": "scaling"}, pretrained=True)
-    with pytest.raises(UserError, match=r"variant 'ztt': gate\.scale is not set by reset_parameters\(\)"):
-        convert(load(source), variant, model)
+    own = ["variants.ztt.options.gating=scaling"]
+    for begin in (lambda: convert(load(source), variant, model), lambda: profile(["ztt"], own, 16, 8)):
+        with pytest.raises(UserError, match=r"variant 'ztt': gate\.scale is not set by reset_parameters\(\)"):
+            begin()
     Scaling.reset_parameters = lambda self: torch.nn.init.ones_(self.scale)  # type: ignore[method-assign,assign,attr-defined]
     assert (convert(load(source), variant, model).gate.scale == 1).all()
+    assert profile(["ztt"], own, 16, 8)

@@ -28,8 +28,9 @@ from bench.model.forms import blank, first_flops
 from bench.model.freezing import freeze
 from bench.model.keys import borrows, filled, windows
 from bench.model.network import Network
-from bench.model.parts import PARTS, Part
+from bench.model.parts import PARTS, Part, gate_at
 from bench.model.schedule import Schedule, Step
+from bench.model.tried import check_parts, telling
 from bench.model.variant import Variant
 
 Shape = Sequence[int]
@@ -78,8 +79,12 @@ def costs(
     Args:
         positions: the longest sequence the model is made for, ``length`` by default.
         trained: what is not frozen in training.
+
+    Raises:
+        UserError: for a part from outside that does not set its parameters.
     """
     lm = meta_model(variant, model, vocab_size, positions or length)
+    check_parts(lm)
     freeze(lm, trained)
     schedule = lm.schedule
     total = pass_flops(lm, length)
@@ -110,10 +115,11 @@ def step_flops(
     default the model's.
     """
     total, run_on = Flops(), length if inside is None else inside
-    gate, prefix, adapter, model = lm.gate, lm.prefix, lm.adapter, lm.model_shape
+    prefix, adapter, model = lm.prefix, lm.adapter, lm.model_shape
     count = count or model.flops
     for step in steps:
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
+        gate = gate_at(lm.gate, step)
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
         trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
@@ -125,7 +131,7 @@ def step_flops(
                 own = "full"  # under a mask
         total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form, own)
         for part in _parts(lm):
-            total += part.flops(step, run_on)
+            total += Flops() if part is lm.gate and gate is None else part.flops(step, run_on)
     return total
 
 
@@ -328,7 +334,7 @@ def activation_bytes(variant: Variant, model: ModelConfig, vocab_size: int, leng
         return tensor
 
     with FakeTensorMode():
-        lm = Network(variant, model, vocab_size, length)
+        lm = telling(Network(variant, model, vocab_size, length))
         weights = {parameter.untyped_storage()._cdata for parameter in lm.parameters()}
         inputs, targets = blank(model.form, 1, length)
         with saved_tensors_hooks(keep, lambda tensor: tensor):

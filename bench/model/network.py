@@ -25,7 +25,7 @@ from bench.model.halting import HaltingGate
 from bench.model.kernels import Linear
 from bench.model.keys import windows
 from bench.model.outcome import Outcome
-from bench.model.parts import Branch, Part
+from bench.model.parts import Branch, Part, gate_at
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
 from bench.model.walk import RunSteps, Walk, recomputed
@@ -121,7 +121,7 @@ class Network(nn.Module):
         parents, as in transformers, so that a part may refill its own layers. under: only in modules of these paths.
         """
         # torch.manual_seed keeps a traceback for every other kind of device: milliseconds, and memory for good.
-        reseed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        reseed = torch.default_generator.manual_seed if self.device.type in ("cpu", "meta") else torch.manual_seed
         with torch.random.fork_rng(devices=[]):
             for name, module in reversed(list(self.named_modules())):
                 if under is not None and not any(f"{name}.".startswith(f"{path}.") for path in under):
@@ -189,8 +189,7 @@ class Network(nn.Module):
             hidden = hidden + self.positions(position_ids)
         hidden = self.dropout(hidden)
         context = self.context(hidden, past, real, position_ids, cache, with_mass, documents, pairs)
-        own = None if real is None else real[:, past:] != 0
-        return Walk(hidden, hidden, position_ids, context, schedule, real=own)
+        return Walk(hidden, hidden, position_ids, context, schedule, real=None if real is None else real[:, past:] != 0)
 
     def context(
         self,
@@ -215,8 +214,7 @@ class Network(nn.Module):
         visible = None if real is None else real != 0
         pairs = None if pairs is None else inputs.added_scores(pairs, dtype)
         causal = self.model_shape.form.attention == "causal"
-        how = attend if causal else partial(attend, causal=False)
-        total = past + length
+        how, total = attend if causal else partial(attend, causal=False), past + length
         given = (length, total, visible, n_prefix, turn, cache, with_mass, like, how, how, documents, pairs, causal)
         return Context(*given)
 
@@ -283,7 +281,8 @@ class Network(nn.Module):
         return state
 
     def _step(self, step: Step, state: Walk) -> None:
-        block, gate, adapter, hidden = cast(Block, self.blocks[step.block]), self.gate, self.adapter, state.hidden
+        block, adapter, hidden = cast(Block, self.blocks[step.block]), self.adapter, state.hidden
+        gate = gate_at(self.gate, step)
         if adapter is not None:
             hidden = adapter(step, hidden, state.embedded)
         x = self._normed(step, "attention", hidden, state)
@@ -319,7 +318,8 @@ class Network(nn.Module):
             update = self.adapter.scaled(step, branch, update, state)
         if self.residual_scales is not None:
             update = update * self.residual_scales[step.block]
-        return hidden + update if self.gate is None else self.gate.merge(step, branch, hidden, update, mass)
+        gate = gate_at(self.gate, step)
+        return hidden + update if gate is None else gate.merge(step, branch, hidden, update, mass)
 
     def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
         """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""

@@ -227,6 +227,13 @@ class Gate(Part):
     def __init__(self, model: ModelConfig, steps: Sequence[Step]) -> None:
         """model: the shape; steps: those that are gated, the others merge their updates as plain blocks do."""
         super().__init__()
+        self._gated = StepTable(steps)
+
+    def covers(self, step: Step) -> bool:
+        """Whether the step is gated: one that the gate is made for, or such a block's in a cycle beyond the trained
+        ones. The gate is asked for nothing at other steps.
+        """
+        return step in self._gated
 
     def heads(self, step: Step, hidden: Tensor) -> Tensor | None:
         """Factors [H] for the attention heads' outputs before they are mixed, or None."""
@@ -241,3 +248,8 @@ class Gate(Part):
         the gate (``reads_zero_attention``) nor the caller asked for it.
         """
         return hidden + update
+
+
+def gate_at(gate: Gate | None, step: Step) -> Gate | None:
+    """The gate, where there is one and the step is gated."""
+    return gate if gate is not None and gate.covers(step) else None

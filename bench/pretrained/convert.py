@@ -10,6 +10,7 @@ from bench.errors import UserError, first_line
 from bench.model.configuration import CycleConfig
 from bench.model.language_model import CycleModel, model_of
 from bench.model.parts import PARTS
+from bench.model.tried import all_set
 from bench.model.variant import Variant
 from bench.pretrained.recover import recover, recovers
 from bench.pretrained.sharing import sources_of
@@ -45,21 +46,13 @@ def convert(
     sources = sources_of(sharing, found.shape.n_blocks, lm.schedule)
     fresh = [name for name in PARTS if getattr(lm, name) is not None]
     fresh += [f"blocks.{block}" for block, chosen in enumerate(sources) if not chosen]
-    for name in fresh:
-        for tensor in lm.get_submodule(name).to_empty(device="cpu").to(dtype).state_dict().values():
-            if tensor.is_floating_point():
-                tensor.fill_(torch.nan)
-    lm.reset_parameters(seed, tuple(fresh))
-    left = [
-        key
-        for name in fresh
-        for key, tensor in lm.get_submodule(name).state_dict(prefix=f"{name}.").items()
-        if tensor.isnan().any()
-    ]
-    if left:
-        raise UserError(
-            f"variant {variant.name!r}: {left[0]} is not set by reset_parameters() of the part that it is of"
-        )
+    modules = {name: lm.get_submodule(name).to_empty(device="cpu").to(dtype) for name in fresh}
+
+    def added() -> dict[str, Tensor]:
+        return {key: t for name, module in modules.items() for key, t in module.state_dict(prefix=f"{name}.").items()}
+
+    with all_set(added, variant.name):
+        lm.reset_parameters(seed, tuple(fresh))
     try:
         _, unexpected = lm.load_state_dict(_shared(pretrained.weights, sources), strict=False, assign=True)
     except RuntimeError as error:  # sizes that differ
