@@ -27,7 +27,9 @@ class Registry(Generic[T]):
 
     all: ClassVar[list[Registry[Any]]] = []  # every registry there is
 
-    def __init__(self, kind: str, group: str, builtin: str, reserved: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, kind: str, group: str, builtin: str, reserved: Mapping[str, str] | None = None, base: type | None = None
+    ) -> None:
         """A registry of its own.
 
         Args:
@@ -35,8 +37,9 @@ class Registry(Generic[T]):
             group: of the entry points by which packages declare theirs, ``cyclebench.variants``.
             builtin: the module that registers those that come with the suite; imported when a name is looked up.
             reserved: names that nothing may have, and what each is.
+            base: the class that all are subclasses of; None: what is registered is checked elsewhere.
         """
-        self.reserved = reserved or {}
+        self.reserved, self.base = reserved or {}, base
         self.kind, self.group, self.builtin = kind, group, builtin
         self._found: dict[str, T] = {}
         self._loaded = self._builtin_loaded = False
@@ -46,7 +49,8 @@ class Registry(Generic[T]):
         """Decorator: make a class or a function known under ``name``, which becomes its attribute ``name``.
 
         The same definition may be registered again: a notebook's cell is run twice. Raises UserError if another one
-        has the name, for a reserved one, and for a name that files, trackers and ``--set`` could not hold.
+        has the name, for a reserved one, for a name that files, trackers and ``--set`` could not hold, and for what is
+        no subclass of ``base``.
         """
         if not isinstance(name, str) or not re.fullmatch(NAME, name, re.ASCII):
             raise UserError(f"{self.kind} name {shown(name)} (allowed: letters, digits, - and _)")
@@ -54,6 +58,7 @@ class Registry(Generic[T]):
             raise UserError(f"{self.kind} name {name!r} {self.reserved[name]} (allowed: another name)")
 
         def add(thing: Any) -> Any:
+            self.check_base(name, thing)
             if _package(thing) not in SUITE:
                 self._load_builtin()  # whose names are taken
             known = self._found.get(name)
@@ -64,6 +69,12 @@ class Registry(Generic[T]):
             return thing
 
         return add
+
+    def check_base(self, name: str, thing: Any) -> None:
+        """Raises UserError for what is no subclass of ``base``."""
+        if self.base is not None and not (isinstance(thing, type) and issubclass(thing, self.base)):
+            what, base = getattr(thing, "__name__", None) or shown(thing), self.base.__name__
+            raise UserError(f"{self.kind} {name!r}: {what} is no {base} (allowed: a subclass of cyclebench.{base})")
 
     def names(self) -> list[str]:
         """All names, in alphabetical order."""

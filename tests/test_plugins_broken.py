@@ -33,7 +33,7 @@ from bench.pretrained.convert import convert
 from bench.pretrained.sources import load, outline
 from bench.registry import Registry
 from bench.store.store import Store
-from bench.store.tracker import Tracker
+from bench.store.tracker import Tracker, trackers
 from bench.study.load import study_from
 from bench.study.plan import make_plan
 from bench.study.profile import profile
@@ -322,6 +322,23 @@ def test_a_gate_is_tested_as_it_was_trained() -> None:
             evaluate(lm, ids, ids, rules=watching)
             assert set(seen) == {reads}
         del gates._found["asking"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (register, "task 'x': {} is no Task (allowed: a subclass of cyclebench.Task)"),
+        (register_rule, "exit rule 'x': {} is no Rule (allowed: a subclass of cyclebench.Rule)"),
+        (register_gate, "gate 'x': {} is no Gate (allowed: a subclass of cyclebench.Gate)"),
+        (register_variant, "variant 'x': {} is no Variant (allowed: a subclass of cyclebench.Variant)"),
+        (trackers.register, "tracker 'x': {} is no Tracker (allowed: a subclass of cyclebench.Tracker)"),
+    ],
+)
+def test_what_has_another_base_is_refused_when_it_is_registered(kind: Any, told: str) -> None:
+    for thing, called in ((type("R", (), {}), "R"), (returning, "returning"), (7, "7")):
+        with pytest.raises(UserError) as error:
+            kind("x")(thing)
+        assert str(error.value) == told.format(called)
 
 
 def test_a_gate_is_asked_at_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ class Task:
         return f"{self.name}.options: {values}"
 
 
-tasks: Registry[type[Task]] = Registry("task", "cyclebench.tasks", "bench.data.builtin")
+tasks: Registry[type[Task]] = Registry("task", "cyclebench.tasks", "bench.data.builtin", base=Task)
 register, task_class = tasks.register, tasks.get
 
 

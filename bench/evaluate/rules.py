@@ -131,7 +131,7 @@ class Rule:
 
 
 rules: Registry[type[Rule]] = Registry(
-    "exit rule", "cyclebench.exit_rules", "bench.evaluate.builtin", dict.fromkeys(ORACLES, "is that of a bound")
+    "exit rule", "cyclebench.exit_rules", "bench.evaluate.builtin", dict.fromkeys(ORACLES, "is that of a bound"), Rule
 )
 
 
@@ -143,6 +143,7 @@ def register(name: str) -> Callable[[type[R]], type[R]]:
     """
 
     def add(kind: type[R]) -> type[R]:
+        rules.check_base(name, kind)
         if (leave := getattr(kind, "leave", None)) not in (sides := get_args(Leave)):
             raise UserError(f"exit rule {name!r}: leave = {shown(leave)} (allowed: {', '.join(sides)})")
         ways, known = kind.aggregates, get_args(Aggregate)

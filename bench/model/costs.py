@@ -74,14 +74,12 @@ def costs(
     positions: int | None = None,
     trained: Trained = "all",
 ) -> Costs:
-    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything.
+    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything. Raises
+    UserError for a part from outside that does not set its parameters.
 
     Args:
         positions: the longest sequence the model is made for, ``length`` by default.
         trained: what is not frozen in training.
-
-    Raises:
-        UserError: for a part from outside that does not set its parameters.
     """
     lm = meta_model(variant, model, vocab_size, positions or length)
     check_parts(lm)

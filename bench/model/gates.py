@@ -20,7 +20,9 @@ from bench.model.schedule import Step
 from bench.registry import Registry
 
 NONE = "none"  # the name that stands for no gate
-gates: Registry[type[Gate]] = Registry("gate", "cyclebench.gates", "bench.model.gates", {NONE: "stands for no gate"})
+gates: Registry[type[Gate]] = Registry(
+    "gate", "cyclebench.gates", "bench.model.gates", {NONE: "stands for no gate"}, Gate
+)
 register = gates.register
 
 

@@ -83,7 +83,11 @@ class Variant:
 
 PUBLISHED = (name for name, named in NAMED.items() if named.variant != name)
 variants: Registry[type[Variant]] = Registry(
-    "variant", "cyclebench.variants", "variants", dict.fromkeys(PUBLISHED, "is the name of a published configuration")
+    "variant",
+    "cyclebench.variants",
+    "variants",
+    dict.fromkeys(PUBLISHED, "is the name of a published configuration"),
+    Variant,
 )
 register, variant_class = variants.register, variants.get
 

@@ -209,5 +209,5 @@ def digest_of(row: SearchRow) -> str:
     return hashlib.sha256(json.dumps(row.dump(), sort_keys=True).encode()).hexdigest()
 
 
-trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.trackers")
+trackers: Registry[type[Tracker]] = Registry("tracker", "cyclebench.trackers", "bench.store.trackers", base=Tracker)
 register = trackers.register
