@@ -238,7 +238,7 @@ for number, half in enumerate(("0.5", "0.5", "0.25")):
     digests.append(told()["gate of_a_notebook"])
 assert digests[0] == digests[1] != digests[2], digests
 try:
-    cyclebench.register_task("modular_chain")(type("Chain", (), {"__module__": "__main__"}))
+    cyclebench.register_task("modular_chain")(type("Chain", (cyclebench.Task,), {"__module__": "__main__"}))
 except cyclebench.UserError as error:
     assert "is taken by bench.data.modular_chain" in str(error), error
 assert "p_hop" in {row for row in __import__("bench.data.task", fromlist=["tasks"]).tasks.names()}

@@ -30,7 +30,7 @@ from bench.model.keys import borrows, filled, windows
 from bench.model.network import Network
 from bench.model.parts import PARTS, Part, gate_at
 from bench.model.schedule import Schedule, Step
-from bench.model.tried import check_parts, telling
+from bench.model.tried import checked, telling
 from bench.model.variant import Variant
 
 Shape = Sequence[int]
@@ -74,15 +74,13 @@ def costs(
     positions: int | None = None,
     trained: Trained = "all",
 ) -> Costs:
-    """All costs of a variant at a shape, vocabulary and sequence length, without training or timing anything. Raises
-    UserError for a part from outside that does not set its parameters.
+    """All costs of a variant at a shape, vocabulary and length, nothing trained. Raises UserError as ``checked`` does.
 
     Args:
         positions: the longest sequence the model is made for, ``length`` by default.
         trained: what is not frozen in training.
     """
-    lm = meta_model(variant, model, vocab_size, positions or length)
-    check_parts(lm)
+    lm = checked(meta_model(variant, model, vocab_size, positions or length))
     freeze(lm, trained)
     schedule = lm.schedule
     total = pass_flops(lm, length)
@@ -119,7 +117,6 @@ def step_flops(
         n_prefix = prefix.n_tokens if prefix is not None and prefix.covers(step) else 0
         gate = gate_at(lm.gate, step)
         mass = with_mass or (gate is not None and gate.reads_zero_attention)
-        trained = prefix is None or prefix.trained_key
         total += cast(Block, lm.blocks[step.block]).flops(step, run_on)
         shape = model.n_heads, length, model.head_dim
         own = count
@@ -127,7 +124,7 @@ def step_flops(
             total += attention_flops(*shape, 0, False, True, inside, model.form, count)
             if adapter.window is not None and adapter.window < length:
                 own = "full"  # under a mask
-        total += attention_flops(*shape, n_prefix, mass, trained, inside, model.form, own)
+        total += attention_flops(*shape, n_prefix, mass, prefix is None or prefix.trained_key, inside, model.form, own)
         for part in _parts(lm):
             total += Flops() if part is lm.gate and gate is None else part.flops(step, run_on)
     return total
