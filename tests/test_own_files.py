@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from scipy.io import wavfile
 
@@ -103,3 +104,43 @@ def test_sixteen_bits_of_grey_are_as_dark_as_eight(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, np.repeat((ramp >> 8)[None], channels, 0))
     with pytest.raises(ValueError, match=r"mode 'F' .allowed: at most 16 bits"):
         _pixels({"bytes": (tmp_path / "x.tiff").read_bytes(), "path": None}, 64, "L")
+
+
+def test_no_class_of_sounds_is_left_out_and_other_files_are_told(tmp_path: Path) -> None:
+    """A class whose files are of another kind would be missing without a word."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            wavfile.write(tmp_path / name / f"{number}.wav", 8000, WAVE * (number + 1))
+    options = {**SOUNDS, "dataset": str(tmp_path)}
+    assert not any("beside" in note for note in made("audio", options).notes)
+    (tmp_path / "a" / "list.txt").write_text("0.wav")
+    (tmp_path / "b" / "x.flac").write_bytes(b"fLaC")
+    assert "2 files beside the WAV files left out: .flac, .txt" in made("audio", options).notes
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "x.mp3").write_bytes(b"ID3")
+    with pytest.raises(UserError, match=r": the folder 'c' holds .mp3 .allowed: WAV files.$"):
+        made("audio", options)
+    with pytest.raises(UserError, match=r"/a' holds no WAV file in a folder for each class"):
+        made("audio", {**options, "dataset": str(tmp_path / "a")})
+
+
+def test_a_folder_of_tables_of_sounds_is_read(tmp_path: Path) -> None:
+    sounds = []
+    for number in range(20):
+        wavfile.write(tmp_path / "x.wav", 8000, WAVE * (number + 1))
+        sounds.append({"bytes": (tmp_path / "x.wav").read_bytes(), "path": None})
+    (tmp_path / "x.wav").unlink()
+    table = Dataset.from_dict({"audio": sounds, "label": ["a", "b"] * 10})
+    (tmp_path / "tables").mkdir()
+    table.to_parquet(tmp_path / "tables" / "train.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    found = [made("audio", {**SOUNDS, "dataset": str(tmp_path / name)}) for name in ("tables", "saved")]
+    assert found[0].fingerprint == found[1].fingerprint and len(found[0].train) == 16
+
+
+def test_pictures_without_classes_are_told(tmp_path: Path) -> None:
+    for number in range(10):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    with pytest.raises(UserError, match=r"' tells no classes .allowed: a folder for each class, .*/CLASS"):
+        made("image", {"dataset": str(tmp_path), "size": 4})

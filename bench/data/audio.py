@@ -55,10 +55,9 @@ class Audio(Task):
         from datasets import Audio as Sound  # start-up
 
         chosen = self.options
-        plain = None if Path(chosen.dataset).is_dir() else Sound(decode=False)
         read = partial(frames_of, options=chosen)
         column = ("audio_column", chosen.audio_column)
-        found, names, notes = labelled_rows("audio", chosen, column, plain, read)
+        found, names, notes = labelled_rows("audio", chosen, column, Sound(decode=False), read, wav=True)
         splits, _, _ = standardised({name: Labelled(*split) for name, split in found.items()}, (0, 1))
         return class_data(splits, names, chosen, notes=notes)
 

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from bench.config import LARGEST
 from bench.data.classes import ClassOptions, stratified
-from bench.data.rows import SPLITS, Rows
+from bench.data.rows import SPLITS, Rows, saved
 from bench.errors import UserError, first_line, unknown
+from bench.tables import counted
 
 SHARES = {"valid": 0.1, "test": 0.1}  # of the train split, for splits that are not there
 SPLIT = 0  # the seed of that division
@@ -27,8 +28,8 @@ class LabelledOptions(ClassOptions):
 
     Attributes:
         dataset: as for ``datasets.load_dataset``: a name on the hub, or a local folder, with a folder for each class,
-            in folders ``train``, ``validation`` (``valid``, ``val``, ``dev``) and ``test`` if they are divided.
-            ``LISTS`` may divide WAV files.
+            in folders ``train``, ``validation`` (``valid``, ``val``, ``dev``) and ``test`` if they are divided, or the
+            folder of what ``save_to_disk`` has written. ``LISTS`` may divide WAV files.
         config: likewise.
         label_column: the column that holds the class.
         max_documents: read at most so many rows of each split, drawn at random.
@@ -43,10 +44,16 @@ class LabelledOptions(ClassOptions):
 Found = dict[str, tuple[NDArray[Any], NDArray[np.int64]]]
 
 
-def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
-    """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own.
+def _wav(path: Path) -> bool:
+    return path.suffix.lower() == ".wav"
 
-    Raises UserError, which begins with ``where``, for a class that the train split lacks.
+
+def _folders(root: Path, column: str, label: str, where: str) -> tuple[dict[str, Any], list[str]]:
+    """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own; and
+    what was left out, in words.
+
+    Raises UserError, which begins with ``where``, where there is no folder for each class, for one without a WAV file
+    and for a class that the train split lacks.
     """
     from datasets import ClassLabel, Dataset, Features, Value  # start-up
     from datasets.data_files import SPLIT_KEYWORDS  # start-up
@@ -54,15 +61,19 @@ def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
     called = {str(split): [root / name for name in names] for split, names in SPLIT_KEYWORDS.items()}
     parts = {ours: [path for path in called[theirs] if path.is_dir()] for theirs, ours in SPLITS.items()}
     parts = {name: paths for name, paths in parts.items() if paths} if parts["train"] else {"train": [root]}
-    sounds = {
-        name: sorted(
-            path
-            for folder in folders
-            for path in folder.glob("*/*")
-            if path.suffix.lower() == ".wav" and path.parent.name[0] not in "_."
-        )
+    files = {
+        name: sorted(path for folder in folders for path in folder.glob("*/*") if path.parent.name[0] not in "_.")
         for name, folders in parts.items()
     }
+    sounds = {name: [path for path in paths if _wav(path)] for name, paths in files.items()}
+    others = [p for paths in files.values() for p in paths if not _wav(p) and p.name[0] not in "_." and p.is_file()]
+    if not any(sounds.values()):
+        raise UserError(f"{where} holds no WAV file in a folder for each class (allowed: FOLDER/CLASS/FILE.wav)")
+    if bare := sorted({path.parent for path in others} - {path.parent for paths in sounds.values() for path in paths}):
+        held = ", ".join(sorted({path.suffix or path.name for path in others if path.parent == bare[0]}))
+        raise UserError(f"{where}: the folder {str(bare[0].relative_to(root))!r} holds {held} (allowed: WAV files)")
+    suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
+    notes = [f"{counted(len(others), 'file')} beside the WAV files left out: {suffixes}"] if others else []
     for name, listing in LISTS.items():
         if parts["train"] == [root] and (root / listing).is_file():
             listed = {line.strip() for line in (root / listing).read_text(encoding="utf-8").splitlines()}
@@ -71,16 +82,21 @@ def _folders(root: Path, column: str, label: str, where: str) -> dict[str, Any]:
     names = sorted({path.parent.name for path in sounds["train"]})
     kind = Features({column: {"bytes": Value("binary"), "path": Value("string")}, label: ClassLabel(names=names)})
     found = {}
-    for name, files in sounds.items():
-        if strange := sorted({path.parent.name for path in files} - {*names}):
+    for name, paths in sounds.items():
+        if strange := sorted({path.parent.name for path in paths} - {*names}):
             raise unknown(f"{where}: class in {name}:", strange[0], names)
-        values = [{"bytes": None, "path": str(path)} for path in files]
-        found[name] = Dataset.from_dict({column: values, label: [path.parent.name for path in files]}, kind)
-    return found
+        values = [{"bytes": None, "path": str(path)} for path in paths]
+        found[name] = Dataset.from_dict({column: values, label: [path.parent.name for path in paths]}, kind)
+    return found, notes
 
 
 def labelled_rows(
-    task: str, options: LabelledOptions, column: tuple[str, str], plain: Any, read: Callable[[Any], NDArray[Any]]
+    task: str,
+    options: LabelledOptions,
+    column: tuple[str, str],
+    plain: Any,
+    read: Callable[[Any], NDArray[Any]],
+    wav: bool = False,
 ) -> tuple[Found, list[str], list[str]]:
     """Values, read and stacked, and classes of train, valid and test; the classes' names; notes for the users.
 
@@ -88,8 +104,9 @@ def labelled_rows(
         task: its name, for errors.
         options: what its users have chosen.
         column: the option that names the values' column, and that name.
-        plain: the feature that the column is read as, files by their bytes or path; None: local folders are read here.
+        plain: the feature that the column is read as, files by their bytes or path.
         read: an array of one value; what it raises is told with the row.
+        wav: local folders that hold WAV files are read here.
 
     Raises:
         UserError: one line, for whatever is not as it should be.
@@ -97,17 +114,22 @@ def labelled_rows(
     rows, where, label = Rows(task, options), f"{task}.options", options.label_column
     folder = Path(options.dataset)
     told = f"{where}.dataset: {options.dataset!r}"
-    splits = _folders(folder, column[1], label, told) if plain is None and folder.is_dir() else rows.splits()
+    splits, notes = dict[str, Any](), list[str]()
+    if wav and not saved(options.dataset) and any(map(_wav, folder.rglob("*"))):
+        splits, notes = _folders(folder, column[1], label, told)
+    splits = splits or rows.splits()
     names: list[str] | None = None
     found: Found = {}
     for name, split in splits.items():
         for option, wanted in ((column[0], column[1]), ("label_column", label)):
+            if wanted == label and split.column_names == [column[1]] and folder.is_dir():
+                raise UserError(f"{told} tells no classes (allowed: a folder for each class, {options.dataset}/CLASS)")
             if wanted not in split.column_names:
                 raise unknown(f"{where}.{option}", wanted, split.column_names)
         if options.max_documents is not None and options.max_documents < len(split):
             chosen = np.random.default_rng(SPLIT).permutation(len(split))[: options.max_documents]
             split = split.select(np.sort(chosen))
-        split = split if plain is None else split.cast_column(column[1], plain)
+        split = split.cast_column(column[1], plain)
         given, classes = getattr(split.features[label], "names", None), split.with_format(None)[label]
         names = names or given or sorted({str(value) for value in classes if value is not None})
         places = {name: place for place, name in enumerate(names)}
@@ -137,7 +159,7 @@ def labelled_rows(
         # They often come sorted by class, and validation while training looks at the first ones alone.
         order = np.random.default_rng(SPLIT).permutation(len(classes))
         found[name] = vectors[order], classes[order]
-    return found, names or [], _twice(found)
+    return found, names or [], [*notes, *_twice(found)]
 
 
 def _twice(found: Found) -> list[str]:

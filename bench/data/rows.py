@@ -6,13 +6,14 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
 from bench.config import LARGEST
-from bench.data.text import TextOptions
+from bench.data.text import TextOptions, looked_in
 from bench.errors import UserError, first_line, unknown
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 ROWS = 1000  # at a time
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # our names by those of most data sets
+SAVED = ("state.json", "dataset_dict.json")  # files in the folder of what ``save_to_disk`` of ``datasets`` has written
 SHOWN = 60  # characters of a wrong value
 
 
@@ -28,7 +30,7 @@ class RowOptions(TextOptions):
     """Which data set is read. A split that it lacks is cut off the end of its train split.
 
     Attributes:
-        dataset: as for ``datasets.load_dataset``, or a local file.
+        dataset: as for ``datasets.load_dataset``, a local file, or the folder of what ``save_to_disk`` has written.
         config: likewise.
         max_documents: read at most so many rows of each split.
     """
@@ -49,6 +51,11 @@ class Source(Protocol):
     def max_documents(self) -> int | None: ...
 
 
+def saved(dataset: str) -> bool:
+    """Whether it is the folder of what ``save_to_disk`` of ``datasets`` has written."""
+    return any((Path(dataset) / name).is_file() for name in SAVED)
+
+
 class Rows:
     """The rows of a data set as a task reads them: what is no text is refused, what is missing is left out."""
 
@@ -64,19 +71,23 @@ class Rows:
         """
         import datasets  # start-up
 
+        if saved(self.options.dataset):
+            states = {name: split._fingerprint for name, split in self._saved().items()}
+            return f"{Path(self.options.dataset).resolve()} {json.dumps(states, sort_keys=True)}"
         try:
             return str(datasets.load_dataset_builder(**self._arguments()).cache_dir)
         except Exception as error:
-            raise self._error("cannot load", error) from None
+            raise self._unloadable(error) from None
 
     def splits(self, streaming: bool = False) -> dict[str, Any]:
         """The data set's splits by our names. Raises UserError if there is no such data set, or none to train on."""
         import datasets  # start-up
 
         try:
-            found = datasets.load_dataset(**self._arguments(), streaming=streaming)
+            read = partial(datasets.load_dataset, **self._arguments(), streaming=streaming)
+            found = self._saved() if saved(self.options.dataset) else read()
         except Exception as error:  # datasets raises many kinds, from offline mode to a wrong config name
-            raise self._error("cannot load", error) from None
+            raise self._unloadable(error) from None
         if "train" not in found:
             raise UserError(
                 f"{self.where}.dataset: {self.options.dataset!r} has no train split (it has: {', '.join(found)})"
@@ -155,19 +166,41 @@ class Rows:
             if column not in names:
                 raise unknown(f"{self.where}.{option}", column, names)
 
+    def _saved(self) -> dict[str, Any]:
+        """What ``save_to_disk`` has written, by the names that ``datasets`` gives splits: mapped from its files."""
+        import datasets  # start-up
+        from datasets.data_files import SPLIT_KEYWORDS  # start-up
+
+        if self.options.config is not None:
+            raise UserError(f"{self.where}.config: {self.options.config!r} (allowed: none, of what save_to_disk wrote)")
+        found = datasets.load_from_disk(self.options.dataset)
+        called = {name: str(split) for split, names in SPLIT_KEYWORDS.items() for name in names}
+        splits = found if isinstance(found, dict) else {"train": found}
+        return {called.get(name, name): split for name, split in splits.items()}
+
     def _arguments(self) -> dict[str, Any]:
         path = Path(self.options.dataset)
         reader = next((READERS[suffix] for suffix in path.suffixes[::-1] if suffix in READERS), None)
         if path.is_file() and not path.stat().st_size:
             raise UserError(f"{self.where}.dataset: {self.options.dataset!r} is empty (allowed: a file with rows)")
-        if reader is not None and path.is_file():
+        if path.is_file() and reader is None:
+            raise UserError(
+                f"{self.where}.dataset: {self.options.dataset!r} is a file of a kind that is not read (allowed: "
+                f"{', '.join(READERS)}, or compressed: .json.gz)"
+            )
+        if path.is_file():
             # escaped: `datasets` takes a name with brackets for a pattern
             return {"path": reader, "name": self.options.config, "data_files": glob.escape(str(path))}
         return {"path": self.options.dataset, "name": self.options.config}
 
-    def _error(self, what: str, error: Exception) -> UserError:
+    def _unloadable(self, error: Exception) -> UserError:
+        given = Path(self.options.dataset)
+        looked = "" if given.exists() else f", neither a file nor a folder{looked_in(given)}"
+        return self._error("cannot load", error, looked)
+
+    def _error(self, what: str, error: Exception, more: str = "") -> UserError:
         if isinstance(error, UserError):
             return error
         # What datasets says of a damaged file is in the error that its own comes from.
         reason = first_line(error.__cause__ or error)
-        return UserError(f"{self.where}.dataset: {what} {self.options.dataset!r}: {reason}")
+        return UserError(f"{self.where}.dataset: {what} {self.options.dataset!r}{more}: {reason}")

@@ -43,6 +43,11 @@ class TextOptions(Strict):
         return value
 
 
+def looked_in(path: Path) -> str:
+    """Where a path that a study gives is looked for, to be told where nothing is there."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
 def text_data(
     documents: Mapping[str, Iterable[str]],
     options: TextOptions,

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from bench.data.task import Task, TaskData, TaskSize, register
-from bench.data.text import TextOptions, text_data
+from bench.data.text import TextOptions, looked_in, text_data
 from bench.errors import UserError
 
 SHARES = {"train": 0.9, "valid": 0.05, "test": 0.05}
@@ -27,8 +27,8 @@ class TextFiles(Task):
         """files: paths or glob patterns, cut into 90 % train, 5 % validation, 5 % test in order; or train, valid and
         test: paths or patterns for each split.
 
-        What is the name of a file is no pattern, whatever is in it. No two files of ``files``, and none of two splits,
-        may say the same. Line ends are read as ``\\n``, a byte-order mark is left out.
+        What is the name of a file is no pattern, whatever is in it; ``~`` is your home. No two files of ``files``, and
+        none of two splits, may say the same. Line ends are read as ``\\n``, a byte-order mark is left out.
         """
 
         files: tuple[str, ...] = ()
@@ -113,13 +113,15 @@ class _Reader:
 
 def _files(field: str, pattern: str) -> list[str]:
     """The file of that name, else those that match the pattern, in the innermost folder that is there by its name."""
-    whole = Path(pattern)
+    whole = Path(pattern).expanduser()
     if whole.is_file():
-        return [pattern]
+        return [str(whole)]
+    if whole.is_dir():
+        raise UserError(f"text.options.{field}: {pattern!r} is a folder (allowed: {pattern.rstrip('/')}/*.txt)")
     folder = next((parent for parent in whole.parents if parent.is_dir()), Path())
     inside = whole.relative_to(folder)
     found = glob.glob(str(Path(glob.escape(str(folder))) / inside), recursive=True)
     paths = sorted(path for path in found if Path(path).is_file())
     if not paths:
-        raise UserError(f"text.options.{field}: no file matches {pattern!r}")
+        raise UserError(f"text.options.{field}: no file matches {pattern!r}{looked_in(whole)}")
     return paths
