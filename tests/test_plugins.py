@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import app
 from bench.errors import UserError
 from bench.model.gates import gates
 from bench.plugins import changed_since, digests, import_files, pack, unpack
@@ -279,6 +281,13 @@ def test_a_file_that_cannot_be_imported_is_one_line(gate_file: Path, text: str |
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         import_files([path], "--import")
     assert told in str(error.value)
+
+
+def test_every_command_that_reads_a_study_takes_files_that_register_what_it_uses() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        options = inspect.signature(command.callback).parameters
+        assert "imports" in options or not {"study", "studies"} & {*options}, command.callback.__name__
 
 
 def test_a_name_is_registered_once_and_the_same_definition_again() -> None:

@@ -294,6 +294,7 @@ def power(
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """How many seeds a study's hypotheses need, from the variance of the paired differences stored so far, pilots' too;

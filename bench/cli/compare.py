@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Runs
+from bench.cli.options import DEFAULT_RUNS, Imports, Runs
 from bench.cli.screen import Json, say, show, starting, tell_json
 from bench.errors import UserError
 
@@ -31,6 +31,7 @@ def compare(
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the tables as CSV and Markdown.")] = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Put studies side by side: variants that they share, and their differences, paired by the seeds that both have.

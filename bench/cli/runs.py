@@ -40,6 +40,7 @@ def status(
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Show what is done, running (where, since when, how fast), failed (why), and what is left in FLOPs and hours.
@@ -188,6 +189,7 @@ def sync(
     runs: Runs = DEFAULT_RUNS,
     tracking_uri: Tracking = DEFAULT_TRACKING,
     tracker: TrackerName = DEFAULT_TRACKER,
+    imports: Imports = None,
 ) -> None:
     """Write into MLflow what it lacks of a study: its cells are in the results' folder, whatever became of MLflow."""
     starting(f"comparing {tracking_uri} with the results of {study}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import DEFAULT_RUNS, Overrides, Preset, RunName, Runs, Storage
+from bench.cli.options import DEFAULT_RUNS, Imports, Overrides, Preset, RunName, Runs, Storage
 from bench.cli.screen import starting
 from bench.errors import UserError
 from bench.tables import counted
@@ -20,6 +20,7 @@ def export(
     overrides: Overrides = None,
     preset: Preset = None,
     runs: Runs = DEFAULT_RUNS,
+    imports: Imports = None,
 ) -> None:
     """Write a study into one file, for another machine: manifest, results, traces and models, each with its digest.
 
