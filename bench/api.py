@@ -161,8 +161,11 @@ class Results:
         Raises:
             UserError: if there is no such figure or task, or it has nothing to show here.
         """
+        import matplotlib as mpl  # start-up
+
         from reports.drawing import figures  # start-up
-        from reports.render import render  # start-up
+        from reports.look import STYLE  # start-up
+        from reports.render import DPI, render  # start-up
 
         drawing = figures.get(name)
         tasks = {row.label: row for row in self.manifest.tasks}
@@ -175,6 +178,7 @@ class Results:
             found = drawing(self.manifest, self.records, tasks[label])
         if found is None:
             raise UserError(f"figure {name!r} has nothing to show of study {self.manifest.study!r}")
+        vars(found)["savefig"] = mpl.rc_context({**STYLE, "savefig.dpi": DPI})(found.savefig)  # as in the report
         vars(found)["_repr_png_"] = lambda: render(found, name, ("png",))["png"]  # what a notebook asks for
         return found
 

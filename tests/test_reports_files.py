@@ -15,8 +15,10 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
+from PIL import Image
 from records import FAILED, MANIFEST, ONE_TASK, RESULTS
 
+from bench.api import Results
 from bench.store.manifest import HypothesisRow, Measure
 from bench.store.store import Store
 from reports.drawing import figures
@@ -259,3 +261,20 @@ def test_what_is_read_from_the_store_makes_the_same_report(written: Path, tmp_pa
     for path in write_report(ONE_TASK, results, tmp_path / "report", published=True):
         if path.suffix == ".png" or path.name == "results.csv":
             assert path.read_bytes() == (written / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_figure_from_python_is_saved_as_the_report_saves_it(tmp_path: Path, drawn: bool) -> None:
+    """Journals refuse Type 3 fonts."""
+    results = Results(Store(tmp_path), MANIFEST)
+    vars(results)["records"] = RESULTS
+    figure = results.figure("accuracy_vs_flops", MANIFEST.tasks[0].label)
+    if drawn:  # as a notebook shows it
+        vars(figure)["_repr_png_"]()
+    figure.savefig(tmp_path / "x.pdf")
+    figure.savefig(tmp_path / "x.png")
+    figure.savefig(tmp_path / "small.png", dpi=50)
+    assert b"/Type3" not in (tmp_path / "x.pdf").read_bytes()
+    sizes = {name: Image.open(tmp_path / name).size for name in ("x.png", "small.png")}
+    assert sizes["x.png"] == tuple(round(inches * 200) for inches in figure.get_size_inches())
+    assert sizes["x.png"][0] == pytest.approx(4 * sizes["small.png"][0], abs=4)
