@@ -11,10 +11,14 @@ from settings import make
 from transformers import AutoTokenizer
 
 from bench.cli.exits import execute, generate
+from bench.config import ModelConfig
 from bench.data.tokenizers import text_tokenizer
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
+from bench.form import Form
+from bench.model.language_model import build_model
+from bench.model.variant import get_variant
 from bench.pretrained.share import README, add_scores
 from bench.run.execution import execute_study
 from bench.run.going import run_cell
@@ -125,6 +129,10 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
         stream(Checkpoint(str(folder(store))), "In", EarlyExit("confidence", [0.5] * 3), pytest.fail)
     with pytest.raises(UserError, match="--kv: needs --exit and --threshold"):
         generate(str(folder(store)), "In", kv="propagate")
+    digits = ModelConfig(form=Form(features=4, judged="last"), d_model=8, n_heads=2, n_blocks=3, n_cycles=2)
+    build_model(get_variant("htc"), digits, 10, 5).save_pretrained(tmp_path / "classes")
+    with pytest.raises(UserError, match=r"/classes' tells classes and generates no text \(allowed: a model of text\)$"):
+        Checkpoint(str(tmp_path / "classes"))
     with pytest.raises(UserError, match="has not been run"):
         execute(str(store.root / "tiny.yaml"), runs=tmp_path)
 

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from bench.errors import UserError, first_line
 from bench.exits.execute import threshold_at
 from bench.exits.generation import EarlyExit
+from bench.form import TEXT
 from bench.model.configuration import CycleConfig, CycleOutput
 from bench.model.language_model import CycleForCausalLM
 from bench.store.digests import check_model
@@ -43,6 +44,8 @@ class Checkpoint:
                     f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
                     f"convert {source} --variant NAME --out FOLDER` makes one of it)"
                 )
+            if CycleConfig.from_pretrained(folder).model.form != TEXT:
+                raise UserError(f"checkpoint {source!r} tells classes and generates no text (allowed: a model of text)")
             self.lm = CycleForCausalLM.from_pretrained(folder).eval()
             if torch.cuda.is_available():
                 self.lm.to("cuda")
