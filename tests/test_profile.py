@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,12 @@ def test_wrong_overrides_are_one_line(overrides: list[str], message: str) -> Non
     with pytest.raises(UserError, match=message) as found:
         comparison(["htc", "bc"], overrides)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("length", ["32", 32.5, 1, True])
+def test_a_length_is_a_whole_number(length: Any) -> None:
+    with pytest.raises(UserError, match=rf"^length: {length!r} must be from 2 to 16,777,216, a whole number$"):
+        profile(["htc"], length=length)
 
 
 @pytest.mark.long

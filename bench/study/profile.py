@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from bench.config import ModelConfig, Strict, parse
-from bench.errors import UserError, contained
+from bench.errors import UserError, contained, shown
 from bench.model.costs import Costs, costs
 from bench.model.match import Match
 from bench.model.schedule import Schedule
@@ -106,8 +107,8 @@ def profile(
     if isinstance(variants, str):
         raise UserError(f"variants: {variants!r} (allowed: a list of names, [{variants!r}])")
     for field, value in (("length", length), ("vocab_size", vocab_size)):
-        if not 2 <= value <= MOST:
-            raise UserError(f"{field}: {value} must be from 2 to {MOST:,}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 2 <= value <= MOST:
+            raise UserError(f"{field}: {shown(value)} must be from 2 to {MOST:,}, a whole number")
     asked = comparison(variants, set)
     found = []
     for entry in asked.variants:
