@@ -125,6 +125,22 @@ def test_data_that_no_model_can_be_trained_on_are_one_line(ids: int, targets: in
     assert str(error.value).startswith("task 'broken': its data cannot be made: ") and told in str(error.value)
 
 
+def test_a_task_without_data_says_what_it_lacks() -> None:
+    def pair(self: Any, count: int, rng: np.random.Generator) -> Any:
+        return rng.integers(4, size=(count, 12)), np.zeros((count, 12), np.int64)
+
+    for base, body, told in (
+        (Task, {}, "NotImplementedError: Own has no build()"),
+        (Generated, {"vocab_size": 4}, "NotImplementedError: Own has no sample()"),
+        (Generated, {"vocab_size": 4, "sample": pair}, "TypeError: sample() returns (array("),
+    ):
+        tasks._found.pop("own", None)  # type: ignore[attr-defined]
+        register("own")(type("Own", (base,), body))
+        with pytest.raises(UserError) as error:
+            task_data("own", {})
+        assert str(error.value).startswith(f"task 'own': its data cannot be made: {told}")
+
+
 @pytest.mark.parametrize(
     ("signal", "told"),
     [

@@ -20,7 +20,7 @@ from bench.data.task import (
     make_data,
     sequences_as_values,
 )
-from bench.errors import UserError
+from bench.errors import UserError, shown
 
 KEPT = 3 * 8  # bytes of a token of a split: of inputs, targets and what was seen
 DRAWN = 6 * 8  # the same while the split is drawn, with those that were drawn and parts to be put together
@@ -68,7 +68,7 @@ class Generated(Task):
 
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         """``count`` labelled sequences, fewer where those without a label are left out. They may repeat."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no sample()")
 
     def further(self) -> dict[str, Self]:
         """Further test splits by name: the same task at other sizes, with the same tokens."""
@@ -86,7 +86,7 @@ class Generated(Task):
     def length(self) -> int:
         """Tokens in a sequence: what its options call so, else one is drawn to see."""
         told = getattr(self.options, "length", None)
-        return told if isinstance(told, int) else self.sample(1, np.random.default_rng(0)).ids.shape[1]
+        return told if isinstance(told, int) else self._sampled(1, np.random.default_rng(0)).ids.shape[1]
 
     def of_sequence(self) -> TaskSize:
         """What one sequence of many takes while they are drawn."""
@@ -143,13 +143,20 @@ class Generated(Task):
         metric = Metric("accuracy", True, {"chance": chance}, self.solvers(train, test))
         return make_data(splits, self.vocab_size, metric)
 
+    def _sampled(self, count: int, rng: np.random.Generator) -> Sample:
+        """What ``sample`` gives. Raises TypeError where that is no sample."""
+        found: object = self.sample(count, rng)
+        if not isinstance(found, Sample):
+            raise TypeError(f"sample() returns {shown(found)}, which is no Sample")
+        return found
+
     def _draw(self, count: int, rng: np.random.Generator, seen: dict[int, np.ndarray]) -> Sample:
         """``count`` sequences that do not repeat and are not in ``seen``, to which they are added."""
         found: list[Sample] = []
         got = 0
         while got < count:
             size = max(LEAST, count - got)
-            drawn = self.sample(size, rng)
+            drawn = self._sampled(size, rng)
             compared = self.compared(drawn.ids)
             whole, length = sequences_as_values(compared), compared.shape[1]
             fresh = np.zeros(len(whole), dtype=bool)

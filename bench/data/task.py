@@ -155,7 +155,7 @@ class Task:
 
     def build(self) -> TaskData:
         """Make or load the data. Raises UserError if the options cannot be met."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no build()")
 
     def size(self) -> TaskSize:
         """An estimate, from the options alone. By default nothing is known before the data are there."""
