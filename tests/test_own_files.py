@@ -1,4 +1,4 @@
-"""Pictures and sounds of a user's own: what is read of them, and what is refused."""
+"""Pictures, sounds and texts of a user's own: what is read of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -144,3 +144,28 @@ def test_pictures_without_classes_are_told(tmp_path: Path) -> None:
         Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
     with pytest.raises(UserError, match=r"' tells no classes .allowed: a folder for each class, .*/CLASS"):
         made("image", {"dataset": str(tmp_path), "size": 4})
+
+
+def test_files_that_are_not_there_are_looked_for_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.tsv").write_text("text\n")
+    for task, options, told in (
+        ("text", {"files": ["."]}, r"text.options.files: '\.' is a folder \(allowed: \./\*\.txt\)"),
+        ("text", {"files": ["no.txt"]}, f"text.options.files: no file matches 'no.txt' in {tmp_path}$"),
+        (
+            "hub",
+            {"dataset": "no"},
+            f"hub.options.dataset: cannot load 'no', neither a file nor a folder in {tmp_path}: ",
+        ),
+        (
+            "hub",
+            {"dataset": "x.tsv"},
+            r"'x.tsv' is a file of a kind that is not read \(allowed: \.json, \.jsonl, \.csv",
+        ),
+    ):
+        with pytest.raises(UserError, match=told):
+            made(task, options)
+    (tmp_path / "a.txt").write_text(" ".join(map(str, range(3000))))
+    found = [made("text", {"files": [f"{home}a.txt"], "length": 8}).fingerprint for home in ("", "~/")]
+    assert found[0] == found[1]

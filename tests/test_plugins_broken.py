@@ -21,8 +21,6 @@ from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import Rule, get_rule, rules
 from bench.evaluate.rules import register as register_rule
-from bench.model.costs import pass_flops
-from bench.model.flops import Flops
 from bench.model.gates import gates
 from bench.model.gates import register as register_gate
 from bench.model.network import Network
@@ -355,29 +353,6 @@ def test_what_has_another_base_is_refused_when_it_is_registered(kind: Any, told:
         with pytest.raises(UserError) as error:
             kind("x")(thing)
         assert str(error.value) == told.format(called)
-
-
-def test_a_gate_is_asked_at_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's example halves the updates of the cycled steps, those of untrained cycles too, and of no others."""
-    page = (Path(__file__).parents[1] / "docs" / "howto" / "gate.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__name__": "half"}
-    exec(page.partition('title="half.py"\n')[2].partition("```")[0], names)
-    half, asked, counted = names["Half"], [], []
-    merge = half.merge
-    monkeypatch.setattr(half, "merge", lambda self, step, *rest: asked.append(step.depth) or merge(self, step, *rest))
-    monkeypatch.setattr(half, "heads", lambda self, step, hidden: asked.append(step.depth))
-    monkeypatch.setattr(half, "flops", lambda self, step, length: counted.append(step.depth) or Flops())
-    lm = Network(
-        get_variant("ztt", {"gating": "half"}), ModelConfig(d_model=8, n_heads=2, n_blocks=4, n_cycles=2), 5, 6
-    )
-    lm.reset_parameters(0)
-    for n_cycles in (None, 4):
-        asked.clear(), counted.clear()
-        lm(torch.arange(5).view(1, 5), n_cycles=n_cycles)
-        pass_flops(lm, 5, n_cycles)
-        steps = [step.depth for step in lm.schedule_at(n_cycles).recurrent]
-        assert steps == list(range(1, 1 + 2 * (n_cycles or 2)))
-        assert sorted(asked) == sorted(3 * steps) and sorted(counted) == steps
 
 
 def test_names_that_mean_something_else_are_refused() -> None:

@@ -1,11 +1,21 @@
 """The builders against the sharing maps stated on their own: for step i of L, R repeats, b blocks to share."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.config import ModelConfig
 from bench.errors import UserError
+from bench.model.costs import pass_flops
+from bench.model.flops import Flops
+from bench.model.gates import gates
+from bench.model.network import Network
 from bench.model.schedule import Schedule, Step, build, cycle, middle_cycle, middle_sequence, sequence, stack
+from bench.model.variant import get_variant
 
 SIZES = st.integers(1, 12)
 ENDS = st.integers(0, 3)
@@ -99,3 +109,27 @@ def test_which_schedule_goes_on_from_another() -> None:
     # The coda uses a cycled block: once more than before, however many cycles that is.
     ends = [build([0, *[1] * n, 1, 2], 1, 2, exits=range(2, n + 2)) for n in (2, 3)]
     assert not ends[1].goes_on(ends[0])
+
+
+def test_a_gate_is_asked_at_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's example halves the updates of the cycled steps, those of untrained cycles too, and of no others."""
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "gate.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "half"}
+    monkeypatch.setattr(gates, "_found", dict(gates.items()))
+    exec(page.partition('title="half.py"\n')[2].partition("```")[0], names)
+    half, asked, counted = names["Half"], [], []
+    merge = half.merge
+    monkeypatch.setattr(half, "merge", lambda self, step, *rest: asked.append(step.depth) or merge(self, step, *rest))
+    monkeypatch.setattr(half, "heads", lambda self, step, hidden: asked.append(step.depth))
+    monkeypatch.setattr(half, "flops", lambda self, step, length: counted.append(step.depth) or Flops())
+    lm = Network(
+        get_variant("ztt", {"gating": "half"}), ModelConfig(d_model=8, n_heads=2, n_blocks=4, n_cycles=2), 5, 6
+    )
+    lm.reset_parameters(0)
+    for n_cycles in (None, 4):
+        asked.clear(), counted.clear()
+        lm(torch.arange(5).view(1, 5), n_cycles=n_cycles)
+        pass_flops(lm, 5, n_cycles)
+        steps = [step.depth for step in lm.schedule_at(n_cycles).recurrent]
+        assert steps == list(range(1, 1 + 2 * (n_cycles or 2)))
+        assert sorted(asked) == sorted(3 * steps) and sorted(counted) == steps
