@@ -382,10 +382,12 @@ def test_a_part_that_does_not_set_its_parameters_is_refused(tmp_path: Path) -> N
     register_gate("scaling")(Scaling)
     model = outline(source).shape.model_copy(update={"n_cycles": 2})
     variant = get_variant("ztt", {"gating": "scaling"}, pretrained=True)
-    own = ["variants.ztt.options.gating=scaling"]
-    for begin in (lambda: convert(load(source), variant, model), lambda: profile(["ztt"], own, 16, 8)):
+    raw: dict[str, Any] = {"name": "s", "question": "why", "tasks": [{"name": "p_hop", "options": TINY}], "seeds": 1}
+    raw |= {"variants": [{"name": "ztt", "options": {"gating": "scaling"}}]}
+    study = study_from({**raw, "model": {"d_model": 16, "n_heads": 2, "n_blocks": 3, "n_cycles": 2}}, (), "s")
+    for begin in (lambda: convert(load(source), variant, model), lambda: make_plan(study, "cmd", None)):
         with pytest.raises(UserError, match=r"variant 'ztt': gate\.scale is not set by reset_parameters\(\)"):
             begin()
     Scaling.reset_parameters = lambda self: torch.nn.init.ones_(self.scale)  # type: ignore[method-assign,assign,attr-defined]
     assert (convert(load(source), variant, model).gate.scale == 1).all()
-    assert profile(["ztt"], own, 16, 8)
+    assert make_plan(study, "cmd", None).cells

@@ -38,15 +38,15 @@ def all_set(tensors: Callable[[], Mapping[str, Tensor]], variant: str) -> Iterat
             raise UserError(f"variant {variant!r}: {key} is not set by reset_parameters() of the part that it is of")
 
 
-def checked(lm: Network) -> Network:
-    """The model, without storage. Raises UserError for a parameter of a part from outside that is not set; those of the
-    suite are under its tests.
+def check_parts(lm: Network) -> None:
+    """Raises UserError for a parameter of a part from outside that is not set; lm: without storage. Parts of the suite
+    are under its tests.
     """
     names = [
         name for name in MADE_BY if type(getattr(lm, name)).__module__.partition(".")[0] not in (*SUITE, "builtins")
     ]
     if not names:
-        return lm
+        return
     made = {name: getattr(lm.variant, MADE_BY[name])(lm.model_shape, lm.schedule) for name in names}
     tried = copy.copy(lm)  # shallow: what is not tried stays without storage
     tried._modules = {**lm._modules, **made}
@@ -56,7 +56,6 @@ def checked(lm: Network) -> Network:
 
     with all_set(tensors, lm.variant.name):
         tried.reset_parameters(0, tuple(names))
-    return lm
 
 
 def telling(lm: M) -> M:

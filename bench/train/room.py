@@ -16,6 +16,7 @@ from bench.limits import check_memory, machine_memory
 from bench.model.costs import count, meta_model
 from bench.model.freezing import freeze
 from bench.model.network import Network
+from bench.model.tried import check_parts
 from bench.model.variant import Variant
 
 PROCESS = 100 << 20  # bytes of a further process of a cell: Python with torch
@@ -34,7 +35,8 @@ def check_room(
     data: TaskData,
     kind: Literal["cpu", "cuda"],
 ) -> None:
-    """Raises UserError if this machine cannot hold what a cell makes, or its model would be too deep to be tested.
+    """Raises UserError if this machine cannot hold what a cell makes, its model would be too deep to be tested, or a
+    part of it from outside leaves a parameter unset.
 
     Args:
         name: of the cell, for the message.
@@ -70,6 +72,7 @@ def check_room(
         f"{name}: {params:,} parameters and batches of {tokens}",
         "a smaller model, batch_size, length or vocabulary, fewer processes, more accumulation",
     )
+    check_parts(lm)  # which takes the memory of the parts
 
 
 def _kept(lm: Network, train: TrainConfig, length: int) -> int:
