@@ -23,7 +23,7 @@ from bench.data.task import TaskData, get_task
 from bench.data.tokenizers import number_tokenizer, text_tokenizer
 from bench.downstream.run import Meter
 from bench.exits.generation import EarlyExit
-from bench.model.costs import flop_counter
+from bench.model.counter import flop_counter
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import get_variant
 from bench.train.loop import Training

@@ -17,12 +17,12 @@ from bench.model.costs import (
     cache_bytes,
     costs,
     exit_flops,
-    flop_counter,
     measured_flops,
     non_embedding,
     pass_flops,
     training_flops,
 )
+from bench.model.counter import flop_counter
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.train.optimizer import make_optimizer

@@ -375,8 +375,7 @@ def test_seeds_added_by_hand_tell_of_verdicts_before(tmp_path: Path) -> None:
     assert seen(fake, planned(3)) == [] and seen(fake, planned(5)) == [3]
     more = [*RAW["hypotheses"], {"claim": "another", "better": "bc", "than": "ztt", "task": "two"}]
     assert seen(fake, planned(5, hypotheses=more)) == [3] and seen(fake, planned(5, hypotheses=more[2:])) == []
-    wider = planned(3, variants=[*RAW["variants"], {"name": "htc", "label": "another"}])
-    assert seen(fake, wider) == [], "no seed was added"
+    assert seen(fake, planned(3, variants=[*RAW["variants"], {"name": "htc", "label": "another"}])) == [], "no seed"
     fake(after_verdicts(planned(5), fake.store))
     assert seen(fake, planned(5)) == [3] and seen(fake, planned(6)) == [3, 5]
     failed = Fake(tmp_path / "failed")

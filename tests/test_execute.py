@@ -14,7 +14,8 @@ from bench.config import IGNORED
 from bench.errors import UserError
 from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.execute import execute
-from bench.model.costs import counted_flops, exit_flops, measured_flops, pass_flops, read_out_flops
+from bench.model.costs import exit_flops, measured_flops, pass_flops, read_out_flops
+from bench.model.counter import counted_flops
 from bench.model.language_model import CycleForCausalLM
 
 defaults = pytest.mark.parametrize(("name", "options"), DEFAULTS, ids=DEFAULT_ID)

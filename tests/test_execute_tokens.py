@@ -15,7 +15,8 @@ from bench.errors import UserError
 from bench.evaluate.rules import SignalWatch, get_rule
 from bench.exits.execute import execute
 from bench.exits.generation import EarlyExit
-from bench.model.costs import counted_flops, measured_flops, pass_flops
+from bench.model.costs import measured_flops, pass_flops
+from bench.model.counter import counted_flops
 from bench.model.language_model import CycleForCausalLM
 
 CHOOSES = "mor"  # its tokens by itself

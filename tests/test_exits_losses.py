@@ -16,7 +16,6 @@ from bench.data.task import TaskData, get_task, task_data
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.rules import get_rule
-from bench.model.costs import counted_flops as counted
 from bench.model.costs import (
     cycle_flops,
     head_flops,
@@ -26,6 +25,7 @@ from bench.model.costs import (
     step_flops,
     training_flops,
 )
+from bench.model.counter import counted_flops as counted
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.losses import exit_losses, halting_chances, halting_penalty
 from bench.model.variant import get_variant

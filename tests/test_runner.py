@@ -252,11 +252,8 @@ def test_the_command_that_is_told_retries_what_failed_of_the_same_study(
     status, shown, _ = ended(["status", *given[1:4], "--runs", "my runs"], monkeypatch, capsys)
     first = shlex.join(["cyclebench", *given])
     assert not status and f"`{first}`, all of them by `{first} --retry failed`" in shown
-    store = Store(Path("my runs"))
-    (name,) = store.studies()
-    manifest = store.manifest(name)
-    assert manifest is not None
-    store.write_manifest(name, manifest.but(command="cyclebench.run"))
+    (name,) = (store := Store(Path("my runs"))).studies()
+    store.write_manifest(name, store.manifest(name).but(command="cyclebench.run"))  # type: ignore[union-attr]
     _, shown, _ = ended(["status", name, "--runs", "my runs"], monkeypatch, capsys)
     assert "`cyclebench.run(STUDY)`, all of them by `cyclebench.run(STUDY, retry=True)`" in " ".join(shown.split())
 

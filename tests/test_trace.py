@@ -18,7 +18,8 @@ from bench.errors import UserError
 from bench.evaluate.evaluation import by_cycles, evaluate, rule_flops
 from bench.evaluate.rules import SignalWatch, all_rules, get_rule
 from bench.evaluate.trace import Trace, with_bits
-from bench.model.costs import counted_flops, exit_flops, pass_flops
+from bench.model.costs import exit_flops, pass_flops
+from bench.model.counter import counted_flops
 
 HALTS = "gpt2, a gate that halts"
 RULES = ("confidence", "entropy", "patience", "random")

@@ -18,7 +18,8 @@ from bench.data.task import task_data
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.evaluate.record import examine
-from bench.model.costs import counted_flops, training_flops
+from bench.model.costs import training_flops
+from bench.model.counter import counted_flops
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.losses import short_way
 from bench.model.variant import get_variant

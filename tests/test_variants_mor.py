@@ -17,7 +17,8 @@ from bench.errors import UserError
 from bench.evaluate.evaluation import by_cycles, depth_flops, evaluate
 from bench.evaluate.rules import get_rule
 from bench.exits.execute import execute
-from bench.model.costs import counted_flops, pass_flops
+from bench.model.costs import pass_flops
+from bench.model.counter import counted_flops
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.run.verify import record_difference

@@ -16,7 +16,8 @@ from bench.downstream.tasks import export, ours
 from bench.errors import UserError
 from bench.exits.execute import Threshold
 from bench.exits.whole import WholeExit
-from bench.model.costs import flop_counter, pass_flops
+from bench.model.costs import pass_flops
+from bench.model.counter import flop_counter
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert

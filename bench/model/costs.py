@@ -8,8 +8,9 @@ out, as is usual.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.config import Count, ModelConfig, Trained
 from bench.errors import UserError
-from bench.model.attention import attention_flops, pairs
+from bench.model.attention import attention_flops
 from bench.model.blocks import Block
+from bench.model.counter import counted_flops
 from bench.model.flops import Flops
 from bench.model.forms import blank, first_flops
 from bench.model.freezing import freeze
@@ -32,8 +33,6 @@ from bench.model.parts import PARTS, Part, gate_at
 from bench.model.schedule import Schedule, Step
 from bench.model.tried import telling
 from bench.model.variant import Variant
-
-Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,19 @@ def training_flops(
     frozen = not all(parameter.requires_grad for parameter in lm.parameters())
     if frozen and every_exit:
         raise UserError("train.trained: a loss over every exit point needs 'all', nothing frozen")
-    if frozen or (backward_cycles is not None and backward_cycles < schedule.n_cycles):
+    cut = backward_cycles is not None and backward_cycles < schedule.n_cycles
+    if frozen or (cut and lm.routes):
         return _partial_training_flops(lm, length, n_cycles, backward_cycles)
-    total = pass_flops(lm, length, n_cycles).training
+
+    def whole_but(cycles: int, number: int | None) -> int:
+        left_out = (cycle_flops(lm, lm.schedule_at(number), cycle, length) for cycle in range(cycles))
+        return pass_flops(lm, length, number).training - sum(flops.training - flops.forward for flops in left_out)
+
+    if cut and backward_cycles is not None:
+        # What comes before the cycles is cut too, or is not, whatever their number.
+        first = _partial_training_flops(lm, length, backward_cycles + 1, backward_cycles)
+        return first + whole_but(schedule.n_cycles - backward_cycles, n_cycles) - whole_but(1, backward_cycles + 1)
+    total = whole_but(0, n_cycles)
     return total + (schedule.n_cycles - 1) * read_out_flops(lm, schedule, length).training if every_exit else total
 
 
@@ -220,11 +229,19 @@ def _partial_training_flops(lm: Network, length: int, n_cycles: int | None, back
     What that saves depends on which gradients have to pass on the way to a trained parameter. Autograd knows, so the
     pass is run on tensors without storage and its products are counted.
     """
+    learns = tuple(parameter.requires_grad for parameter in lm.parameters())
+    made = lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions, lm.built_cycles
+    return _measured_training_flops(made, learns, length, n_cycles, backward_cycles)
+
+
+@lru_cache(maxsize=64)
+def _measured_training_flops(made: tuple[Any, ...], learns: tuple[bool, ...], length: int, *cycles: int | None) -> int:
     with FakeTensorMode(), torch.device("cpu"):
-        model = Network(lm.variant, lm.model_shape, lm.vocab_size, lm.n_positions, lm.built_cycles)
-        for mine, theirs in zip(model.parameters(), lm.parameters(), strict=True):
-            mine.requires_grad_(theirs.requires_grad)
-        return measured_flops(model, 1, length, training=True, n_cycles=n_cycles, backward_cycles=backward_cycles)
+        model = Network(*made)
+        for parameter, wanted in zip(model.parameters(), learns, strict=True):
+            parameter.requires_grad_(wanted)
+        n_cycles, backward = cycles
+        return measured_flops(model, 1, length, training=True, n_cycles=n_cycles, backward_cycles=backward)
 
 
 def exit_flops(
@@ -350,50 +367,6 @@ def measured_flops(lm: Network, batch: int, length: int, training: bool = False,
             cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
 
     return counted_flops(run, lm.model_shape.flops)
-
-
-def counted_flops(run: Callable[[], Any], count: Count = "full") -> int:
-    """FLOPs that PyTorch's own counter sees while ``run`` is called; count: of causal attention."""
-    with flop_counter(count) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def flop_counter(count: Count = "full") -> FlopCounterMode:
-    """PyTorch's own counter, a context manager, which knows the CPU's fused attention too. count: of causal attention
-    (``bench.model.attention.pairs``); PyTorch itself counts it in full.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention(count))
-    counter.mod_tracker = _Whole()  # type: ignore[assignment]
-    return counter
-
-
-class _Whole:
-    """In the place of what tells PyTorch's counter which module runs: nobody asks, and views of parameters stop it."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _cpu_attention(count: Count) -> dict[Any, Callable[..., int]]:
-    aten = torch.ops.aten
-
-    def forward(q: Shape, k: Shape, v: Shape, dropout: float = 0.0, causal: bool = False, **_: Any) -> int:
-        return _seen(sdpa_flop_count(q, k, v), q, causal)
-
-    def backward(grad: Shape, q: Shape, k: Shape, v: Shape, *rest: Any, **_: Any) -> int:
-        return _seen(sdpa_backward_flop_count(grad, q, k, v), q, rest[3])  # after output, log-sum-exp and dropout
-
-    def _seen(flops: int, q: Shape, causal: bool) -> int:
-        return flops // q[-2] ** 2 * pairs(q[-2], True, count) if causal else flops
-
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
 
 
 def _parts(lm: Network) -> list[Part]:
