@@ -155,7 +155,9 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
 
 @pytest.mark.long
 def test_memory_is_that_of_a_process_of_its_own() -> None:
+    here = np.ones(2**27)  # 1 GiB, which is this process's
     ours, theirs, data = memory.rows(CPU, 1, [training.shape(64, "gpt2", 1)], sequences=3000, batch=2, length=16)
+    assert ours["bytes"] < here.nbytes / 4
     weights = count(build_model(get_variant("vanilla"), training.shape(64, "gpt2", 1), VOCAB, 16).parameters())
     for row in (ours, theirs):
         assert row["bytes"] > 4 * 4 * weights, "weights, gradients and both states of AdamW"

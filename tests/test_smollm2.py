@@ -87,14 +87,13 @@ def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
     checkpoint that is written.
     """
     code = f"""
-import resource
 from pathlib import Path
+from bench.perf.memory import peak_bytes
 from bench.study.conversion import convert_to
 import bench.model, transformers.models.llama.modeling_llama
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-start = peak()
+start = peak_bytes()
 convert_to("smollm2", "htc", ["model.n_cycles=2"], 0, Path({str(tmp_path / "out")!r}))
-print((peak() - start) / sum(f.stat().st_size for f in Path({str(tmp_path / "out")!r}).glob("*.safetensors")))
+print((peak_bytes() - start) / sum(f.stat().st_size for f in Path({str(tmp_path / "out")!r}).glob("*.safetensors")))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stderr[-2000:]

@@ -64,7 +64,7 @@ def step_bytes(name: str, model: str, batch: int, length: int) -> int:
     step = training_step(model_of(name, ModelConfig.model_validate_json(model), length), VOCAB, batch, length)
     for _ in range(STEPS):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
+    return peak_bytes() - before
 
 
 def batch_bytes(folder: str) -> int:
@@ -78,9 +78,23 @@ def batch_bytes(folder: str) -> int:
     return _own() - before
 
 
+def peak_bytes() -> int:
+    """The most memory that the process has held. On Linux by its own pages: what ``getrusage`` tells there has the peak
+    of the process that started this one in it.
+    """
+    if Path("/proc/self/status").is_file():
+        return _told("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _own() -> int:
+    return _told("RssAnon")
+
+
+def _told(name: str) -> int:
+    """Bytes that Linux tells of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _step(name: str, model: ModelConfig, batch: int, length: int) -> int:
