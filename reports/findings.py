@@ -11,7 +11,6 @@ from bench.store.manifest import Manifest
 from bench.store.published import STUDY, PublishedStudy, read_published
 from bench.tables import counted, markdown, markdown_image, markdown_text
 from reports.references import beside_others
-from reports.render import file_names
 from reports.units import human
 
 ENOUGH = 8  # pairs of seeds that a verdict should rest on
@@ -89,6 +88,8 @@ def claims(found: Collection[PublishedStudy]) -> tuple[list[dict[str, str]], int
 
 def _plots(folder: Path, manifest: Manifest) -> list[Path]:
     """The published plots of the study's tasks: those of a task that it no longer has may lie there too."""
+    from reports.render import file_names  # start-up: it draws
+
     stems = file_names([("accuracy_vs_flops", task.label) for task in manifest.tasks])
     return [plot for stem in sorted(stems) if (plot := folder / f"{stem}.png").is_file()]
 

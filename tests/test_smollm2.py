@@ -88,7 +88,7 @@ def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
     """
     code = f"""
 from pathlib import Path
-from bench.perf.memory import peak_bytes
+from bench.perf.resident import peak_bytes
 from bench.study.conversion import convert_to
 import bench.model, transformers.models.llama.modeling_llama
 start = peak_bytes()

@@ -5,8 +5,8 @@ PyTorch has no kernel of its own for RMSNorm and the rotary embedding on a CPU a
 pass over memory, with twice as many in the backward pass, which also joins the gradients of a matrix's parts in passes
 of their own; for linear layers it calls MKL, which does not use all of the instructions of a CPU that is not Intel's,
 while oneDNN, which PyTorch carries as well, does, and adds the bias on its way. What stands here is for a plain call
-alone: under a compiler, a tracer, ``torch.func`` (stacks of models) or a mode that looks at the
-operations (counting FLOPs), on another device or in another precision, PyTorch's own operations are called.
+alone: under a compiler, a tracer, ``torch.func`` (stacks of models) or a mode that looks at the operations (counting
+FLOPs), on another device or in another precision, PyTorch's own operations are called.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,13 @@ from bench.config import ModelConfig
 from bench.data.batches import Batches
 from bench.data.prepared import load_prepared, save
 from bench.data.task import Metric, make_data
+from bench.perf.resident import STATUS, peak_bytes, told
 from bench.perf.timing import VOCAB, Row, quartiles, training_step
 from bench.perf.training import GPT2, LLAMA, model_of, shape
 
 TITLE = "memory in a fresh process; ratio: of a training step, theirs over ours; of data, that of their files over it"
 MOST, STEPS = 3, 3
+OWN = "RssAnon"  # memory that is no file's
 SHAPES = (shape(256), shape(256, "llama"))
 SEQUENCES, LENGTH = 1_000_000, 64
 
@@ -48,7 +49,7 @@ def rows(
             row: Row = {"what": f"a training step, d {model.d_model}, {length} tokens x {batch}", "model": name}
             row |= {"bytes": int(np.median(taken[:, place])), "rounds": len(taken)}
             found.append(row | (quartiles(taken[:, place] / taken[:, 0]) if place else {}))
-    if Path("/proc/self/status").is_file():
+    if STATUS.is_file():
         found.append(_data(sequences))
     return found
 
@@ -69,32 +70,13 @@ def step_bytes(name: str, model: str, batch: int, length: int) -> int:
 
 def batch_bytes(folder: str) -> int:
     """Memory that is no file's, taken to open prepared data and draw 200 batches of 32 of them."""
-    before = _own()
+    before = told(OWN)
     found = load_prepared(Path(folder))
     assert found is not None
     batches = Batches(found.train, 32, 0)
     for step in range(200):
         batches.batch(step)
-    return _own() - before
-
-
-def peak_bytes() -> int:
-    """The most memory that the process has held. On Linux by its own pages: what ``getrusage`` tells there has the peak
-    of the process that started this one in it.
-    """
-    if Path("/proc/self/status").is_file():
-        return _told("VmHWM")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _own() -> int:
-    return _told("RssAnon")
-
-
-def _told(name: str) -> int:
-    """Bytes that Linux tells of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return told(OWN) - before
 
 
 def _step(name: str, model: ModelConfig, batch: int, length: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import first_line
+from bench.perf.resident import peak_bytes
 from bench.run.upgrade import open_store
 from bench.store.digests import sealed
 from bench.store.store import Store
@@ -90,7 +90,7 @@ def main() -> None:
         reading, reading_busy = time.perf_counter() - start, _busy() - busy
         paths = write_report(manifest, results, Path(folder) / "report")
         whole, whole_busy = time.perf_counter() - start, _busy() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_bytes() / 2**30
     shape = f"{len(manifest.tasks)} tasks x {len(manifest.variants)} variants x {len(manifest.seeds)} seeds"
     print(f"{len(results):,} cells ({shape}), {len(paths)} files, peak {peak:.1f} GiB")
     print(f"{'':<10}{'seconds':>10}{'CPU s':>10}")

@@ -159,12 +159,8 @@ def _budget_jobs(
     for entry in study.variants:
         if why := left_out[entry.label]:
             print(f"{entry.label} is left out of the search of budgets: {why} holds at one shape", file=sys.stderr)
-    nothing = {
-        "reference": None,
-        "decide": None,
-        "hypotheses": (),
-        "harness": (),
-    }  # trials are compared by their scores
+    # Trials are compared by their scores alone.
+    nothing = {"reference": None, "decide": None, "hypotheses": (), "harness": ()}
     entries = tuple(entry for entry in study.variants if not left_out[entry.label])
     free = study.model_copy(update={**nothing, "seeds": (sweep.budgets.seed,), "variants": entries})
     plan = make_plan(free, command, revision)
