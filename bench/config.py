@@ -167,7 +167,7 @@ class Execution(Strict):
     )
     compile: bool = Field(
         False,
-        description="torch.compile the blocks, once for all cycles; on a CPU no faster than without (cyclebench bench)",
+        description="torch.compile the blocks, once for all cycles; a CPU gains little by it (cyclebench bench)",
     )
     cuda_graphs: bool = Field(
         False,

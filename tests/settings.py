@@ -117,3 +117,16 @@ def halts(lm: CycleForCausalLM) -> bool:
     state = lm.embed(tokens())
     next(lm.cycles(state))
     return "halting" in state.memory
+
+
+def pointers(lm: torch.nn.Module) -> list[list[int]]:
+    """For every step of the schedule the addresses of its block's parameters."""
+    return [[p.data_ptr() for p in lm.blocks[step.block].parameters()] for step in lm.schedule.steps]
+
+
+def shares_as_scheduled(lm: CycleForCausalLM) -> bool:
+    """Steps use the same storage exactly where the schedule names the same block, and no copy hides elsewhere."""
+    found, steps = pointers(lm), lm.schedule.steps
+    same = all((found[i] == found[j]) == (a.block == b.block) for i, a in enumerate(steps) for j, b in enumerate(steps))
+    storages = [p.data_ptr() for p in lm.parameters()]
+    return same and len(storages) == len(set(storages))

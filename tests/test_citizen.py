@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from settings import DEFAULTS, FAMILIES, LENGTH, VOCAB, halts, make, tokens
+from settings import DEFAULTS, FAMILIES, LENGTH, VOCAB, halts, make, pointers, shares_as_scheduled, tokens
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -322,11 +322,13 @@ def test_half_precision_weights(name: str, options: dict[str, Any], family: str,
 @every
 @pytest.mark.long
 def test_one_graph(name: str, options: dict[str, Any]) -> None:
-    """``torch.compile`` of the whole model without a break, at other cycles than it was built with (at those, and for
-    one length alone: ``test_contract``), with one program at lengths that it has not seen.
+    """``torch.compile`` of the whole model without a break, at other cycles than it was built with, with one program at
+    lengths that it has not seen, and with the weights where they were.
     """
     lm = make(name, options, "llama", n_blocks=3, n_cycles=1)
-    compiled = torch.compile(lm, fullgraph=True, backend="eager")
+    before = pointers(lm)
+    torch.compiler.reset()  # torch keeps a few programs of one function, whichever model it ran for
+    compiled = torch.compile(lm, fullgraph=True, backend="aot_eager")
     first = tokens()
     torch._dynamo.mark_dynamic(first, (0, 1))  # else the program for all lengths would be the second one
     calls = [(tokens(), how) for how in (WITH_MASKS if name == "ztt" else [])]
@@ -335,6 +337,7 @@ def test_one_graph(name: str, options: dict[str, Any]) -> None:
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
             found = compiled(ids, **how).logits
         torch.testing.assert_close(found, lm(ids, **how).logits, rtol=1e-4, atol=1e-5)
+    assert pointers(lm) == before and shares_as_scheduled(lm)
     torch.compiler.reset()
 
 

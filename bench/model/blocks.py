@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import dropout, gelu
 
 from bench.config import ModelConfig
 from bench.model import keys
@@ -18,7 +18,7 @@ from bench.model.context import Rotation
 from bench.model.flops import Flops
 from bench.model.kernels import Linear as FastLinear
 from bench.model.kernels import RMSNorm, attention_heads, gelu_tanh, linear, rotate, split_heads, swiglu
-from bench.model.parts import Adapter, Gate, Linear
+from bench.model.parts import Adapter, AttentionPrefix, Branch, Gate, Linear
 from bench.model.schedule import Step
 from bench.model.walk import Walk
 
@@ -57,12 +57,12 @@ class Attention(nn.Module):
         context = state.context
         query, key, value = self._heads(x, asks, step, state, adapter)
         mask = context.mask if prefix is None else context.prefix_mask
-        dropout = self.dropout if self.training else 0.0
+        drop = self.dropout if self.training else 0.0
         mixes = adapter is not None and adapter.looks_back(step)
         window = adapter.window if adapter is not None and mixes else None
-        out, mass = context.attend(query, key, value, prefix, mask, with_mass, dropout, window)
+        out, mass = context.attend(query, key, value, prefix, mask, with_mass, drop, window)
         if adapter is not None and mixes:
-            far, _ = context.far(query, *keys.first(state, step), None, context.mask, False, dropout)
+            far, _ = context.far(query, *keys.first(state, step), None, context.mask, False, drop)
             out = torch.lerp(out, far, adapter.first_share(step, query).unsqueeze(-1).to(out.dtype))
         factors = gate.heads(step, x) if gate is not None else None
         if factors is not None:
@@ -158,7 +158,7 @@ def make_norm(model: ModelConfig) -> nn.Module:
 
 class Block(nn.Module):
     """Attention and MLP, each on the normed stream, with another norm of its update where the model's ``norm`` is
-    ``sandwich``. The model decides how the updates are merged into the stream.
+    ``sandwich``.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -170,6 +170,62 @@ class Block(nn.Module):
         self.mlp: GeluMLP | SwigluMLP = GeluMLP(model) if model.family == "gpt2" else SwigluMLP(model)
         norms = {branch: make_norm(model) for branch in ("attention", "mlp")} if model.norm == "sandwich" else None
         self.after = None if norms is None else nn.ModuleDict(norms)
+
+    def forward(
+        self,
+        step: Step,
+        state: Walk,
+        prefixes: AttentionPrefix | None = None,
+        adapter: Adapter | None = None,
+        gate: Gate | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """The residual stream [B, T, D] after a step on the state, which also gets the step's zero attention.
+
+        prefixes, adapter: of the model; gate: of the step, None where it is not gated; scale: of its updates.
+        """
+        hidden = state.hidden if adapter is None else adapter(step, state.hidden, state.embedded)
+        x = self.normed(step, "attention", hidden, state, adapter)
+        prefix = prefixes(step, x) if prefixes is not None else None
+        reads = gate is not None and gate.reads_zero_attention
+        with_mass = prefix is not None and (state.context.with_mass or reads)
+        asks = adapter.asks(step, state) if adapter is not None else None
+        if asks is not None:
+            asks = self.normed(step, "attention", asks, state, adapter)
+        update, mass = self.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
+        if mass is not None:
+            state.zero_attention[step.depth] = mass
+            mass = mass if reads else None  # as in training, whoever looks on
+        hidden = self._merged(step, "attention", hidden, update, mass, state, adapter, gate, scale)
+        update = self.mlp(self.normed(step, "mlp", hidden, state, adapter), step, adapter)
+        return self._merged(step, "mlp", hidden, update, mass, state, adapter, gate, scale)
+
+    def normed(self, step: Step, branch: Branch, hidden: Tensor, state: Walk, adapter: Adapter | None) -> Tensor:
+        """What a branch reads of the residual stream, both [B, T, D]."""
+        x: Tensor = self.norm1(hidden) if branch == "attention" else self.norm2(hidden)
+        return x if adapter is None else adapter.normed(step, branch, x, state)
+
+    def _merged(
+        self,
+        step: Step,
+        branch: Branch,
+        hidden: Tensor,
+        update: Tensor,
+        mass: Tensor | None,
+        state: Walk,
+        adapter: Adapter | None,
+        gate: Gate | None,
+        scale: float | None,
+    ) -> Tensor:
+        """The residual stream with a branch's update, all [B, T, D]."""
+        if self.after is not None:
+            update = self.after[branch](update)
+        update = dropout(update, self.model.dropout, self.training)
+        if adapter is not None:
+            update = adapter.scaled(step, branch, update, state)
+        if scale is not None:
+            update = update * scale
+        return hidden + update if gate is None else gate.merge(step, branch, hidden, update, mass)
 
     def flops(self, step: Step, length: int) -> Flops:
         """Forward FLOPs of the block's matrices at a step, for one sequence of ``length`` tokens; attention is counted

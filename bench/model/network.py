@@ -25,7 +25,7 @@ from bench.model.halting import HaltingGate
 from bench.model.kernels import Linear
 from bench.model.keys import windows
 from bench.model.outcome import Outcome
-from bench.model.parts import Branch, Part, gate_at
+from bench.model.parts import Part, gate_at
 from bench.model.schedule import Schedule, Step, residual_scales
 from bench.model.variant import Variant
 from bench.model.walk import RunSteps, Walk, recomputed
@@ -281,45 +281,9 @@ class Network(nn.Module):
         return state
 
     def _step(self, step: Step, state: Walk) -> None:
-        block, adapter, hidden = cast(Block, self.blocks[step.block]), self.adapter, state.hidden
+        scale = None if self.residual_scales is None else self.residual_scales[step.block]
         gate = gate_at(self.gate, step)
-        if adapter is not None:
-            hidden = adapter(step, hidden, state.embedded)
-        x = self._normed(step, "attention", hidden, state)
-        prefix = self.prefix(step, x) if self.prefix is not None else None
-        reads = gate is not None and gate.reads_zero_attention
-        with_mass = prefix is not None and (state.context.with_mass or reads)
-        asks = adapter.asks(step, state) if adapter is not None else None
-        if asks is not None:
-            asks = self._normed(step, "attention", asks, state)
-        update, mass = block.attention(x, asks, step, state, prefix, gate, adapter, with_mass)
-        if mass is not None:
-            state.zero_attention[step.depth] = mass
-            mass = mass if reads else None  # as in training, whoever looks on
-        hidden = self._merged(step, "attention", hidden, update, mass, state)
-        update = block.mlp(self._normed(step, "mlp", hidden, state), step, adapter)
-        state.advance(self._merged(step, "mlp", hidden, update, mass, state))
-
-    def _normed(self, step: Step, branch: Branch, hidden: Tensor, state: Walk) -> Tensor:
-        """What a branch reads of the residual stream, both [B, T, D]."""
-        block = cast(Block, self.blocks[step.block])
-        x = block.norm1(hidden) if branch == "attention" else block.norm2(hidden)
-        return x if self.adapter is None else self.adapter.normed(step, branch, x, state)
-
-    def _merged(
-        self, step: Step, branch: Branch, hidden: Tensor, update: Tensor, mass: Tensor | None, state: Walk
-    ) -> Tensor:
-        """The residual stream with a branch's update, all [B, T, D]."""
-        after = cast(Block, self.blocks[step.block]).after
-        if after is not None:
-            update = after[branch](update)
-        update = self.dropout(update)
-        if self.adapter is not None:
-            update = self.adapter.scaled(step, branch, update, state)
-        if self.residual_scales is not None:
-            update = update * self.residual_scales[step.block]
-        gate = gate_at(self.gate, step)
-        return hidden + update if gate is None else gate.merge(step, branch, hidden, update, mass)
+        state.advance(self.blocks[step.block](step, state, self.prefix, self.adapter, gate, scale))
 
     def keys_and_values(self, step: Step, state: Walk) -> tuple[Tensor, Tensor]:
         """What a step that is skipped would have made of the state: its keys and values [B, H_kv, T, d]."""
@@ -329,7 +293,7 @@ class Network(nn.Module):
             state.common = self.recurrence.common(step.cycle, state)
         if self.adapter is not None:
             hidden = self.adapter(step, hidden, state.embedded)
-        x = self._normed(step, "attention", hidden, state)
+        x = block.normed(step, "attention", hidden, state, self.adapter)
         return block.attention.keys_and_values(x, step, state, self.adapter)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:

@@ -60,16 +60,18 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def compile_blocks(lm: CycleModel, on: bool = True) -> None:
-    """``torch.compile`` the attention and the MLP of the blocks, or take it back.
+    """``torch.compile`` the blocks, or take it back: whole, or their attention and their MLP where a variant's parts
+    stand between.
 
     All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
     every step: a gate by head, an adapter), while the whole model would be compiled with every cycle written out:
-    twice as long to compile for a step as fast (``cyclebench bench``). What was compiled before, of another cell, is
-    forgotten: torch keeps but so many versions of a function, and which would depend on the cells before.
+    five times as long to compile for a step as fast (``cyclebench bench``). What was compiled before, of another cell,
+    is forgotten: torch keeps but so many versions of a function, and which would depend on the cells before.
     """
     torch.compiler.reset()
+    bare = lm.prefix is None and lm.adapter is None and lm.gate is None
     for block in cast(list[Block], lm.blocks):
-        for part in (block.attention, block.mlp):
+        for part in (block,) if bare else (block.attention, block.mlp):
             if on:
                 vars(part)["forward"] = torch.compile(part.forward)
             else:
