@@ -1,4 +1,4 @@
-"""How many studies a simulation draws: a fifth of them by default, all in ``make torture`` and ``.ci/run``."""
+"""How many studies a simulation draws: a fifth of them by default, all in ``make torture``."""
 
 from __future__ import annotations
 

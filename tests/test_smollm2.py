@@ -72,7 +72,7 @@ def test_the_same_greedy_continuations_at_one_cycle(source: tuple[Pretrained, An
 
 def test_twenty_steps_lower_the_loss(ours: Any) -> None:
     """Of what the variant adds and of the norms: the others' gradients would cost more than all else here."""
-    options = {"length": 16, "tokenizer": "pretrained:smollm2", "n_train": 400, "n_valid": 32, "n_test": 8}
+    options = {"length": 16, "tokenizer": "pretrained:smollm2", "n_train": 400, "n_valid": 8, "n_test": 8}
     data = get_task("kjv", options).build()
     config = TrainConfig(steps=20, batch_size=2, lr=2e-3, eval_every=20, trained="additions+norms", warmup=0.1)
     with repeatable(0, 2):

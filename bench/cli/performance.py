@@ -29,7 +29,7 @@ def bench_(
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the models run.")] = Device.cpu,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each comparison is taken over.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each comparison is taken over.")] = 20,
     out: Annotated[Path, typer.Option("--out", help="Folder of performance.json, .md and .png.")] = DEFAULT_RUNS
     / "reports"
     / "performance",

@@ -30,7 +30,7 @@ from bench.train.device import repeatable
 from bench.train.loop import train
 
 TITLE = "the harness: lease, log, checkpoints, progress and MLflow as a share of training; skipping finished cells"
-STEPS, CELLS, MOST = 200, 5000, 3
+STEPS, CELLS, MOST = 200, 5000, 10
 
 
 def rows(device: torch.device, rounds: int, steps: int = STEPS, cells: int = CELLS) -> list[Row]:
@@ -109,9 +109,10 @@ def skipping(cells: int, device: torch.device) -> float:
         record = run_job(Job(planned.cell, "perf", store.root, Every(), 1), lambda *_: None)
         many = [planned.cell.model_copy(update={"seed": seed}) for seed in range(1, cells + 1)]
         assert record is not None
+        told = record.dump()
         for cell in many:
             store.folder(cell.id).mkdir()
-            (store.folder(cell.id) / "result.json").write_bytes(sealed({**record.dump(), "id": cell.id}))
+            (store.folder(cell.id) / "result.json").write_bytes(sealed({**told, "id": cell.id}))
         study = load_study("quick")
         plan = Plan(
             study, tuple(Planned("ztt", "p_hop", cell) for cell in many), quick_plan(10, device).manifest.but(cells=[])

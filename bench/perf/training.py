@@ -62,7 +62,7 @@ def shape(
 # GPT-2 has GELU in its tanh form, x-transformers by its definition: each is held against ours with the same.
 EAGER = (
     *(shape(width, activation=kind) for width in (128, 256, 384) for kind in ("gelu_tanh", "gelu")),
-    shape(256, "llama"),
+    *(shape(width, "llama") for width in (128, 256, 384)),
 )
 COMPILED = (shape(128), shape(128, activation="gelu"))
 LOOPS = (shape(128), shape(256))
@@ -74,7 +74,7 @@ def rows(
     eager: Sequence[ModelConfig] = EAGER,
     compiled: Sequence[ModelConfig] = COMPILED,
     loops: Sequence[ModelConfig] = LOOPS,
-    batch: int = 8,
+    batch: int = 4,
     length: int = 256,
     precision: Precision = "float32",
     ours: Sequence[str] = ("ours", BLOCKS),

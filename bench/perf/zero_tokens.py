@@ -23,7 +23,7 @@ def rows(
     device: torch.device,
     rounds: int,
     widths: Sequence[int] = WIDTHS,
-    batch: int = 8,
+    batch: int = 4,
     length: int = 256,
     gatings: Sequence[str] = GATINGS,
     precision: Precision = "float32",
