@@ -13,7 +13,7 @@ from bench.store.manifest import Manifest, TaskRow
 from bench.store.records import Outcome, Record
 from reports.claims import Claim
 from reports.policy import ENDS, Row, Rows, titled, told
-from reports.table import cells, score
+from reports.table import cells, mean_costs, score
 from reports.units import bounds, gap_bounds, human, metric_name
 from reports.verdicts import READINGS, UNTESTED, numbers
 
@@ -71,8 +71,7 @@ def side_by_side(sides: Sequence[Side]) -> Rows:
             row[column] = f"{told(over)} (n = {over.n})" if over.n else "-"
         for side in sides:
             records = side.done(found.variant, found.task.label) if side in found.sides else {}
-            costs = [record.costs.train_flops for record in records.values()]
-            row[f"FLOPs, {side.name}"] = human(costs[0]) if costs else "-"
+            row[f"FLOPs, {side.name}"] = human(mean_costs(records.values()).train_flops) if records else "-"
         rows.append(row)
     return titled(rows, {"": shown})
 

@@ -8,7 +8,7 @@ from typing import Any
 from reports.policy import ENDS, Row, Rows, is_ends
 
 RESULTS = ("task", "variant", "metric", "mean", ENDS, "seeds", "non-embedding", "FLOPs/token", "note")
-VERDICTS = ("hypothesis", "task", "verdict", "gain", ENDS, "corrected p", "pairs")
+VERDICTS = ("hypothesis", "task", "verdict", "metric", "gain", ENDS, "corrected p", "p of equivalence", "pairs")
 COSTS = ("task", "variant", "FLOPs/token", "KV bytes/token", "activation bytes/sequence")
 SPECIAL = str.maketrans(
     {

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from bench.stats import Interval, interval
@@ -22,7 +23,7 @@ class Summary:
 
     Attributes:
         score: its mean over seeds.
-        costs: of the first finished cell.
+        costs: of the finished cells (``mean_costs``).
         tokens_per_second: in training, mean over the finished cells.
         reason: why the first failed cell failed.
     """
@@ -49,6 +50,13 @@ def cells(manifest: Manifest, results: dict[str, Outcome], variant: str, task: s
 def done(manifest: Manifest, results: dict[str, Outcome], variant: str, task: str) -> list[Record]:
     """The finished records of a variant on a task."""
     return [record for _, record in cells(manifest, results, variant, task) if record and record.status == "done"]
+
+
+def mean_costs(records: Iterable[Record]) -> CostRecord:
+    """What cells of several seeds cost in the mean: what some variants execute depends on the seed."""
+    costs = [record.costs for record in records]
+    fields = ("forward_flops_per_token", "train_flops_per_token", "train_flops")
+    return costs[0].but(**{field: fmean(getattr(one, field) for one in costs) for field in fields})
 
 
 def exits_of(record: Record) -> ExitsRecord:
@@ -101,7 +109,7 @@ def summary(manifest: Manifest, results: dict[str, Outcome]) -> list[Summary]:
                     failed=len(failed),
                     missing=len(found) - len(finished) - len(failed),
                     score=interval([score(record, task.metric) for record in finished], bounds(task.metric)),
-                    costs=finished[0].costs if finished else None,
+                    costs=mean_costs(finished) if finished else None,
                     tokens_per_second=_mean([record.timing.tokens_per_second for record in finished]),
                     reason=failed[0].reason if failed else "",
                 )
@@ -188,7 +196,7 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
             if not finished:
                 continue
             record = finished[0]
-            total, added = record.costs, record.additions
+            total, added = mean_costs(finished), record.additions
             row = {
                 "task": task.label,
                 "variant": variant.label,
@@ -198,8 +206,8 @@ def costs(manifest: Manifest, results: dict[str, Outcome]) -> list[Row]:
                 "KV bytes/token": human(total.kv_bytes_per_token),
                 "activation bytes/sequence": human(total.activation_bytes),
             }
-            if record.ran is not None:
-                row["tokens by cycle"] = ", ".join(f"{share:.0%}" for share in record.ran)
+            if ran := [each.ran for each in finished if each.ran is not None]:
+                row["tokens by cycle"] = ", ".join(f"{fmean(shares):.0%}" for shares in zip(*ran, strict=True))
             for label, addition in added.items():
                 share = addition.flops_per_token / total.forward_flops_per_token
                 row[f"{label} adds"] = f"{human(addition.params)} parameters, {share:.2%} of FLOPs"

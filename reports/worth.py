@@ -8,7 +8,7 @@ from statistics import fmean
 from bench.store.manifest import Manifest
 from bench.store.records import Outcome, Record
 from reports.policy import Rows
-from reports.table import Row, done
+from reports.table import Row, done, mean_costs
 
 COSTS = {  # columns, and the field of a record's costs
     "parameters": "params",
@@ -32,10 +32,8 @@ def worth(manifest: Manifest, results: dict[str, Outcome], differences: Rows) ->
         ours, theirs = (done(manifest, results, row[side], row["task"]) for side in ("variant", "reference"))
         if not ours or not theirs:
             continue
-        costs = {
-            name: _times(getattr(ours[0].costs, field), getattr(theirs[0].costs, field))
-            for name, field in COSTS.items()
-        }
+        cost, its = mean_costs(ours), mean_costs(theirs)
+        costs = {name: _times(getattr(cost, field), getattr(its, field)) for name, field in COSTS.items()}
         gave = {key: value for key, value in row.items() if key not in ("reference", *LEFT_OUT)}
         gave["reading"] = gave["reading"].split("; ")[0]
         place = {key: gave.pop(key) for key in ("task", "variant")}

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import cyclebench
 from records import MANIFEST, RESULTS, of_seeds
 from stored import plan, stored
 
 from bench.config import FIRST_PILOT
+from bench.stats import Contrast, paired
 from bench.store.manifest import CellRow, DecideRow
 from reports.compare import Side, apart, shared, side_by_side
 
@@ -62,6 +64,14 @@ def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
     a = side("a", range(2))
     same = apart([a, a._replace(name="again")])
     assert {row["reading"] for row in same} == {"the same cells"} and {row["corrected p"] for row in same} == {"-"}
+
+
+def test_the_rounding_of_scores_decides_nothing() -> None:
+    """Differences of thousandths are equal in size often, but not to the last bit: p counts these patterns of signs."""
+    scores = np.array([944, 914, 946, 924, 908, 939, 913, 883])
+    gaps = np.array([0, 3, 2, 2, 2, -2, 1, 2])
+    seen = (scores + gaps) / 1000 - scores / 1000
+    assert paired(Contrast(seen).differences).p == paired(gaps).p == 14 / 128
 
 
 def test_what_cannot_differ_costs_the_others_no_correction() -> None:

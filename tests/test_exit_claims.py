@@ -25,6 +25,8 @@ def test_an_exit_rule_that_a_variant_does_not_have_is_refused_before_anything_ru
         with pytest.raises(UserError, match="'gated better': metric 'area' of gated on p_hop, which is validated once"):
             make_plan(study(area, overrides=once), "", None)
     make_plan(study(area, overrides=("train.steps=9", "train.eval_every=8")), "", None)
+    with pytest.raises(UserError, match="'area' of gated and htc on p_hop, which are validated at other places"):
+        make_plan(study(area, overrides=("train.steps=9", "variants.htc.train.eval_every=3")), "", None)
     with pytest.raises(UserError, match=r"exit rule of gated: 'halting'.*allowed: confidence, "):
         make_plan(study({**CLAIM, "metric": "exits@halting", "than_metric": "exits@random"}), "cmd", None)
     with pytest.raises(UserError, match="exit rule of gated, which has a single exit point: 'random'"):

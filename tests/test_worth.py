@@ -11,7 +11,8 @@ from bench.errors import UserError
 from bench.store.manifest import DecideRow, HypothesisRow, Measure
 from bench.store.published import published_text
 from reports.findings import page
-from reports.table import csv_of_cells
+from reports.table import costs as cost_rows
+from reports.table import csv_of_cells, summary
 from reports.verdicts import differences, verdicts
 from reports.worth import worth
 
@@ -35,6 +36,27 @@ def test_costs_are_those_over_the_reference() -> None:
     ids = {row.id for row in manifest.cells if row.variant == manifest.reference}
     stacked = {id: record.but(stacked=True) if id in ids else record for id, record in results.items()}
     assert {row["time/token"] for row in worth(manifest, stacked, differs)} == {"-"}, "a stack's cells share its time"
+
+
+def test_what_is_executed_differs_from_seed_to_seed_and_is_told_in_the_mean() -> None:
+    manifest, results = of_seeds(3)
+    for row in manifest.cells:
+        record = results[row.id]
+        assert record.status == "done"
+        if row.variant == "ztt":
+            flops = (1.0 + row.seed) * record.costs.forward_flops_per_token  # 1, 2, 3 times
+            results[row.id] = record.but(
+                costs=record.costs.but(forward_flops_per_token=flops), ran=[1.0, 0.1 * row.seed]
+            )
+    plain = {row.task: row.costs for row in summary(manifest, results) if row.variant == "htc"}
+    for row in summary(manifest, results):
+        if row.variant == "ztt":
+            base, found = plain[row.task], row.costs
+            assert base is not None and found is not None
+            assert found.forward_flops_per_token == pytest.approx(2 * base.forward_flops_per_token)
+    assert {row["FLOPs/token"] for row in worth(manifest, results, differences(manifest, results))} == {"x 2.000"}
+    told = {row["tokens by cycle"] for row in cost_rows(manifest, results) if row["variant"] == "ztt"}
+    assert told == {"100%, 10%"}
 
 
 @pytest.mark.parametrize("side", ["htc", "ztt"])

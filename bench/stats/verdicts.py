@@ -20,13 +20,14 @@ from bench.stats.power import (
 )
 
 SIGNIFICANT = 0.05
+DIGITS = 12  # behind the point, of a difference: below them is the rounding of the scores, which must decide nothing
 Outcome = Literal["supported", "refuted", "equivalent", "inconclusive", "open"]
 """Open: a later look of a deciding study may still decide it."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Paired differences [n] of a claim, in the order of the seeds; NaN: a pair that is not there (yet).
+    """Paired differences [n] of a claim, to ``DIGITS``, in the order of the seeds; NaN: a pair that is not there (yet).
 
     kind: "better": the mean difference is above ``margin`` (positive is as claimed); "same": it is within -within and
     within. within: bounds of what counts as no difference, above the margin; a claim of kind "better" that has them may
@@ -46,6 +47,7 @@ class Contrast:
     most: Array | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "differences", np.round(self.differences, DIGITS))
         if np.isinf(self.differences).any():
             raise ValueError("an infinite difference cannot be tested")
         if self.kind == "same" and (self.within is None or self.margin):

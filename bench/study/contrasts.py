@@ -13,10 +13,9 @@ from bench.config import FIRST_PILOT
 from bench.evaluate.targets import read_metric
 from bench.stats import Contrast, Looks, Verdict, judge, over_tasks, replay, restricted
 from bench.stats.intervals import Array
+from bench.stats.verdicts import DIGITS
 from bench.store.manifest import HypothesisRow, Manifest, Measure
 from bench.store.records import Outcome, Record
-
-DIGITS = 12  # behind the point, of a difference: below them is the rounding of the scores, which must decide nothing
 
 
 class Counts(NamedTuple):

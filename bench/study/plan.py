@@ -267,8 +267,8 @@ def _hypotheses(study: Study, data: Mapping[str, TaskData], harness: Sequence[Ha
 
 
 def _check_metrics(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]) -> None:
-    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, or on the area under a
-    curve of a single point, and for a rule from outside that does not work.
+    """Raises UserError for a hypothesis on an exit rule that its variant cannot be left by, or on the area under curves
+    of a single point or of points at other places, and for a rule from outside that does not work.
     """
     first = {(planned.variant, planned.task): planned.cell for planned in reversed(list(cells))}
 
@@ -289,11 +289,22 @@ def _check_metrics(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]
                         "once, at its end (allowed: train.eval_every below train.steps)"
                     )
                 rule = rule_of(metric)
+                places = _validations(first[label, measure.task]), _validations(first[row.than, measure.task])
+                if metric == AREA and places[0] != places[1]:
+                    raise UserError(
+                        f"hypothesis {row.claim!r}: metric 'area' of {row.better} and {row.than} on {measure.task}, "
+                        "which are validated at other places (allowed: one train.eval_every for both)"
+                    )
                 if rule is not None and rule not in (allowed := usable(label, measure.task)):
                     none = "" if allowed else ", which has a single exit point"
                     raise UserError(
                         f"hypothesis {row.claim!r}: {unknown(f'exit rule of {label}{none}:', rule, allowed)}"
                     )
+
+
+def _validations(cell: Cell) -> tuple[int, float | None]:
+    """How many there are at fixed steps of a cell's training, and after how many FLOPs there are others."""
+    return -(-cell.train.steps // cell.train.steps_between), cell.train.eval_every_flops
 
 
 def _starts(study: Study) -> dict[str, str]:
