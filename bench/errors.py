@@ -93,6 +93,13 @@ def unknown(kind: str, value: object, allowed: Iterable[object]) -> UserError:
     return UserError(f"unknown {kind} {told}{hint} (allowed: {', '.join(names) or 'none'})")
 
 
+# What pydantic tells in Python's words, as it is called in a study's file.
+KINDS = {
+    **dict.fromkeys(("tuple_type", "list_type", "set_type"), "must be a list"),
+    **dict.fromkeys(("model_type", "dict_type", "dataclass_type"), "must be a mapping of names to values"),
+}
+
+
 def from_validation(where: str, error: ValidationError, fields: Iterable[str] = ()) -> UserError:
     """The first complaint of a pydantic error as one line.
 
@@ -104,8 +111,9 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
         return unknown(f"key in {where or 'the study'}:", first["loc"][-1], fields)
     if first["type"] == "missing":
         return UserError(f"{path} is required and not given")
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (got {shown(first['input'])})"
+    message = KINDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    mapping = isinstance(first["input"], dict)
+    given = ("" if first["type"] not in KINDS else " (got a mapping)") if mapping else f" (got {shown(first['input'])})"
     return UserError(f"{path}: {message}{given}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,17 @@ def test_sounds_of_any_spelling_are_read_and_no_class_is_passed_over(tmp_path: P
     wavfile.write(tmp_path / "test" / "z" / "0.wav", 8000, WAVE)
     with pytest.raises(UserError, match=r"audio.options.dataset: .*class in test: 'z' .*allowed: a, b"):
         made("audio", options)
-    (tmp_path / "test" / "z" / "0.wav").unlink()
+    shutil.rmtree(tmp_path / "test" / "z")
     wavfile.write(tmp_path / "test" / "a" / "0.wav", 8000, np.append(WAVE, np.nan).astype(np.float32))
     with pytest.raises(UserError, match=r"split 'test', row 0: it holds samples that are no numbers"):
         made("audio", options)
+    wavfile.write(tmp_path / "test" / "a" / "0.wav", 8000, WAVE)
     for path in (tmp_path / "train" / "b").iterdir():
         path.unlink()
-    for path in (tmp_path / "test" / "b").iterdir():
-        path.unlink()
-    wavfile.write(tmp_path / "test" / "a" / "0.wav", 8000, WAVE)
+    with pytest.raises(UserError, match=r"the folder 'train/b' holds nothing .allowed: WAV files"):
+        made("audio", options)
+    for split in ("train", "test"):
+        shutil.rmtree(tmp_path / split / "b")
     with pytest.raises(UserError, match=r"has rows of the class 'a' alone to train on .allowed: two or more"):
         made("audio", options)
 
@@ -153,6 +156,7 @@ def test_files_that_are_not_there_are_looked_for_where_it_says(tmp_path: Path, m
     for task, options, told in (
         ("text", {"files": ["."]}, r"text.options.files: '\.' is a folder \(allowed: \./\*\.txt\)"),
         ("text", {"files": ["no.txt"]}, f"text.options.files: no file matches 'no.txt' in {tmp_path}$"),
+        ("text", {"files": ["~nobody-of-that-name/x"]}, "text.options.files: '~nobody.*: nobody has that home"),
         (
             "hub",
             {"dataset": "no"},

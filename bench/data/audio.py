@@ -49,6 +49,12 @@ class Audio(Task):
         def _room(self) -> Audio.Options:
             if self.seconds < self.window:
                 raise ValueError(f"seconds = {self.seconds:g} must not be less than window = {self.window:g}")
+            size, _ = _sizes(self)
+            if size < 4 or not mel_bands(size, self.rate, self.bands).any(1).all():  # some would never hear anything
+                raise ValueError(
+                    f"bands = {self.bands} is too many for window = {self.window:g} at rate = {self.rate} (allowed: "
+                    "fewer, or a longer window)"
+                )
             return self
 
     def build(self) -> TaskData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ def _wav(path: Path) -> bool:
     return path.suffix.lower() == ".wav"
 
 
+def _shown(path: Path) -> bool:
+    return path.name[0] not in "_."
+
+
+def _below(root: Path, path: Path) -> Iterator[Path]:
+    """The path and the folders that it is in, below the root."""
+    yield path
+    yield from (folder for folder in path.parents if root in folder.parents)
+
+
 def _folders(root: Path, column: str, label: str, where: str) -> tuple[dict[str, Any], list[str]]:
     """The WAV files of a folder as splits of a data set, which reads no such folders without a decoder of its own; and
     what was left out, in words.
@@ -62,16 +72,25 @@ def _folders(root: Path, column: str, label: str, where: str) -> tuple[dict[str,
     parts = {ours: [path for path in called[theirs] if path.is_dir()] for theirs, ours in SPLITS.items()}
     parts = {name: paths for name, paths in parts.items() if paths} if parts["train"] else {"train": [root]}
     files = {
-        name: sorted(path for folder in folders for path in folder.glob("*/*") if path.parent.name[0] not in "_.")
+        name: sorted(path for folder in folders for path in folder.glob("*/*") if _shown(path.parent))
         for name, folders in parts.items()
     }
     sounds = {name: [path for path in paths if _wav(path)] for name, paths in files.items()}
-    others = [p for paths in files.values() for p in paths if not _wav(p) and p.name[0] not in "_." and p.is_file()]
+    others = [p for paths in files.values() for p in paths if not _wav(p) and _shown(p) and p.is_file()]
     if not any(sounds.values()):
         raise UserError(f"{where} holds no WAV file in a folder for each class (allowed: FOLDER/CLASS/FILE.wav)")
-    if bare := sorted({path.parent for path in others} - {path.parent for paths in sounds.values() for path in paths}):
-        held = ", ".join(sorted({path.suffix or path.name for path in others if path.parent == bare[0]}))
+    classes = {path for folders in parts.values() for folder in folders for path in folder.iterdir() if _shown(path)}
+    used = {path for paths in sounds.values() for path in paths}
+    if bare := sorted({path for path in classes if path.is_dir()} - {path.parent for path in used}):
+        held = ", ".join(sorted({path.suffix or path.name for path in bare[0].iterdir() if _shown(path)})) or "nothing"
         raise UserError(f"{where}: the folder {str(bare[0].relative_to(root))!r} holds {held} (allowed: WAV files)")
+    if stray := sorted(
+        path for path in {*root.rglob("*")} - used if _wav(path) and all(map(_shown, _below(root, path)))
+    ):
+        raise UserError(
+            f"{where}: {counted(len(stray), 'WAV file')} such as {str(stray[0].relative_to(root))!r} in no folder of a "
+            "class (allowed: FOLDER/CLASS/FILE.wav)"
+        )
     suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
     notes = [f"{counted(len(others), 'file')} beside the WAV files left out: {suffixes}"] if others else []
     for name, listing in LISTS.items():
@@ -126,22 +145,31 @@ def labelled_rows(
                 raise UserError(f"{told} tells no classes (allowed: a folder for each class, {options.dataset}/CLASS)")
             if wanted not in split.column_names:
                 raise unknown(f"{where}.{option}", wanted, split.column_names)
-        if options.max_documents is not None and options.max_documents < len(split):
-            chosen = np.random.default_rng(SPLIT).permutation(len(split))[: options.max_documents]
-            split = split.select(np.sort(chosen))
-        split = split.cast_column(column[1], plain)
         given, classes = getattr(split.features[label], "names", None), split.with_format(None)[label]
-        names = names or given or sorted({str(value) for value in classes if value is not None})
+        if (
+            given
+        ):  # the numbers of a split are its own: one may lack a class; a number that none has stays, and is refused
+            called = [given[v] if v is not None and 0 <= v < len(given) else None for v in classes]
+        else:
+            called = [None if v is None else str(v) for v in classes]
+        names = names or given or sorted({one for one in called if one is not None})
+        chosen = np.arange(len(split))
+        if options.max_documents is not None and options.max_documents < len(split):
+            chosen = np.sort(np.random.default_rng(SPLIT).permutation(len(split))[: options.max_documents])
+            split = split.select(chosen)
+        split = split.cast_column(column[1], plain)
         places = {name: place for place, name in enumerate(names)}
-        numbers = list(classes) if given else [None if v is None else places.get(str(v)) for v in classes]
-        values = list[NDArray[Any]]()
-        for place, (row, number) in enumerate(zip(split, numbers, strict=True)):
-            if number is None or not 0 <= number < len(names):
-                raise rows.refused(name, place, label, classes[place], "a class of the train split")
+        numbers, values = list[int](), list[NDArray[Any]]()
+        for place, row in zip(chosen.tolist(), split, strict=True):
+            number = places.get(called[place]) if called[place] is not None else None
+            if number is None:
+                value = classes[place] if called[place] is None else called[place]
+                raise rows.refused(name, place, label, value, "a class of the train split")
             try:
                 values.append(read(row[column[1]]))
             except Exception as error:  # whatever a damaged file makes its reader say
                 raise UserError(f"{told}, split {name!r}, row {place}: {first_line(error)}") from None
+            numbers.append(number)
         found[name] = np.stack(values) if values else np.empty(0), np.array(numbers, np.int64)
     missing = {name: share for name, share in SHARES.items() if name not in found}
     if not found["train"][0].size:

@@ -188,9 +188,11 @@ class Rows:
                 f"{self.where}.dataset: {self.options.dataset!r} is a file of a kind that is not read (allowed: "
                 f"{', '.join(READERS)}, or compressed: .json.gz)"
             )
+        if path.is_file() and self.options.config is not None:
+            raise UserError(f"{self.where}.config: {self.options.config!r} with a local file (allowed: none)")
         if path.is_file():
             # escaped: `datasets` takes a name with brackets for a pattern
-            return {"path": reader, "name": self.options.config, "data_files": glob.escape(str(path))}
+            return {"path": reader, "data_files": glob.escape(str(path))}
         return {"path": self.options.dataset, "name": self.options.config}
 
     def _unloadable(self, error: Exception) -> UserError:

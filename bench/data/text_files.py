@@ -113,7 +113,12 @@ class _Reader:
 
 def _files(field: str, pattern: str) -> list[str]:
     """The file of that name, else those that match the pattern, in the innermost folder that is there by its name."""
-    whole = Path(pattern).expanduser()
+    try:
+        whole = Path(pattern).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"text.options.{field}: {pattern!r}: nobody has that home (allowed: a path, ~/ for yours)"
+        ) from None
     if whole.is_file():
         return [str(whole)]
     if whole.is_dir():

@@ -116,8 +116,8 @@ class Study(Strict):
     def _seeds(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             value = f"0-{value - 1}"
-        if isinstance(value, str):
-            ends = re.match(SEED_RANGE, value)
+        if not isinstance(value, list | tuple):
+            ends = re.match(SEED_RANGE, value) if isinstance(value, str) else None
             first, last = map(int, ends.groups()) if ends else (0, -1)
             if not 1 <= last - first + 1 <= MOST_SEEDS:
                 raise ValueError(f"must be a number from 1 to {MOST_SEEDS}, a range such as 100-149, or a list")
