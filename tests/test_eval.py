@@ -24,7 +24,7 @@ from bench.evaluate.evaluation import evaluate
 from bench.model.costs import measured_flops
 from bench.model.language_model import CycleForCausalLM, build_model
 from bench.model.variant import get_variant
-from bench.pretrained.share import save_checkpoint
+from bench.pretrained.share import SAME, merged, save_checkpoint
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
@@ -127,6 +127,14 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="n_test"):
             model = [str(tmp_path / "model")]
             evaluate_all(model, ["kjv"], [f"kjv.n_test={wrong}"], [], None, 8, tmp_path, "sqlite:///none.db")
+
+
+def test_scores_at_several_thresholds_are_told_apart() -> None:
+    first = {"task": "kjv", "metric": "acc", "value": 0.1, "cycles": 3, "exit": "latent_diff", "threshold": (0.1, 0.2)}
+    other = {**first, "threshold": (0.1, 0.3)}
+    stored = json.loads(json.dumps(merged([], [first, other], SAME)))
+    assert len(stored) == 2
+    assert merged(stored, [{**first, "value": 0.5}], SAME) == [stored[1], {**first, "value": 0.5}]
 
 
 def test_a_later_evaluation_leaves_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,12 @@ def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
 
 def merged(before: list[dict[str, Any]], scores: list[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of scores with further ones, in place of earlier ones that agree in all keys."""
-    new = {tuple(row.get(key) for key in keys) for row in scores}
-    return [*(row for row in before if tuple(row.get(key) for key in keys) not in new), *scores]
+
+    def told(row: dict[str, Any]) -> str:  # as JSON, which makes the same of several thresholds before and after a file
+        return json.dumps([row.get(key) for key in keys])
+
+    new = {told(row) for row in scores}
+    return [*(row for row in before if told(row) not in new), *scores]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
