@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from settings import make
 from transformers import AutoTokenizer
 
 from bench.cli.exits import execute, generate
 from bench.config import ModelConfig
 from bench.data.tokenizers import text_tokenizer
+from bench.downstream.run import open_checkpoint
 from bench.errors import UserError
 from bench.exits.generation import EarlyExit
 from bench.exits.stream import Checkpoint, stream
@@ -135,6 +139,58 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
         Checkpoint(str(tmp_path / "classes"))
     with pytest.raises(UserError, match="has not been run"):
         execute(str(store.root / "tiny.yaml"), runs=tmp_path)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def without_one(path: Path) -> None:
+    save_file(dict(list(load_file(path).items())[1:]), path, {"format": "pt"})
+
+
+def with_one_more(path: Path) -> None:
+    save_file({**load_file(path), "a": torch.zeros(2)}, path, {"format": "pt"})
+
+
+def widened(path: Path) -> None:
+    path.write_text(path.read_text().replace('"d_model": 16', '"d_model": 32'))
+
+
+def a_list(path: Path) -> None:
+    path.write_text("[1]")
+
+
+def broken(path: Path) -> None:
+    path.write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("model.safetensors", emptied, "cannot be loaded: "),
+        ("model.safetensors", cut, "cannot be loaded: "),
+        ("model.safetensors", without_one, "cannot be loaded: missing keys, .* the first of 1$"),
+        ("model.safetensors", with_one_more, "cannot be loaded: unexpected keys, a the first of 1$"),
+        ("config.json", widened, "cannot be loaded: mismatched keys, blocks.0.attention.out.bias the first of"),
+        ("config.json", a_list, "cannot be (loaded|read): "),
+        ("tokenizer.json", broken, "cannot be read: "),
+        ("tokenizer_config.json", broken, "cannot be read: "),
+    ],
+)
+def test_a_damaged_folder_is_one_line_and_nothing_is_drawn(
+    store: Store, tmp_path: Path, name: str, change: Callable[[Path], None], told: str
+) -> None:
+    """Whether text is generated or scored: transformers would go on with random weights."""
+    shutil.copytree(folder(store) / "model", tmp_path / "model")
+    change(tmp_path / "model" / name)
+    for opened in (Checkpoint, open_checkpoint):
+        with pytest.raises(UserError, match=f"^(checkpoint|source) '.*/model' {told}"):
+            opened(str(tmp_path / "model"))
 
 
 def test_execute_takes_the_run_of_a_preset(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,7 @@ from bench.model.counter import flop_counter
 from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
-from bench.pretrained.sources import load, load_tokenizer, locate
-from bench.store.digests import DamagedError, check_model
+from bench.pretrained.sources import load, load_tokenizer, locate, our_model
 
 
 class Meter:
@@ -94,12 +93,8 @@ def open_checkpoint(source: str) -> tuple[CycleForCausalLM, PreTrainedTokenizerB
     stand in the way of PyTorch's counter); and its tokeniser.
     """
     where = locate(source)
-    if where.gguf is None and '"cyclebench"' in (where.folder / "config.json").read_text(encoding="utf-8"):
-        try:
-            check_model(where.folder)
-        except DamagedError as error:
-            raise UserError(f"checkpoint {source!r}: {error}") from None
-        return CycleForCausalLM.from_pretrained(where.folder).eval().requires_grad_(False), load_tokenizer(source)
+    if where.gguf is None and b'"cyclebench"' in (where.folder / "config.json").read_bytes():
+        return our_model(where.folder, source).requires_grad_(False), load_tokenizer(source)
     pretrained = load(source)
     lm = convert(pretrained, get_variant("vanilla"), pretrained.outline.shape)
     assert isinstance(lm, CycleForCausalLM)  # other sources than ours are

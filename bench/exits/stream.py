@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
-from bench.errors import UserError, first_line
+from bench.errors import UserError, first_line, shown
 from bench.exits.execute import threshold_at
 from bench.exits.generation import EarlyExit
-from bench.form import TEXT
 from bench.model.configuration import CycleConfig, CycleOutput
-from bench.model.language_model import CycleForCausalLM
-from bench.store.digests import check_model
+from bench.pretrained.sources import load_tokenizer, our_model
 from bench.store.versions import model_folder
 
 Write = Callable[[str], object]
@@ -37,23 +34,22 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
         try:
-            check_model(folder)
-            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-            if kind != CycleConfig.model_type:
-                raise UserError(
-                    f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
-                    f"convert {source} --variant NAME --out FOLDER` makes one of it)"
-                )
-            if CycleConfig.from_pretrained(folder).model.form != TEXT:
-                raise UserError(f"checkpoint {source!r} tells classes and generates no text (allowed: a model of text)")
-            self.lm = CycleForCausalLM.from_pretrained(folder).eval()
-            if torch.cuda.is_available():
-                self.lm.to("cuda")
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {source!r} cannot be loaded: {first_line(error)}") from None
-        self.tokenizer: Any = None
-        if (folder / "tokenizer_config.json").is_file():
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            raise UserError(f"checkpoint {source!r} cannot be loaded: config.json: {first_line(error)}") from None
+        if not isinstance(config, dict):
+            raise UserError(
+                f"checkpoint {source!r} cannot be loaded: config.json is {shown(config)} (allowed: an object)"
+            )
+        if (kind := config.get("model_type")) != CycleConfig.model_type:
+            raise UserError(
+                f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
+                f"convert {source} --variant NAME --out FOLDER` makes one of it)"
+            )
+        self.lm = our_model(folder, source)
+        if torch.cuda.is_available():
+            self.lm.to("cuda")  # type: ignore[arg-type]
+        self.tokenizer: Any = load_tokenizer(str(folder))
 
     def encode(self, prompt: str) -> Tensor:
         """Token numbers [1, T]. Raises UserError for an empty prompt or one that the model does not know."""

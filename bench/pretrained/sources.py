@@ -33,6 +33,7 @@ from bench.config import ModelConfig
 from bench.errors import UserError, first_line
 from bench.form import TEXT
 from bench.model.configuration import CycleConfig
+from bench.model.language_model import CycleForCausalLM
 from bench.pretrained.stock import State, our_weights, shape_of_stock
 from bench.store.digests import check_model
 from bench.store.versions import model_folder
@@ -54,6 +55,11 @@ class Location:
     def arguments(self) -> dict[str, Any]:
         """For any ``from_pretrained``."""
         return {"pretrained_model_name_or_path": self.folder, **({"gguf_file": self.gguf} if self.gguf else {})}
+
+    @property
+    def told(self) -> str:
+        """The beginning of messages."""
+        return f"source {self.source!r} cannot be read"
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ def _outline_of(where: Location, files: tuple[tuple[Path, int, int], ...]) -> Ou
     try:
         return _outline(_config(where, files), source)
     except (TypeError, ValueError, AttributeError, LookupError) as error:  # a configuration that makes no sense
-        raise _unreadable(where, error) from None
+        raise unreadable(where.told, error) from None
 
 
 @lru_cache(maxsize=4)
@@ -176,7 +182,7 @@ def _config(where: Location, files: tuple[tuple[Path, int, int], ...]) -> PreTra
     try:
         return AutoConfig.from_pretrained(**where.arguments)
     except Exception as error:  # whatever a broken or foreign file makes its reader raise
-        raise _unreadable(where, error) from None
+        raise unreadable(where.told, error) from None
 
 
 def _outline(config: PreTrainedConfig, source: str) -> Outline:
@@ -204,18 +210,11 @@ def load(source: str) -> Pretrained:
     dtype = torch.float32 if where.gguf else "auto"
     try:
         check_model(where.folder)
-        with no_bars():
-            kind: Any = AutoModelForCausalLM if found.shape.form == TEXT else AutoModelForImageClassification
-            config = deepcopy(_config(where, _files(where)))
-            loaded: Any = kind.from_pretrained(**where.arguments, config=config, dtype=dtype, output_loading_info=True)
+        config = deepcopy(_config(where, _files(where)))
     except Exception as error:
-        raise _unreadable(where, error) from None
-    lm, told = loaded
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):  # transformers would draw or drop them
-        if wrong := sorted(map(str, told[kind])):
-            what = kind.replace("_", " ")
-            raise UserError(f"source {source!r} cannot be read: {what}, {wrong[0]} the first of {len(wrong)}")
-    lm.eval()
+        raise unreadable(where.told, error) from None
+    kind = AutoModelForCausalLM if found.shape.form == TEXT else AutoModelForImageClassification
+    lm = with_all_weights(kind, where.told, **where.arguments, config=config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(0)
     size, features = (PROBE[0], min(PROBE[1], found.positions)), found.shape.form.features
     if features is None:
@@ -226,7 +225,7 @@ def load(source: str) -> Pretrained:
     with torch.no_grad():
         logits = lm(probe, n_cycles=1).logits if ours else lm(probe).logits
     weights: State = dict(lm.state_dict())
-    del lm, loaded
+    del lm
     if ours:
         if found.shape.tied:
             weights.pop("lm_head.weight")
@@ -257,10 +256,46 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(**where.arguments)
     except Exception as error:
-        raise _unreadable(where, error) from None
+        raise unreadable(where.told, error) from None
 
 
-def _unreadable(where: Location, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    return UserError(f"source {where.source!r} cannot be read: {first_line(error)}")
+def with_all_weights(kind: Any, told: str, **arguments: Any) -> Any:
+    """What a class's ``from_pretrained`` gives.
+
+    Raises UserError, which begins with ``told``, if that fails, or if the files hold other weights than the model has:
+    transformers would draw what is missing at random and drop what it does not know, and only warn.
+    """
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of the keys is many lines
+    try:
+        with no_bars():
+            lm, found = kind.from_pretrained(**arguments, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise unreadable(told, error) from None
+    finally:
+        logging.set_verbosity(loud)
+    for which in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if wrong := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found[which]):
+            raise UserError(f"{told}: {which.replace('_', ' ')}, {wrong[0]} the first of {len(wrong)}")
+    return lm
+
+
+def our_model(folder: Path, source: str) -> CycleForCausalLM:
+    """The language model of this suite in a folder, in evaluation mode. source: what the folder was called.
+
+    Raises UserError if it is damaged or lacks weights.
+    """
+    told = f"checkpoint {source!r} cannot be loaded"
+    try:
+        check_model(folder)
+        if CycleConfig.from_pretrained(folder).model.form != TEXT:
+            raise UserError(f"checkpoint {source!r} tells classes and generates no text (allowed: a model of text)")
+    except Exception as error:
+        raise unreadable(told, error) from None
+    lm: CycleForCausalLM = with_all_weights(CycleForCausalLM, told, pretrained_model_name_or_path=folder)
+    return lm.eval()
+
+
+def unreadable(told: str, error: Exception) -> UserError:
+    """What is raised for a file that cannot be read; what is told in one line already stays what it is."""
+    return error if isinstance(error, UserError) else UserError(f"{told}: {first_line(error)}")
