@@ -243,7 +243,8 @@ def test_more_cycles_than_it_was_built_with(name: str, options: dict[str, Any]) 
     lm, x = make(name, options, "llama"), tokens(3)
     for n_cycles in (1, 5):
         lm.eval()
-        assert lm(x, n_cycles=n_cycles).logits.isfinite().all()
+        if n_cycles == 1 or lm.variant.cycled:
+            assert lm(x, n_cycles=n_cycles).logits.isfinite().all()
         lm.train()
         assert lm.schedule_at(n_cycles).n_blocks == lm.schedule.n_blocks
         forward, training = pass_flops(lm, LENGTH, n_cycles).forward, training_flops(lm, LENGTH, n_cycles)

@@ -123,6 +123,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     checkpoint(tmp_path / "model", "p_hop", HOPS, "vanilla")
     with pytest.raises(UserError, match="not what the model's tokeniser reads"):
         evaluate_all([str(tmp_path / "model")], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
+    with pytest.raises(UserError, match=r"^--cycles: 5 with 'vanilla', which has no cycles \(allowed: 1\)$"):
+        evaluate_all([str(tmp_path / "model")], ["p_hop"], [], [1, 5], None, 8, tmp_path, "sqlite:///none.db")
     for wrong in ("0", "-1", "abc"):
         with pytest.raises(UserError, match="n_test"):
             model = [str(tmp_path / "model")]

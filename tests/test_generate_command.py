@@ -129,6 +129,9 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
         stream(Checkpoint(str(folder(store))), "I" * 40, None, str)
     with pytest.raises(UserError, match=r"--temperature: 1e-40 \(allowed: 0, or from 1e-06 on\)"):
         stream(Checkpoint(str(folder(store))), "In", None, pytest.fail, temperature=1e-40)
+    with pytest.raises(UserError, match=r"^--cycles: 7 with 'vanilla', which has no cycles \(allowed: 1\)$"):
+        stream(Checkpoint(str(folder(store, "vanilla"))), "In", None, pytest.fail, n_cycles=7)
+    assert set(stream(Checkpoint(str(folder(store, "vanilla"))), "In", None, str, 3, n_cycles=1)) == {1}
     with pytest.raises(UserError, match="threshold: 3 given"):
         stream(Checkpoint(str(folder(store))), "In", EarlyExit("confidence", [0.5] * 3), pytest.fail)
     with pytest.raises(UserError, match="--kv: needs --exit and --threshold"):

@@ -210,6 +210,8 @@ def evaluate_checkpoint(
         raise UserError(f"checkpoint {source!r} has no tokeniser beside it, which lm-evaluation-harness needs")
     if torch.cuda.is_available():
         lm.to("cuda")  # type: ignore[arg-type]
+    for n_cycles in cycles:  # not after other numbers were scored
+        lm.check_cycles("--cycles", n_cycles)
     lm.exits, rows = exits, list[dict[str, Any]]()
     told = {} if leave is None else {"exit": leave[0], "threshold": leave[1]}
     for one in asked:

@@ -140,6 +140,7 @@ def stream(
         )
     if 0 < temperature < COLDEST:  # logits over it would not be finite
         raise UserError(f"--temperature: {temperature:g} (allowed: 0, or from {COLDEST:g} on)")
+    lm.check_cycles("--cycles", n_cycles)
     ends = lm.schedule_at(n_cycles).depths
     if exits is not None and len(ends) > 1:
         threshold_at(exits.threshold, 1, len(ends) - 1)  # as many as there are exits: known before anything is written

@@ -93,6 +93,8 @@ class CycleModel(Installed, Network, PreTrainedModel):
         labelled: there are labels, whose loss is to be found.
         """
         attention_mask, position_ids, cache, keep, mass, exits, n_cycles, *gradients, shortcut = arguments
+        if not self.training:  # a study's training may draw numbers of cycles for all of its variants alike
+            self.check_cycles("n_cycles", n_cycles)
         if self.exits is not None and not self.training:
             asked = {"output_zero_attention": mass, "output_exits": exits, "shortcut": shortcut}
             asked |= dict(zip(("backward_cycles", "sequence_cycles"), gradients, strict=True))

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from bench.config import ModelConfig
-from bench.errors import UserError
+from bench.errors import InputError, UserError
 from bench.model import inputs
 from bench.model.attention import attend
 from bench.model.blocks import Block, make_norm, rotation
@@ -130,6 +130,11 @@ class Network(nn.Module):
                 reseed(int.from_bytes(digest[:8], "big"))
                 if not (name == "lm_head" and self.model_shape.tied):
                     self._init_weights(module)
+
+    def check_cycles(self, name: str, n_cycles: int | None) -> None:
+        """Raises InputError for cycles, asked for under a name, of a variant that has none and would not run them."""
+        if not self.variant.cycled and n_cycles not in (None, 1) and not inputs.traced():
+            raise InputError(f"{name}: {n_cycles!r} with {self.variant.name!r}, which has no cycles (allowed: 1)")
 
     def schedule_at(self, n_cycles: int | None) -> Schedule:
         """The schedule with another number of cycles over the same blocks; None: the one the model was built with."""
