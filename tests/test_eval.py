@@ -19,6 +19,7 @@ from bench.data.task import get_task
 from bench.data.tokenizers import text_tokenizer
 from bench.downstream import command
 from bench.downstream.command import evaluate_all, task_options
+from bench.downstream.run import Asked, evaluate_checkpoint
 from bench.errors import UserError
 from bench.evaluate.evaluation import evaluate
 from bench.model.costs import measured_flops
@@ -125,6 +126,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         evaluate_all([str(tmp_path / "model")], ["kjv"], [], [], None, 8, tmp_path, "sqlite:///none.db")
     with pytest.raises(UserError, match=r"^--cycles: 5 with 'vanilla', which has no cycles \(allowed: 1\)$"):
         evaluate_all([str(tmp_path / "model")], ["p_hop"], [], [1, 5], None, 8, tmp_path, "sqlite:///none.db")
+    for rule in ("zero_attention", "fixed"):
+        with pytest.raises(UserError, match=f"^exit rule '{rule}' with a single cycle"):
+            evaluate_checkpoint(str(tmp_path / "model"), [Asked("p_hop", HOPS)], [None], tmp_path, leave=(rule, 0.5))
     for wrong in ("0", "-1", "abc"):
         with pytest.raises(UserError, match="n_test"):
             model = [str(tmp_path / "model")]

@@ -132,6 +132,9 @@ def test_errors_are_one_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--cycles: 7 with 'vanilla', which has no cycles \(allowed: 1\)$"):
         stream(Checkpoint(str(folder(store, "vanilla"))), "In", None, pytest.fail, n_cycles=7)
     assert set(stream(Checkpoint(str(folder(store, "vanilla"))), "In", None, str, 3, n_cycles=1)) == {1}
+    for variant, rule, told in (("ztt", "halting", "cannot be used with this"), ("vanilla", "fixed", "a single cycle")):
+        with pytest.raises(UserError, match=f"^exit rule '{rule}' .*{told}"):  # before the prompt is written
+            stream(Checkpoint(str(folder(store, variant))), "In", EarlyExit(rule, 0.5), pytest.fail)
     with pytest.raises(UserError, match="threshold: 3 given"):
         stream(Checkpoint(str(folder(store))), "In", EarlyExit("confidence", [0.5] * 3), pytest.fail)
     with pytest.raises(UserError, match="--kv: needs --exit and --threshold"):

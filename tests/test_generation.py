@@ -231,6 +231,12 @@ def test_errors() -> None:
     for name, value in (("output_exits", True), ("output_zero_attention", True), ("backward_cycles", 1)):
         with pytest.raises(ValueError, match=f"{name}: .* with exits"):
             lm(x, **{name: value})
+    right = torch.ones_like(x)
+    right[1, -2:] = 0
+    lm.exits = EarlyExit("latent_diff", 0.5)
+    assert lm(x, attention_mask=right.flip(1)).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"^attention_mask: padding at the end .*allowed: on the left"):
+        lm(x, attention_mask=right)
     lm.exits = EarlyExit("zero_attention", 0.5)
     with pytest.raises(UserError, match=r"'zero_attention' cannot be used with this 'htc' model"):
         lm(x)

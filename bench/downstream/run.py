@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bench.downstream.tasks import export, ours
 from bench.errors import UserError
+from bench.evaluate.rules import get_rule
+from bench.evaluate.usable import check_usable
 from bench.exits.execute import Threshold
 from bench.exits.whole import WholeExit
 from bench.model.costs import pass_flops
@@ -212,6 +214,8 @@ def evaluate_checkpoint(
         lm.to("cuda")  # type: ignore[arg-type]
     for n_cycles in cycles:  # not after other numbers were scored
         lm.check_cycles("--cycles", n_cycles)
+        if leave is not None:
+            check_usable(lm, get_rule(leave[0]), n_cycles)
     lm.exits, rows = exits, list[dict[str, Any]]()
     told = {} if leave is None else {"exit": leave[0], "threshold": leave[1]}
     for one in asked:

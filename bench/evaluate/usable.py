@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.config import ModelConfig
+from bench.errors import UserError
 from bench.evaluate.rules import ORACLES, Rule, SignalWatch, all_rules, named, rules
 from bench.model.forms import blank
 from bench.model.network import Network
@@ -30,6 +31,23 @@ def usable_rules(variant: Variant, model: ModelConfig) -> list[str]:
         if (signal := signals.get(rule.key)) is not None:
             _try(rule, signal)
     return [*sorted(signals), *ORACLES]
+
+
+@torch.no_grad()
+def check_usable(lm: Network, rule: Rule, n_cycles: int | None) -> None:
+    """Raises UserError if a model, at a number of cycles, cannot be left by a rule: before anything is generated."""
+    state = lm.embed(
+        blank(lm.model_shape.form, 1, 2, lm.device)[0], with_mass=rule.reads_zero_attention, n_cycles=n_cycles
+    )
+    if state.schedule.n_cycles == 1:
+        raise UserError(f"exit rule {rule.key!r} with a single cycle, after which all leave (allowed: none)")
+    if rule.key not in SignalWatch([rule]).look(lm, state, next(lm.cycles(state)))[1]:
+        raise unusable(lm, rule)
+
+
+def unusable(lm: Network, rule: Rule) -> UserError:
+    """The error for a rule that reads what a model does not show."""
+    return UserError(f"exit rule {rule.key!r} cannot be used with this {lm.variant.name!r} model")
 
 
 def outside_rules() -> list[Rule]:

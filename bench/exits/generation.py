@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from bench.errors import InputError, UserError, unknown
+from bench.errors import InputError, unknown
 from bench.evaluate.rules import SignalWatch, get_rule
+from bench.evaluate.usable import check_usable, unusable
 from bench.exits.cache import Buffers, ExitCache, Rows, Window, groups
 from bench.exits.execute import Threshold, numbers_of, threshold_at
 from bench.exits.policy import Policy
@@ -59,6 +60,19 @@ class EarlyExit:
         object.__setattr__(self, "threshold", numbers_of(self.threshold))
         if self.kv not in get_args(Policy):
             raise unknown("kv policy", self.kv, get_args(Policy))
+
+    def check_policy(self, lm: CycleModel) -> None:
+        """Raises InputError where the model's cache does not hold what the policy needs."""
+        if lm.model_shape.kv == "last" and self.kv == "recompute":
+            raise InputError(
+                "kv: 'recompute' with model.kv = 'last', whose cache holds one cycle (allowed: share_last, propagate)"
+            )
+
+    def check(self, lm: CycleModel, n_cycles: int | None) -> None:
+        """Raises UserError, before anything is generated, if the model cannot leave early like this."""
+        self.check_policy(lm)
+        check_usable(lm, get_rule(self.rule), n_cycles)
+        threshold_at(self.threshold, 1, lm.schedule_at(n_cycles).n_cycles - 1)
 
     @torch.no_grad()
     def forward(
@@ -101,10 +115,7 @@ class _Pass:
         n_cycles: int | None,
     ) -> None:
         self.exits, self.lm, self.cache, self.rule = exits, lm, cache, get_rule(exits.rule)
-        if lm.model_shape.kv == "last" and exits.kv == "recompute":
-            raise InputError(
-                "kv: 'recompute' with model.kv = 'last', whose cache holds one cycle (allowed: share_last, propagate)"
-            )
+        exits.check_policy(lm)
         self.batch, self.length = ids.shape
         self.device = ids.device
         self.past = cache.length if cache is not None else 0
@@ -118,6 +129,10 @@ class _Pass:
         window = None if cache is None else Window(cache, None, self.past)
         state = lm.embed(ids, mask, positions, window, n_cycles=n_cycles)
         self.schedule, self.whole, self.mask = state.schedule, state.context, state.context.visible
+        if self.mask is not None and not bool(self.mask[:, -1].all()):
+            raise InputError(
+                "attention_mask: padding at the end with exits, which the last token decides (allowed: on the left)"
+            )
         if self.lazy and self.whole.pairs is not None:
             raise InputError(
                 "attention_mask: 4 dimensions tell nothing of tokens that are computed again (allowed: 2 dimensions, "
@@ -173,7 +188,7 @@ class _Pass:
     def _leaves(self, watch: SignalWatch, tail: Walk, number: int, logits: Tensor | None) -> list[bool]:
         _, signals = watch.look(self.lm, tail, number, logits)
         if self.rule.key not in signals:
-            raise UserError(f"exit rule {self.rule.key!r} cannot be used with this {self.lm.variant.name!r} model")
+            raise unusable(self.lm, self.rule)
         points = self.schedule.n_cycles - 1
         signal = signals[self.rule.key][:, -1]  # of one token alone, whatever the aggregate
         return cast(list[bool], self.rule.leaves(signal, threshold_at(self.exits.threshold, number, points)).tolist())

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from bench.errors import UserError, first_line, shown
-from bench.exits.execute import threshold_at
 from bench.exits.generation import EarlyExit
 from bench.model.configuration import CycleConfig, CycleOutput
 from bench.pretrained.sources import load_tokenizer, our_model
@@ -142,8 +141,8 @@ def stream(
         raise UserError(f"--temperature: {temperature:g} (allowed: 0, or from {COLDEST:g} on)")
     lm.check_cycles("--cycles", n_cycles)
     ends = lm.schedule_at(n_cycles).depths
-    if exits is not None and len(ends) > 1:
-        threshold_at(exits.threshold, 1, len(ends) - 1)  # as many as there are exits: known before anything is written
+    if exits is not None:
+        exits.check(lm, n_cycles)  # before anything is written
     cycles: list[int] = []
 
     def note(_lm: Any, _inputs: Any, output: CycleOutput) -> None:
