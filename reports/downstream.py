@@ -17,18 +17,23 @@ SURE = 1.96  # standard errors on either side of a mean: 95 % of a normal distri
 
 
 def plot_scores(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """One PNG for each task and metric: a line a checkpoint, a mark for each number of cycles at the FLOPs it took,
-    and 95 % intervals over the documents.
+    """One PNG for each task, as it was asked, and metric: a line a checkpoint, a mark for each number of cycles at the
+    FLOPs it took, and 95 % intervals over the documents.
     """
     paths = []
-    pairs = list(dict.fromkeys((row["task"], row["metric"]) for row in rows))
+    pairs = list(dict.fromkeys((_asked(row), row["metric"]) for row in rows))
     for (task, metric), stem in zip(pairs, file_names(pairs), strict=True):
-        chosen = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
+        chosen = [row for row in rows if (_asked(row), row["metric"]) == (task, metric)]
         with mpl.rc_context(STYLE):
             data = render(_figure(chosen, task, metric), f"scores of {task}", ("png",))["png"]
         paths.append(out / f"{stem}.png")
         atomic_write(paths[-1], data)
     return paths
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """The task, with how it was asked where that is not as usual: other questions have a plot of their own."""
+    return f"{row['task']}[{row['asked']}]" if row.get("asked") else row["task"]
 
 
 def _figure(rows: Sequence[dict[str, Any]], task: str, metric: str) -> Figure:

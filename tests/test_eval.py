@@ -140,7 +140,21 @@ def test_scores_at_several_thresholds_are_told_apart() -> None:
     other = {**first, "threshold": (0.1, 0.3)}
     stored = json.loads(json.dumps(merged([], [first, other], SAME)))
     assert len(stored) == 2
+    assert len(merged(stored, [{**first, "asked": "length=16"}], SAME)) == 3
     assert merged(stored, [{**first, "value": 0.5}], SAME) == [stored[1], {**first, "value": 0.5}]
+
+
+def test_a_cells_card_gets_scores_that_tell_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint may be named by the cell's folder."""
+    monkeypatch.setattr(command, "plot_scores", lambda *_: [])
+    monkeypatch.setattr(command, "log_evaluations", lambda *_: None)
+    checkpoint(tmp_path / "cell" / "model", "p_hop", HOPS, "htc")
+    options = options_of("p_hop", {**HOPS, "n_test": 4})
+    evaluate_all([str(tmp_path / "cell")], ["p_hop"], options, [1], 2, 8, tmp_path, "")
+    asked = "hops=[1, 2],length=12,limit=2,n_test=4,n_train=50,n_valid=10"
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    card = (tmp_path / "cell" / "model" / "README.md").read_text()
+    assert row["asked"] == asked and asked in card and "| asked" in card
 
 
 def test_a_later_evaluation_leaves_what_an_earlier_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from bench.pretrained.share import FACTS, SAME, add_scores, merged
 from bench.pretrained.sources import locate
 from bench.store.evaluations import log_evaluations
 from bench.store.files import atomic_write
+from bench.store.versions import model_folder
 from bench.study.overrides import Keys, apply_override
 from reports.downstream import plot_scores
 
@@ -51,8 +52,9 @@ def evaluate_all(
     for checkpoint in checkpoints:
         found = evaluate_checkpoint(checkpoint, asked, cycles or [None], out / "tasks", batch_size, leave, include)
         rows += [{"checkpoint": checkpoint, **row} for row in found]
-        if (Path(checkpoint) / FACTS).is_file():
-            add_scores(Path(checkpoint), found)
+        folder = model_folder(Path(checkpoint))  # a checkpoint may be named by its cell's folder
+        if (folder / FACTS).is_file():
+            add_scores(folder, found)
         every = merged(before, rows, OF_EVAL)
         atomic_write(results, json.dumps(every, indent=1).encode())
     paths = [results, *plot_scores(every, out)]

@@ -24,6 +24,7 @@ from bench.model.language_model import CycleForCausalLM
 from bench.model.variant import get_variant
 from bench.pretrained.convert import convert
 from bench.pretrained.sources import load, load_tokenizer, locate, our_model
+from bench.study.harness import asked_as
 
 
 class Meter:
@@ -224,7 +225,8 @@ def evaluate_checkpoint(
             if leave is not None and isinstance(leave[1], Sequence) and len(leave[1]) != points:
                 raise UserError(f"--threshold: {len(leave[1])} given (allowed: one, or one for each of {points} exits)")
             found = harness.score(lm, tokenizer, one, folder, n_cycles, batch_size)
-            rows += [{**row, **told} for row in found]
+            how = asked_as(one.options, one.limit, one.fewshot)
+            rows += [{**row, **told, **({"asked": how} if how else {})} for row in found]
     return rows
 
 

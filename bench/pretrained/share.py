@@ -19,7 +19,7 @@ from bench.pretrained.sources import no_bars
 from bench.store.digests import CARD
 from bench.tables import markdown
 
-SAME = ("task", "metric", "cycles", "exit", "threshold")  # a later score of the same replaces one
+SAME = ("task", "metric", "cycles", "exit", "threshold", "asked")  # a later score of the same replaces one
 README, FACTS = CARD  # the card, and what it is written from: lineage, and scores as they come
 
 
@@ -112,7 +112,7 @@ def _card(config: CycleConfig, facts: dict[str, Any]) -> str:
     lines += ["", "## Lineage", "", *markdown(("", ""), facts["lineage"].items())]
     if facts["scores"]:
         columns = ["task", "metric", "value", "stderr", "cycles", "flops_per_token", "samples"]
-        columns[5:5] = [key for key in ("exit", "threshold") if any(key in row for row in facts["scores"])]
+        columns[5:5] = [key for key in ("exit", "threshold", "asked") if any(key in row for row in facts["scores"])]
         rows = [[_cell(row.get(key)) for key in columns] for row in facts["scores"]]
         lines += ["", "## Scores", "", *markdown(columns, rows)]
     lines += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,14 @@ class HarnessEntry(Strict):
     @property
     def key(self) -> str:
         """What its scores are called: the name in the harness, with how it is asked where that is not as usual."""
-        asked = {**self.options, "limit": self.limit, "fewshot": self.fewshot}
-        told = [f"{key}={json.dumps(value)}" for key, value in sorted(asked.items()) if value is not None]
-        return (PREFIX if self.ours else "") + self.name + (f"[{','.join(told)}]" if told else "")
+        told = asked_as(self.options, self.limit, self.fewshot)
+        return (PREFIX if self.ours else "") + self.name + (f"[{told}]" if told else "")
+
+
+def asked_as(options: Mapping[str, Any], limit: int | None, fewshot: int | None) -> str:
+    """How a task is asked, ``limit=8,length=16``; empty where that is as usual."""
+    asked = {**options, "limit": limit, "fewshot": fewshot}
+    return ",".join(f"{key}={json.dumps(value)}" for key, value in sorted(asked.items()) if value is not None)
 
 
 def harness_rows(entries: Sequence[HarnessEntry], of: Sequence[TaskEntry]) -> list[HarnessRow]:
