@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 from settings import shape
 
+from bench.cli import models
 from bench.data.batches import arrays
 from bench.data.task import get_task
 from bench.data.tokenizers import text_tokenizer
@@ -142,6 +143,17 @@ def test_scores_at_several_thresholds_are_told_apart() -> None:
     assert len(stored) == 2
     assert len(merged(stored, [{**first, "asked": "length=16"}], SAME)) == 3
     assert merged(stored, [{**first, "value": 0.5}], SAME) == [stored[1], {**first, "value": 0.5}]
+
+
+def test_the_command_scores_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(command, "evaluate_all", lambda *given: (asked.extend(given), ([], []))[1])
+    monkeypatch.setattr(models, "show", lambda *_: None)
+    models.eval_(["m", "m"], "kjv, p_hop,kjv,", cycles=[2, 1, 2])
+    assert [len(asked[0]), asked[1], asked[3]] == [1, ["kjv", "p_hop"], [2, 1]]
+    for nothing in ("", " , "):
+        with pytest.raises(UserError, match=f"^--tasks: '{nothing}' names no task"):
+            models.eval_(["m"], nothing)
 
 
 def test_a_cells_card_gets_scores_that_tell_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
