@@ -210,7 +210,8 @@ def test_wrong_sources_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_folder_loads_in_a_fresh_python_and_says_where_it_is_from(sources: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "made"
-    convert_to(sources["llama3"], "ztt", ["model.n_cycles=3", "options.gating=scalar"], 0, out)
+    own = ["model.d_ff=40", "model.n_kv_heads=2"]  # the source's, which are not those of a shape by default
+    convert_to(sources["llama3"], "ztt", [*own, "model.n_cycles=3", "options.gating=scalar"], 0, out)
     # Two fresh processes that share what takes long, the import of transformers.
     code = f"""
 import os, sys

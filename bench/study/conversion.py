@@ -70,8 +70,8 @@ def convert_to(source: str, variant: str, overrides: Sequence[str], seed: int, o
             raise UserError(
                 f"--set model.{field}: {value!r} with {variant!r}, which has no cycles (allowed: {without!r})"
             )
-    given = parse(ModelConfig, {**ModelConfig().model_dump(), **asked.model}, "--set model")
-    shape = outline(source).shape
+    shape = outline(source).shape  # what is not given is as there, but for the cycles
+    given = parse(ModelConfig, {**shape.model_dump(), "n_cycles": ModelConfig().n_cycles, **asked.model}, "--set model")
     model = target_shape(shape, given.n_cycles if made.cycled else 1, asked.model, variant)
     sources_of(asked.sharing, shape.n_blocks, made.schedule(model))
     pretrained = load(source)
