@@ -12,6 +12,7 @@ from settings import DEFAULT_ID, DEFAULTS, make, shape, tokens
 from bench.config import EvalConfig
 from bench.data.batches import arrays
 from bench.data.task import task_data
+from bench.errors import UserError
 from bench.evaluate.loops import loop_points
 from bench.evaluate.record import ITERATIONS, Examined, examine
 from bench.model.language_model import CycleForCausalLM, build_model
@@ -120,6 +121,13 @@ def test_what_a_cell_tells_of_its_loop() -> None:
     assert examined(small("vanilla", {}, 1)).loops == []
     assert examined(small("sequence", {})).loops == []  # its cycles are no loop over one state
     assert len(examined(small("loopformer", {})).loops) == 2  # more cycles would go the same way
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    lm, ids = small("htc", {}), torch.zeros(1, 4, dtype=torch.long)
+    for name in ("n_cycles", "iterations"):
+        with pytest.raises(UserError, match=f"^{name}: 0 .allowed: a whole number from 1 on"):
+            loop_points(lm, ids, **{name: 0})
 
 
 def test_a_loop_that_runs_out_of_numbers_loses_no_result() -> None:

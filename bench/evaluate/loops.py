@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from bench.model.inputs import check_whole
 from bench.model.network import Network
 from bench.model.walk import Walk
 from bench.store.records import LoopPoint
@@ -34,7 +35,12 @@ def loop_points(
         iterations: backward passes through each cycle. Where the largest eigenvalues are a complex pair the growth of
             an iteration swings about their size, so that the geometric mean over the second half of them is taken.
         seed: of the vectors that the iteration starts from.
+
+    Raises:
+        InputError: for a number of cycles or iterations that is none.
     """
+    check_whole("n_cycles", n_cycles, 1)
+    check_whole("iterations", iterations, 1)
     training, wanted = lm.training, n_cycles or 2 * lm.model_shape.n_cycles
     lm.eval()
     try:
