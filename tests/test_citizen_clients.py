@@ -22,6 +22,7 @@ from bench.data.batches import arrays
 from bench.data.task import TaskData, get_task
 from bench.data.tokenizers import number_tokenizer, text_tokenizer
 from bench.downstream.run import Meter
+from bench.errors import InputError
 from bench.exits.generation import EarlyExit
 from bench.model.counter import flop_counter
 from bench.model.language_model import CycleForCausalLM, build_model
@@ -203,3 +204,15 @@ def test_generating_tasks_of_the_harness(name: str) -> None:
     expected = make(name, {}, "llama").generate(ids, n_cycles=5, use_cache=False, **GREEDY)[0, 3:]
     assert told == [" ".join(map(str, expected.tolist()))] * 2
     assert meter.flops == counter.get_total_flops() > 0 and meter.tokens >= 2 * 6
+
+
+def test_what_has_another_form_is_one_line(tmp_path: Path) -> None:
+    lm, ids = make("htc", {}, "gpt2"), tokens(2, 5)
+    for given in ((2, 1, 5, 4), (2, 1, 4, 5), (3, 1, 5, 5), (2, 3, 5, 5)):
+        with pytest.raises(InputError, match=r"^attention_mask: of shape .* .allowed: 2 or 1, 4 or 1, 5, 5.$"):
+            lm(ids, attention_mask=torch.ones(given))
+    with pytest.raises(InputError, match=r"^position_ids: -1 .allowed: 0 to "):
+        lm(ids, position_ids=torch.arange(5)[None] - 1)
+    lm.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^shape: 5 .allowed: fields of a shape by name"):
+        CycleForCausalLM.from_pretrained(tmp_path, shape=5)

@@ -214,6 +214,8 @@ def test_errors() -> None:
         EarlyExit("latent_diff", 0.5, "propagte")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="exit rule"):
         EarlyExit("latent_dif", 0.5)
+    with pytest.raises(UserError, match=r"^unknown exit rule None"):
+        EarlyExit(None, 0.5)  # type: ignore[arg-type]
     for threshold in ("0.9", None, math.nan, [0.5, math.nan], [], [[0.5]]):
         with pytest.raises(ValueError, match=r"^threshold: .*allowed: a number, or one for each exit point"):
             EarlyExit("latent_diff", threshold)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,6 +143,8 @@ class CycleConfig(Installed, PreTrainedConfig):
         how the model runs: what it has learned stays as it is.
         """
         saved, changed = config_dict.get("shape") or {}, kwargs.pop("shape", None)
+        if changed is not None and not isinstance(changed, Mapping):
+            raise InputError(f"shape: {changed!r} (allowed: fields of a shape by name, as {{'n_cycles': 4}})")
         if changed:
             built = config_dict.get("built_cycles") or parse(ModelConfig, saved, "model").n_cycles
             runs = parse(ModelConfig, {**saved, **changed}, "model")

@@ -46,13 +46,20 @@ def check_labels(labels: Tensor | None, input_ids: Tensor, logits_to_keep: int) 
         raise InputError(f"logits_to_keep: {logits_to_keep} with labels, which are of all tokens (allowed: 0)")
 
 
-def masks_of(attention_mask: Tensor | None, batch: int, total: int) -> tuple[Tensor | None, Tensor | None]:
+def masks_of(
+    attention_mask: Tensor | None, batch: int, heads: int, length: int, total: int
+) -> tuple[Tensor | None, Tensor | None]:
     """What a mask tells: the real tokens [B, S], or which token sees which [B or 1, H or 1, T, S]; None where it tells
-    nothing. Raises InputError for a mask of another form. batch, total: B and S.
+    nothing. Raises InputError for a mask of another form. The numbers are B, H, T and S.
     """
     if attention_mask is None:
         return None, None
     if attention_mask.dim() == 4:
+        given = tuple(attention_mask.shape)
+        if not traced() and (given[0] not in (1, batch) or given[1] not in (1, heads) or given[2:] != (length, total)):
+            raise InputError(
+                f"attention_mask: of shape {given} (allowed: {batch} or 1, {heads} or 1, {length}, {total})"
+            )
         return None, attention_mask
     if attention_mask.dim() != 2:
         raise InputError(
@@ -114,7 +121,9 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int
     if traced():
         return
     if position_ids is not None:
-        last = int(position_ids.max())
+        last, first = int(position_ids.max()), int(position_ids.min())
+        if first < 0:
+            raise InputError(f"position_ids: {first} (allowed: 0 to {learned - 1})")
     elif real is not None and last >= learned:
         last = int((real != 0).sum(-1).max()) - 1
     if last >= learned:

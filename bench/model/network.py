@@ -180,7 +180,8 @@ class Network(nn.Module):
         schedule = self.schedule_at(n_cycles)
         if cache is not None:
             inputs.fit_cache(cache, self.variant, self.model_shape, schedule, past, windows(self.adapter, schedule))
-        real, pairs = inputs.masks_of(attention_mask, len(input_ids), past + input_ids.shape[1])
+        batch, length = input_ids.shape[:2]
+        real, pairs = inputs.masks_of(attention_mask, batch, self.model_shape.n_heads, length, past + length)
         input_ids, real = real_of(input_ids, real, self.model_shape.form)
         if self.positions is not None:
             inputs.check_positions(position_ids, real, past + input_ids.shape[1], self.n_positions)
