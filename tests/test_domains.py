@@ -229,50 +229,6 @@ def test_a_folder_of_sounds(sounds: Path) -> None:
         get_task("audio", {"dataset": str(sounds), "seconds": 0.01})
 
 
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("low/speaker/1.wav", "1 WAV file such as 'low/speaker/1.wav' in no folder of a class"),
-        ("1.wav", "1 WAV file such as '1.wav' in no folder of a class"),
-        ("deep/speaker/1.wav", "the folder 'deep' holds speaker .allowed: WAV files"),
-        ("empty/", "the folder 'empty' holds nothing .allowed: WAV files"),
-        ("_noise_/1.wav", None),
-        (".cache/deep/1.wav", None),
-    ],
-)
-def test_no_sound_is_passed_over(sounds: Path, tmp_path: Path, place: str, message: str | None) -> None:
-    shutil.copytree(sounds, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / place
-    (path if place.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
-    if path.suffix:
-        shutil.copy(tmp_path / "low" / "1.wav", path)
-    options = {"dataset": str(tmp_path), "rate": 8000, "seconds": 0.2, "bands": 12}
-    if message is None:
-        plain = task_data("audio", {**options, "dataset": str(sounds)})
-        assert task_data("audio", options).fingerprint == plain.fingerprint
-    else:
-        with pytest.raises(UserError, match=message):
-            task_data("audio", options)
-
-
-def test_classes_are_those_of_that_name_in_every_split(tmp_path: Path) -> None:
-    """Splits that were numbered apart: the test split lacks the first class."""
-    from datasets import ClassLabel, Dataset, DatasetDict, Features
-    from datasets import Image as Pictures
-
-    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
-
-    def made(names: list[str], each: int) -> Dataset:
-        kind = Features({"image": Pictures(), "label": ClassLabel(names=names)})
-        pictures = [Image.new("RGB", (4, 4), colours[name]) for name in names for _ in range(each)]
-        return Dataset.from_dict({"image": pictures, "label": [name for name in names for _ in range(each)]}, kind)
-
-    DatasetDict({"train": made(["a", "b", "c"], 20), "test": made(["b", "c"], 5)}).save_to_disk(tmp_path)
-    data = task_data("image", {"dataset": str(tmp_path), "size": 4, "patch": 2})
-    assert sorted(arrays(data.test)[1][:, 0].tolist()) == [1] * 5 + [2] * 5
-    assert data.metric.solvers[LINEAR] == 1.0
-
-
 @pytest.mark.parametrize("held_out", ["validation", "valid", "val", "dev"])
 def test_sounds_in_folders_of_splits(sounds: Path, tmp_path: Path, held_out: str) -> None:
     for split, wanted in (("train", slice(0, 8)), (held_out, slice(8, 11))):

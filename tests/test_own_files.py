@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from bench.data.batches import arrays
+from bench.data.classes import LINEAR
 from bench.data.pictures import _pixels
 from bench.data.task import TaskData, get_task
 from bench.errors import UserError
@@ -70,6 +71,53 @@ def test_sounds_of_any_spelling_are_read_and_no_class_is_passed_over(tmp_path: P
         shutil.rmtree(tmp_path / split / "b")
     with pytest.raises(UserError, match=r"has rows of the class 'a' alone to train on .allowed: two or more"):
         made("audio", options)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("low/speaker/1.wav", "1 WAV file such as 'low/speaker/1.wav' in no folder of a class"),
+        ("1.wav", "1 WAV file such as '1.wav' in no folder of a class"),
+        ("deep/speaker/1.wav", "the folder 'deep' holds speaker .allowed: WAV files"),
+        ("empty/", "the folder 'empty' holds nothing .allowed: WAV files"),
+        ("_noise_/1.wav", None),
+        (".cache/deep/1.wav", None),
+    ],
+)
+def test_no_sound_is_passed_over(tmp_path: Path, place: str, message: str | None) -> None:
+    for name in ("low", "high"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            wavfile.write(tmp_path / name / f"{number}.wav", 8000, WAVE)
+    options = {**SOUNDS, "dataset": str(tmp_path)}
+    plain = made("audio", options).fingerprint
+    path = tmp_path / place
+    (path if place.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        shutil.copy(tmp_path / "low" / "1.wav", path)
+    if message is None:
+        assert made("audio", options).fingerprint == plain
+    else:
+        with pytest.raises(UserError, match=message):
+            made("audio", options)
+
+
+def test_classes_are_those_of_that_name_in_every_split(tmp_path: Path) -> None:
+    """Splits that were numbered apart: the test split lacks the first class."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import Image as Pictures
+
+    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
+
+    def made(names: list[str], each: int) -> Dataset:
+        kind = Features({"image": Pictures(), "label": ClassLabel(names=names)})
+        pictures = [Image.new("RGB", (4, 4), colours[name]) for name in names for _ in range(each)]
+        return Dataset.from_dict({"image": pictures, "label": [name for name in names for _ in range(each)]}, kind)
+
+    DatasetDict({"train": made(["a", "b", "c"], 20), "test": made(["b", "c"], 5)}).save_to_disk(tmp_path)
+    data = made("image", {"dataset": str(tmp_path), "size": 4, "patch": 2})
+    assert sorted(arrays(data.test)[1][:, 0].tolist()) == [1] * 5 + [2] * 5
+    assert data.metric.solvers[LINEAR] == 1.0
 
 
 def test_lists_of_the_files_that_are_held_out_are_followed(tmp_path: Path) -> None:

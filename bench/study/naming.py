@@ -1,8 +1,8 @@
 """What ``--set`` has changed of a study, and what the study is called then.
 
 As it is written, a study has its own name. Changed, it is a run of its own beside that one: its name ends in a digest
-of what differs, so that neither overwrites the other's manifest, report or tracking, and the same change, written alike,
-has the same name whenever it is asked for. More seeds change nothing: they are added to the study.
+of what differs, so that neither overwrites the other's manifest, report or tracking, and the same change, written in
+the same way, has the same name whenever it is asked for. More seeds change nothing: they are added to the study.
 """
 
 from __future__ import annotations
