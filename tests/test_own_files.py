@@ -109,12 +109,12 @@ def test_classes_are_those_of_that_name_in_every_split(tmp_path: Path) -> None:
 
     colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
 
-    def made(names: list[str], each: int) -> Dataset:
+    def rows(names: list[str], each: int) -> Dataset:
         kind = Features({"image": Pictures(), "label": ClassLabel(names=names)})
         pictures = [Image.new("RGB", (4, 4), colours[name]) for name in names for _ in range(each)]
         return Dataset.from_dict({"image": pictures, "label": [name for name in names for _ in range(each)]}, kind)
 
-    DatasetDict({"train": made(["a", "b", "c"], 20), "test": made(["b", "c"], 5)}).save_to_disk(tmp_path)
+    DatasetDict({"train": rows(["a", "b", "c"], 20), "test": rows(["b", "c"], 5)}).save_to_disk(tmp_path)
     data = made("image", {"dataset": str(tmp_path), "size": 4, "patch": 2})
     assert sorted(arrays(data.test)[1][:, 0].tolist()) == [1] * 5 + [2] * 5
     assert data.metric.solvers[LINEAR] == 1.0
