@@ -238,9 +238,10 @@ def test_leaving_at_an_exit_point_is_the_model_with_fewer_cycles(
 
 
 @defaults
-def test_more_cycles_than_it_was_built_with(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("family", FAMILIES[-1:])
+def test_more_cycles_than_it_was_built_with(name: str, options: dict[str, Any], family: str) -> None:
     """Every variant runs for another number of cycles, and its costs are counted there as well."""
-    lm, x = make(name, options, "llama"), tokens(3)
+    lm, x = make(name, options, family), tokens(3)
     for n_cycles in (1, 5):
         lm.eval()
         if n_cycles == 1 or lm.variant.cycled:

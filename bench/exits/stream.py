@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from bench.errors import UserError, first_line, shown
+from bench.errors import UserError, first_line
 from bench.exits.generation import EarlyExit
-from bench.model.configuration import CycleConfig, CycleOutput
+from bench.model.configuration import CycleOutput
 from bench.pretrained.sources import load_tokenizer, our_model
 from bench.store.versions import model_folder
 
@@ -32,19 +31,6 @@ class Checkpoint:
         folder = model_folder(Path(source))
         if not (folder / "config.json").is_file():
             raise UserError(f"checkpoint {source!r} is not a folder with a saved model, such as runs/ID/model")
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {source!r} cannot be loaded: config.json: {first_line(error)}") from None
-        if not isinstance(config, dict):
-            raise UserError(
-                f"checkpoint {source!r} cannot be loaded: config.json is {shown(config)} (allowed: an object)"
-            )
-        if (kind := config.get("model_type")) != CycleConfig.model_type:
-            raise UserError(
-                f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
-                f"convert {source} --variant NAME --out FOLDER` makes one of it)"
-            )
         self.lm = our_model(folder, source)
         if torch.cuda.is_available():
             self.lm.to("cuda")  # type: ignore[arg-type]

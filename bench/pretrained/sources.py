@@ -6,6 +6,7 @@ Weights are read from safetensors and GGUF only; nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -30,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from bench.config import ModelConfig
-from bench.errors import UserError, first_line
+from bench.errors import UserError, first_line, shown
 from bench.form import TEXT
 from bench.model.configuration import CycleConfig
 from bench.model.language_model import CycleForCausalLM
@@ -283,11 +284,19 @@ def with_all_weights(kind: Any, told: str, **arguments: Any) -> Any:
 def our_model(folder: Path, source: str) -> CycleForCausalLM:
     """The language model of this suite in a folder, in evaluation mode. source: what the folder was called.
 
-    Raises UserError if it is damaged or lacks weights.
+    Raises UserError if it is of another kind, is damaged or lacks weights.
     """
     told = f"checkpoint {source!r} cannot be loaded"
     try:
-        check_model(folder)
+        check_model(folder)  # before anything is read that may be damaged
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise UserError(f"{told}: config.json is {shown(config)} (allowed: an object)")
+        if (kind := config.get("model_type")) != CycleConfig.model_type:
+            raise UserError(
+                f"checkpoint {source!r} is a model of the kind {kind!r} (allowed: one of this suite; `cyclebench "
+                f"convert {source} --variant NAME --out FOLDER` makes one of it)"
+            )
         if CycleConfig.from_pretrained(folder).model.form != TEXT:
             raise UserError(f"checkpoint {source!r} tells classes and generates no text (allowed: a model of text)")
     except Exception as error:
