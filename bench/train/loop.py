@@ -65,7 +65,7 @@ def compile_blocks(lm: CycleModel, on: bool = True) -> None:
 
     All blocks and all cycles share what is compiled, whatever their number (but for what looks up a row of its own at
     every step: a gate by head, an adapter), while the whole model would be compiled with every cycle written out:
-    five times as long to compile for a step as fast (``cyclebench bench``). What was compiled before, of another cell,
+    three times as long to compile for a step as fast (``cyclebench bench``). What was compiled before, of another cell,
     is forgotten: torch keeps but so many versions of a function, and which would depend on the cells before.
     """
     torch.compiler.reset()
