@@ -112,8 +112,9 @@ def from_validation(where: str, error: ValidationError, fields: Iterable[str] = 
     if first["type"] == "missing":
         return UserError(f"{path} is required and not given")
     message = KINDS.get(first["type"], first["msg"].removeprefix("Value error, "))
-    mapping = isinstance(first["input"], dict)
-    given = ("" if first["type"] not in KINDS else " (got a mapping)") if mapping else f" (got {shown(first['input'])})"
+    given = f" (got {shown(first['input'])})"
+    if isinstance(first["input"], dict):
+        given = " (got a mapping)" if first["type"] in KINDS else ""
     return UserError(f"{path}: {message}{given}")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -12,8 +11,6 @@ from bench.cli.cells import whole_path
 from bench.cli.options import DEFAULT_TRACKING, Imports, Threshold, Tracking, leaving
 from bench.cli.screen import show, starting
 from bench.errors import UserError
-
-T = TypeVar("T")
 
 
 def convert(
@@ -43,11 +40,6 @@ def convert(
     show(f"{source} -> {out}", [{"": key, variant: value} for key, value in rows.items()])
 
 
-def _once(given: Iterable[T]) -> list[T]:
-    """Without repeats, which would be scored again."""
-    return list(dict.fromkeys(given))
-
-
 def eval_(
     checkpoints: Annotated[list[str], typer.Argument(help="Folders, or anything `convert` takes.")],
     tasks: Annotated[str, typer.Option(help="Tasks of this suite or of lm-evaluation-harness, with commas between.")],
@@ -74,14 +66,14 @@ def eval_(
     For example: cyclebench eval models/smollm2-htc --tasks kjv --cycles 1 --cycles 2 --set kjv.length=256
     """
     leave = leaving(exit, threshold)
-    names = _once(name.strip() for name in tasks.split(",") if name.strip())
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))  # nothing is scored twice
     if not names:
         raise UserError(f"--tasks: {tasks!r} names no task (allowed: one, or several with commas between)")
     starting("loading lm-evaluation-harness")
     from bench.downstream.command import evaluate_all  # start-up
 
-    checkpoints, numbers = _once(whole_path(checkpoint) for checkpoint in checkpoints), _once(cycles or ())
-    changes = overrides or ()
+    checkpoints = list(dict.fromkeys(map(whole_path, checkpoints)))
+    numbers, changes = list(dict.fromkeys(cycles or ())), overrides or ()
     rows, paths = evaluate_all(
         checkpoints, names, changes, numbers, limit, batch_size, out, tracking_uri, leave, include or ()
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,8 @@ def _wav(path: Path) -> bool:
     return path.suffix.lower() == ".wav"
 
 
-def _shown(path: Path) -> bool:
-    return path.name[0] not in "_."
-
-
-def _below(root: Path, path: Path) -> Iterator[Path]:
-    """The path and the folders that it is in, below the root."""
-    yield path
-    yield from (folder for folder in path.parents if root in folder.parents)
+def _shown(name: str) -> bool:
+    return name[0] not in "_."
 
 
 def _folders(root: Path, column: str, label: str, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -72,20 +66,23 @@ def _folders(root: Path, column: str, label: str, where: str) -> tuple[dict[str,
     parts = {ours: [path for path in called[theirs] if path.is_dir()] for theirs, ours in SPLITS.items()}
     parts = {name: paths for name, paths in parts.items() if paths} if parts["train"] else {"train": [root]}
     files = {
-        name: sorted(path for folder in folders for path in folder.glob("*/*") if _shown(path.parent))
+        name: sorted(path for folder in folders for path in folder.glob("*/*") if _shown(path.parent.name))
         for name, folders in parts.items()
     }
     sounds = {name: [path for path in paths if _wav(path)] for name, paths in files.items()}
-    others = [p for paths in files.values() for p in paths if not _wav(p) and _shown(p) and p.is_file()]
+    others = [p for paths in files.values() for p in paths if not _wav(p) and _shown(p.name) and p.is_file()]
     if not any(sounds.values()):
         raise UserError(f"{where} holds no WAV file in a folder for each class (allowed: FOLDER/CLASS/FILE.wav)")
-    classes = {path for folders in parts.values() for folder in folders for path in folder.iterdir() if _shown(path)}
+    classes = {
+        path for folders in parts.values() for folder in folders for path in folder.iterdir() if _shown(path.name)
+    }
     used = {path for paths in sounds.values() for path in paths}
     if bare := sorted({path for path in classes if path.is_dir()} - {path.parent for path in used}):
-        held = ", ".join(sorted({path.suffix or path.name for path in bare[0].iterdir() if _shown(path)})) or "nothing"
+        kinds = {path.suffix or path.name for path in bare[0].iterdir() if _shown(path.name)}
+        held = ", ".join(sorted(kinds)) or "nothing"
         raise UserError(f"{where}: the folder {str(bare[0].relative_to(root))!r} holds {held} (allowed: WAV files)")
     if stray := sorted(
-        path for path in {*root.rglob("*")} - used if _wav(path) and all(map(_shown, _below(root, path)))
+        path for path in {*root.rglob("*")} - used if _wav(path) and all(map(_shown, path.relative_to(root).parts))
     ):
         raise UserError(
             f"{where}: {counted(len(stray), 'WAV file')} such as {str(stray[0].relative_to(root))!r} in no folder of a "
@@ -158,10 +155,10 @@ def labelled_rows(
             chosen = np.sort(np.random.default_rng(SPLIT).permutation(len(split))[: options.max_documents])
             split = split.select(chosen)
         split = split.cast_column(column[1], plain)
-        places = {name: place for place, name in enumerate(names)}
+        places: dict[str | None, int] = {name: place for place, name in enumerate(names)}
         numbers, values = list[int](), list[NDArray[Any]]()
         for place, row in zip(chosen.tolist(), split, strict=True):
-            number = places.get(called[place]) if called[place] is not None else None
+            number = places.get(called[place])
             if number is None:
                 value = classes[place] if called[place] is None else called[place]
                 raise rows.refused(name, place, label, value, "a class of the train split")

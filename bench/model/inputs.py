@@ -121,7 +121,7 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, total: int
     if traced():
         return
     if position_ids is not None:
-        last, first = int(position_ids.max()), int(position_ids.min())
+        first, last = map(int, position_ids.aminmax())
         if first < 0:
             raise InputError(f"position_ids: {first} (allowed: 0 to {learned - 1})")
     elif real is not None and last >= learned:

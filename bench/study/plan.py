@@ -289,17 +289,17 @@ def _check_metrics(hypotheses: Iterable[HypothesisRow], cells: Iterable[Planned]
                         "once, at its end (allowed: train.eval_every below train.steps)"
                     )
                 rule = rule_of(metric)
-                places = _validations(first[label, measure.task]), _validations(first[row.than, measure.task])
-                if metric == AREA and places[0] != places[1]:
-                    raise UserError(
-                        f"hypothesis {row.claim!r}: metric 'area' of {row.better} and {row.than} on {measure.task}, "
-                        "which are validated at other places (allowed: one train.eval_every for both)"
-                    )
                 if rule is not None and rule not in (allowed := usable(label, measure.task)):
                     none = "" if allowed else ", which has a single exit point"
                     raise UserError(
                         f"hypothesis {row.claim!r}: {unknown(f'exit rule of {label}{none}:', rule, allowed)}"
                     )
+            better, than = (_validations(first[label, measure.task]) for label in (row.better, row.than))
+            if AREA in (measure.metric, measure.than_metric) and better != than:
+                raise UserError(
+                    f"hypothesis {row.claim!r}: metric 'area' of {row.better} and {row.than} on {measure.task}, "
+                    "which are validated at other places (allowed: one train.eval_every for both)"
+                )
 
 
 def _validations(cell: Cell) -> tuple[int, float | None]:
