@@ -23,7 +23,10 @@ settings.load_profile("quiet")
 
 # What a whole command imports, once for all that are forked (tests/commands.py).
 processes.PRELOADED += [
-    "mlflow",
+    "datasets",
+    "mlflow.store.db.utils",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "transformers.processing_utils",
     "bench.api",
     "bench.run.runner",
     "bench.sweep.run",

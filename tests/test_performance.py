@@ -21,6 +21,7 @@ from bench.model.language_model import build_model
 from bench.model.variant import get_variant
 from bench.perf import (
     exits,
+    harness,
     memory,
     packing,
     rivals,
@@ -55,19 +56,16 @@ def test_training_is_compared_at_equal_shape(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("x_transformers")
     monkeypatch.setattr(training, "no_compiler", lambda: "no compiler")
     shapes = [training.shape(64, "gpt2", 2), training.shape(64, "gpt2", 2, "gelu"), training.shape(64, "llama", 2)]
-    rows = training.rows(CPU, 2, shapes, shapes[:1], (), batch=2, length=16)
-    assert [row["model"] for row in rows] == [
-        *("ours", training.GPT2),
-        *("ours", training.X),
-        *("ours", training.LLAMA, training.X),
-        "all",
-    ]
-    for model, group in zip(shapes, (rows[:2], rows[2:4], rows[4:7]), strict=True):
+    rows = training.rows(CPU, 2, shapes, shapes[:1], (), batch=2, length=16, kept=shapes[2:])
+    sides = [("ours", training.GPT2), ("ours", training.X), ("ours", training.LLAMA, training.X)]
+    assert [row["model"] for row in rows] == [*sides[0], *sides[1], *sides[2], "all", *sides[2]]
+    assert [row["mode"] for row in rows[6:]] == ["eager", "compiled"] + 3 * ["eager, kept"]
+    for model, group in zip([*shapes, shapes[2]], (rows[:2], rows[2:4], rows[4:7], rows[8:]), strict=True):
         assert group[0]["params"] == count(build_model(get_variant("vanilla"), model, VOCAB, 16).parameters())
         assert all(abs(row["params"] / group[0]["params"] - 1) < 0.01 for row in group)
         assert "ratio" not in group[0] and all(ordered(row) for row in group[1:])
         assert all(row["tokens_per_second"] > 0 and row["peak_share"] > 0 for row in group)
-    assert rows[7]["note"] == "no compiler" and rows[7]["mode"] == "compiled" and "ratio" not in rows[7]
+    assert rows[7]["note"] == "no compiler" and "ratio" not in rows[7]
 
 
 @pytest.mark.long
@@ -90,16 +88,16 @@ def test_a_compiled_model_says_what_compiling_took(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training, "no_compiler", lambda: None)
     monkeypatch.setattr(training, "missing", lambda name: "not here" if name == training.X else None)
     shapes = [training.shape(32, "gpt2", 1, kind) for kind in ("gelu_tanh", "gelu")]
-    rows = training.rows(CPU, 1, (), shapes, (), batch=1, length=8)
-    assert [row["mode"] for row in rows] == ["compiled"] * 6 and rows[4]["note"] == "not here"
-    assert all(row["compile_seconds"] > 0.3 for row in rows[:2]) and rows[2]["model"] == training.BLOCKS
+    rows = training.rows(CPU, 1, (), shapes, (), batch=1, length=8, kept=())
+    assert [row["mode"] for row in rows] == ["compiled"] * 4 and rows[3]["note"] == "not here"
+    assert rows[0]["model"] == training.BLOCKS and rows[1]["ratio"] > 0 and rows[1]["compile_seconds"] > 0.3
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rivals.missing(training.GPT2) is None
     monkeypatch.setattr(rivals, "find_spec", lambda _: None)
     assert rivals.missing(training.X) == "x-transformers is not installed (pip install 'cyclebench[bench]')"
-    (row,) = training.rows(CPU, 1, (), (), [training.shape(32)], 1, 8)
+    (row,) = training.rows(CPU, 1, (), (), [training.shape(32)], 1, 8, kept=())
     assert row["model"] == training.TRAINER and "accelerate is not installed" in row["note"]
     monkeypatch.setattr(rivals, "find_spec", lambda _: object())
     monkeypatch.setitem(rivals.NEEDED, training.X, "x_of_nobody")
@@ -151,6 +149,13 @@ def test_packing_thresholds_exits_and_startup_have_their_rows() -> None:
     assert all(1 <= row["mean_cycles"] < exits.CYCLES and ordered(row) for row in left)
     (started,) = startup.rows(CPU, 1, ("python alone",))
     assert started["seconds"] > 0
+
+
+@pytest.mark.long
+def test_the_harness_is_timed_apart_from_the_training() -> None:
+    share, skip = harness.rows(CPU, 2, steps=20, cells=3)
+    assert ordered(share, "share") and 0 < share["share"] and share["rounds"] == 2
+    assert share["seconds"] > 0 and skip["seconds"] > 0
 
 
 @pytest.mark.long

@@ -64,6 +64,7 @@ EAGER = (
     *(shape(width, activation=kind) for width in (128, 256, 384) for kind in ("gelu_tanh", "gelu")),
     *(shape(width, "llama") for width in (128, 256, 384)),
 )
+KEPT = tuple(shape for shape in EAGER if shape.d_model < 384)  # again in a process that keeps the memory it frees
 COMPILED = (shape(128), shape(128, activation="gelu"))
 LOOPS = (shape(128), shape(256))
 
@@ -77,10 +78,15 @@ def rows(
     batch: int = 4,
     length: int = 256,
     precision: Precision = "float32",
-    ours: Sequence[str] = ("ours", BLOCKS),
+    ours: Sequence[str] = (BLOCKS,),
     rivals: Collection[str] = (GPT2, LLAMA, X),
+    kept: Sequence[ModelConfig] = KEPT,
 ) -> list[Row]:
     """A row for each model at each shape; the sides of a shape and a large matmul take turns.
+
+    On a CPU single steps run as in any process of PyTorch's. Our training lets its process keep the memory that it
+    frees (``bench.train.packing.keep_freed_memory``), which serves other models no less: the mode "eager, kept" and
+    whole loops have it on all sides.
 
     ``peak_share``: what the shape's training FLOPs take at the matmul's speed over what the step takes; ``params`` of
     all sides agree within a percent. A side that cannot run has a ``note`` that says why, and no figures. On a GPU
@@ -97,16 +103,20 @@ def rows(
         precision: of single steps.
         ours: what of ours is compiled: the whole model, or its blocks; others are held against the first.
         rivals: in single steps, where they are of the shape's family and activation.
+        kept: shapes of single steps in a process that keeps the memory it frees, on a CPU; it does from there on.
     """
     found = []
-    if device.type == "cpu":
-        keep_freed_memory()  # as in every training of ours; it serves the others no less
     for model in eager:
         found += _steps(model, device, rounds, batch, length, precision, rivals)
     reason = no_compiler()
     for model in compiled:
         refused = [{**_start("all", model, "compiled"), "note": reason}]
         found += refused if reason else _steps(model, device, rounds, batch, length, precision, rivals, ours)
+    if device.type == "cpu" and kept:
+        keep_freed_memory()
+        for model in kept:
+            rows = _steps(model, device, rounds, batch, length, precision, rivals)
+            found += [row | {"mode": "eager, kept"} for row in rows]
     for model in loops:
         found += _loops(model, device, rounds, batch, length)
     return found
