@@ -27,10 +27,10 @@ from bench.model.language_model import build_model, load_model
 from bench.model.variant import get_variant
 from bench.pretrained.share import save_checkpoint
 from bench.run.going import run_cell
+from bench.run.initial import initial_model
 from bench.run.upgrade import open_store
 from bench.study.load import study_from
 from bench.study.plan import make_plan
-from bench.study.start import initial_model
 from bench.train.loop import train
 from reports.pictures import picture
 

@@ -26,7 +26,6 @@ from itertools import takewhile
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from bench.config import EvalConfig
 from bench.data.batches import arrays
@@ -144,6 +143,8 @@ def rule_record(key: str, valid: Trace, test: Trace, metric: Metric) -> RuleReco
 
 def rank(key: str, trace: Trace) -> list[float | None]:
     """See ``rule_record``; Spearman's, for every exit point [C - 1]."""
+    from scipy.stats import spearmanr  # start-up
+
     stay = trace.signals[key] * (-1 if get_rule(key).leave == "above" else 1)
     gain = (trace.loss - trace.loss[:, -1:]) / trace.scored[:, None]
     found = []

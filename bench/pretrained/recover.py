@@ -7,14 +7,18 @@ and the shared block has W, c behind g, b. Of the shared norm's output y the sta
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from bench.config import ModelConfig, Sharing
 from bench.errors import UserError
-from bench.model.language_model import CycleModel
 from bench.model.parts import Adapter, Linear
 from bench.model.schedule import Schedule
 from bench.pretrained.stock import State
+
+if TYPE_CHECKING:
+    from bench.model.language_model import CycleModel
 
 LAYERS: dict[Linear, tuple[str, str | None]] = {  # the name in a block, and of the norm that it reads
     "qkv": ("attention.qkv", "norm1"),

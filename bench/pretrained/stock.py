@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from bench.config import ModelConfig, parse
 from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 State = dict[str, Tensor]
 

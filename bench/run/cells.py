@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.errors import Fault, UserError, reason_of
-from bench.run.going import Going, run_rank, settings_of
 from bench.run.lease import BEAT, Lease, LeaseLostError
+from bench.run.settings import settings_of
 from bench.run.usage import Usage
 from bench.store.loops import record_divergence
 from bench.store.records import Configuration, Failure, Outcome
@@ -24,6 +24,9 @@ from bench.train.checkpoints import Every, cell_logger
 from bench.train.device import environment_of, repeatable
 from bench.train.distributed import Team
 from bench.train.loop import WatchHistory, train_together
+
+if TYPE_CHECKING:
+    from bench.run.going import Going
 
 Tell = Callable[[str, tuple[Any, ...]], None]
 """Called with an event of a cell: ``start`` (label, steps), ``update`` (step, loss or None, tokens per second),
@@ -174,6 +177,8 @@ class _Member:
 def _run(members: Sequence[_Member]) -> Iterator[tuple[str, Outcome | None]]:
     if not members:
         return
+    from bench.run.going import Going, run_rank  # start-up: transformers
+
     first, going = members[0].cell, dict[Any, tuple[_Member, Going]]()
     try:
         with (

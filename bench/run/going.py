@@ -15,22 +15,21 @@ import torch
 
 from bench.config import RESULTS_SCHEMA, Cell
 from bench.data.prepared import cell_data
-from bench.data.task import get_task
 from bench.evaluate.evaluation import depth_flops
 from bench.evaluate.record import examine
 from bench.evaluate.slices import further_scores
 from bench.model.costs import costs
 from bench.model.freezing import freeze
 from bench.model.variant import get_variant
-from bench.plugins import digests
 from bench.pretrained.share import save_checkpoint
 from bench.processes import pulse
+from bench.run.initial import initial_model
 from bench.run.lease import Lease, hold
+from bench.run.settings import code_of, settings_of
 from bench.store.files import atomic_write, whole_folder
 from bench.store.records import Added, Configuration, CostRecord, HistoryEntry, Record, Timing, ZeroAttention
 from bench.store.store import Store
 from bench.store.versions import MODEL, TRACES, former_of_cell, left_by
-from bench.study.start import initial_model
 from bench.train.checkpoints import Checkpoints, Every
 from bench.train.device import autocast, environment_of, pick_device, repeatable
 from bench.train.distributed import ALONE, Team
@@ -175,20 +174,6 @@ class Going:
         store.write_result(cell.id, record, room)  # last: its presence says that everything else is there
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return record
-
-
-def settings_of(cell: Cell) -> dict[str, dict[str, Any]]:
-    """The options of a cell with those at their defaults. Raises UserError if its variant or task is not known."""
-    variant, task = get_variant(cell.variant, cell.options), get_task(cell.task, cell.task_options)
-    return {"options": variant.options.model_dump(mode="json"), "task_options": task.options.model_dump(mode="json")}
-
-
-def code_of(cell: Cell) -> dict[str, str]:
-    """Digests of the code, registered by hand, that the cell's numbers are of (``bench.plugins.digests``). A task's is
-    not among them, since its data are compared.
-    """
-    named = {f"variant {cell.variant}", *(f"gate {value}" for value in cell.options.values())}
-    return {what: it for what, it in digests().items() if what in named or what.startswith("exit rule ")}
 
 
 def run_rank(cell: Cell, root: Path, team: Team) -> Exception | None:

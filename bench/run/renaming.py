@@ -18,7 +18,7 @@ from bench.data.task import get_task, task_data
 from bench.errors import UserError, first_line
 from bench.model.variant import get_variant
 from bench.plugins import import_files
-from bench.run.going import settings_of
+from bench.run.settings import settings_of
 from bench.store.manifest import TuningRow
 from bench.store.versions import RECORDS, cell_folders, first_id, former_of, former_of_cell, manifests, move_cell, read
 from bench.study.plan import make_plan, tuned_by

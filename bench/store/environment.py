@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAMED = re.compile(r"^(Name|Version): (.+?)\s*$", re.M)
 
+
 def environment(device: torch.device, threads: int) -> Environment:
     """The machine and the versions that what is computed on a device, with so many CPU threads, runs on."""
     import torch  # start-up

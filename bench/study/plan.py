@@ -16,14 +16,13 @@ from bench.form import TEXT, Form
 from bench.model.costs import meta_model
 from bench.model.freezing import freeze
 from bench.model.variant import get_variant
-from bench.pretrained.sources import outline
 from bench.store.environment import lock
 from bench.store.manifest import CellRow, HarnessRow, HypothesisRow, Manifest, TaskRow, TuningRow, VariantRow
 from bench.study.harness import harness_rows
 from bench.study.hypotheses import check_bounds, resolve, usual
 from bench.study.schema import Study, TaskEntry, VariantEntry
 from bench.study.shapes import matched, relevant
-from bench.study.start import check_start, check_tokens, external, sizes_of, target_shape
+from bench.study.start import check_start, check_tokens, external, outline_of, sizes_of, target_shape
 from bench.study.sweep import ALIKE
 from bench.train.depths import mean_step_flops
 from bench.train.device import device_kind
@@ -65,7 +64,7 @@ def shape_of(
     reference = next(other for other in study.variants if other.label == study.reference)
     other, other_model = study.variant(reference), _shape_given(study, reference, task, vocab_size, length, form)
     outside = _outside(study, reference)
-    its_vocab = vocab_size if outside is None else outline(outside).vocab_size
+    its_vocab = vocab_size if outside is None else outline_of(outside).vocab_size
     return matched(entry.match, entry.label, variant, model, other, other_model, vocab_size, length, its_vocab)
 
 
@@ -88,7 +87,7 @@ def _shape_given(
     if init is None:
         return model
     start = study.init_entry(entry)
-    source = shape_of(study, start, task, vocab_size, length, form)[0] if start is not None else outline(init).shape
+    source = shape_of(study, start, task, vocab_size, length, form)[0] if start is not None else outline_of(init).shape
     return target_shape(source, model.n_cycles, {**task.model, **entry.model}, f"variants.{entry.label}")
 
 

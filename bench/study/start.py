@@ -1,26 +1,23 @@
-"""What a cell's model starts from: planning its shape, and making it when the cell runs."""
+"""What a cell's model starts from, and its shape, as they are planned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.config import CELL_SOURCE, Cell, Init, ModelConfig, parse
+from bench.config import Init, ModelConfig, parse
 from bench.data.task import TaskData
 from bench.data.tokenizers import PRETRAINED
-from bench.errors import CellError, UserError
-from bench.model.language_model import CycleModel, build_model
-from bench.model.variant import Variant, get_variant
-from bench.pretrained.convert import convert
+from bench.errors import UserError
+from bench.model.variant import Variant
 from bench.pretrained.recover import recovers
 from bench.pretrained.sharing import sources_of
-from bench.pretrained.sources import digest, load, load_tokenizer, outline
-from bench.store.store import Store
-from bench.store.versions import MODEL
 from bench.study.entries import TaskEntry
+
+if TYPE_CHECKING:
+    from bench.pretrained.sources import Outline
 
 FREE = ("n_cycles", "n_blocks", "dropout", "kv")  # of a shape whose other fields the source decides
 
@@ -41,19 +38,26 @@ def target_shape(source: ModelConfig, n_cycles: int, changes: Mapping[str, Any],
     return parse(ModelConfig, fields, f"{where}.model")
 
 
+def outline_of(source: str) -> Outline:
+    """``bench.pretrained.sources.outline``, which is needed by few studies."""
+    from bench.pretrained.sources import outline  # start-up: transformers
+
+    return outline(source)
+
+
 def sizes_of(source: str | None, data: TaskData) -> tuple[int, int]:
     """Vocabulary and longest sequence, in tokens, of models that start from a source outside the study; None: of those
     that are made for the data.
     """
     if source is None:
         return data.vocab_size, data.max_length
-    found = outline(source)
+    found = outline_of(source)
     return found.vocab_size, found.positions
 
 
 def check_start(source: str, sharing: Any, variant: Variant, model: ModelConfig, data: TaskData) -> None:
     """Raise UserError, before anything runs, if the source fits neither the variant nor the task's data."""
-    found = outline(source)
+    found = outline_of(source)
     schedule = variant.schedule(model)
     sources_of(sharing, found.shape.n_blocks, schedule)
     with torch.device("meta"):
@@ -78,6 +82,8 @@ def check_tokens(source: str, task: TaskEntry, data: TaskData) -> None:
     right = f"{PRETRAINED}{source}"
     if data.bytes_per_token is None or task.options.get("tokenizer") == right:
         return
+    from bench.pretrained.sources import load_tokenizer  # start-up: transformers
+
     if (theirs := load_tokenizer(source)) is None:
         return
     ours = data.tokenizer()
@@ -90,31 +96,6 @@ def check_tokens(source: str, task: TaskEntry, data: TaskData) -> None:
 
 def external(source: str, sharing: Any) -> Init:
     """The identity of a start from a source outside the study."""
+    from bench.pretrained.sources import digest  # start-up: transformers
+
     return Init(source=source, sharing=sharing, digest=digest(source))
-
-
-def initial_model(cell: Cell, data: TaskData, store: Store) -> CycleModel:
-    """The model a cell's training starts with, in float32: fresh from the seed, or converted.
-
-    Raises CellError if the source has changed since the cell was planned, or is a cell that has no result.
-    """
-    variant = get_variant(cell.variant, cell.options)
-    if cell.init is None:
-        lm = build_model(variant, cell.model, data.vocab_size, data.max_length)
-        lm.reset_parameters(cell.seed)
-        return lm
-    if cell.init.source.startswith(CELL_SOURCE):
-        id = cell.init.source.removeprefix(CELL_SOURCE)
-        if not store.done(id):
-            raise CellError(f"the cell it starts from, {id[:12]}, has no result")
-        try:
-            pretrained = load(str(store.folder(id) / MODEL))
-        except UserError as error:
-            store.sound(id, weights=True)  # sets aside what is damaged, so that it is made again
-            raise CellError(f"the cell it starts from, {id[:12]}, cannot be used: {error}") from None
-    else:
-        if digest(cell.init.source) != cell.init.digest:
-            raise CellError(f"the source {cell.init.source!r} has changed since the cell was planned")
-        pretrained = load(cell.init.source)
-    weights = {name: tensor.float() for name, tensor in pretrained.weights.items()}
-    return convert(replace(pretrained, weights=weights), variant, cell.model, cell.init.sharing, cell.seed).train()

@@ -21,7 +21,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ from torch import Tensor, nn
 
 from bench.config import Cell
 from bench.errors import RankError, UserError, reason_of
-from bench.model.configuration import CycleConfig
-from bench.model.language_model import CycleModel, model_of
 from bench.plugins import pack
 from bench.processes import become_worker, cause_of_death, worker_context
 from bench.train.device import pick_device
+
+if TYPE_CHECKING:
+    from bench.model.configuration import CycleConfig
+    from bench.model.language_model import CycleModel
 
 HERE = "127.0.0.1"  # where the processes of a cell find one another
 PATIENCE = timedelta(
@@ -230,8 +232,10 @@ class Team:
         state = {name: whole(tensor) for name, tensor in lm.state_dict().items()}
         if self.rank:
             return lm
+        from bench.model.language_model import model_of  # start-up: transformers
+
         with torch.random.fork_rng(devices=[]):
-            found = model_of(cast(CycleConfig, lm.config))
+            found = model_of(cast("CycleConfig", lm.config))
         found.to(lm.device)  # type: ignore[arg-type]
         found.load_state_dict(state)
         return found

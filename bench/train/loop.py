@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from bench.evaluate.evaluation import evaluate
 from bench.evaluate.trace import with_bits
 from bench.model.blocks import Block
 from bench.model.inputs import check_own_cycles
-from bench.model.language_model import CycleModel
 from bench.model.losses import added_loss, exit_losses
 from bench.processes import pulse
 from bench.train.checkpoints import Checkpoints, Position
@@ -32,6 +31,9 @@ from bench.train.distributed import ALONE, Team
 from bench.train.graphs import Replayed, cuda_graph
 from bench.train.optimizer import make_optimizer
 from bench.train.packing import keep_freed_memory, run_stacked, side_by_side, stacks
+
+if TYPE_CHECKING:
+    from bench.model.language_model import CycleModel
 
 DIVERGED = 20  # a mean loss above so many times that of a blind guess, ln V, is that of a run that has blown up
 LOG_EVERY = 10  # steps between readings of the loss: reading it every step would stall a GPU

@@ -20,7 +20,7 @@ from bench.errors import UserError
 from bench.model.costs import meta_model, training_flops
 from bench.model.forms import blank
 from bench.model.freezing import freeze
-from bench.model.language_model import build_model
+from bench.model.network import Network
 from bench.model.tried import telling
 from bench.model.variant import Variant
 from bench.train.loop import loss_of
@@ -137,7 +137,7 @@ def stackable(variant: Variant, model: ModelConfig, vocab_size: int, length: int
     a model alone. It is not possible either if the data decide which operations run.
     """
     with FakeTensorMode():
-        lm = telling(build_model(variant, model, vocab_size, length)).train()
+        lm = telling(Network(variant, model, vocab_size, length)).train()
         inputs, targets = (part.expand(2, *part.shape) for part in blank(model.form, 1, length))
         try:
             run_stacked([lm, lm], loss_of(config, None), inputs, targets, torch.ones(2))

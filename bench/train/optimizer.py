@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bench.config import TrainConfig
 from bench.model.blocks import Block
-from bench.model.language_model import CycleModel
+
+if TYPE_CHECKING:
+    from bench.model.language_model import CycleModel
 
 
 def make_optimizer(lm: CycleModel, config: TrainConfig) -> torch.optim.Optimizer:
