@@ -2,6 +2,9 @@
 # QUICK: more for the command, as .ci/run has it.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of 20,000 installed modules few are ever imported: Python compiles those when they are, and keeps that for the next.
+PIP := $(BIN)/pip install --no-compile --constraint constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: quick test suite torture lint style types docs bench gpu clean
 
@@ -40,7 +43,7 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/docs: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --quiet --editable '.[docs]'
 	touch $@
 
 bench: .venv/installed
@@ -64,7 +67,7 @@ endif
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 clean:

@@ -333,7 +333,7 @@ def test_one_graph(name: str, options: dict[str, Any]) -> None:
     compiled = torch.compile(lm, fullgraph=True, backend="eager")
     first = tokens()
     torch._dynamo.mark_dynamic(first, (0, 1))  # else the program for all lengths would be the second one
-    calls = [(tokens(), how) for how in (WITH_MASKS if name == "ztt" else [])]
+    calls = [(tokens(), how) for how in (WITH_MASKS if (name, options) == ("ztt", {}) else [])]
     calls += [(ids, BARE[0] if lm.variant.cycled else {}) for ids in (first, tokens(3, 5), tokens(3, 7))]
     for number, (ids, how) in enumerate(calls, 3 - len(calls)):
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
