@@ -53,7 +53,7 @@ def test_failures_are_told_apart(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(cells, "Going", fail)
+    monkeypatch.setattr("bench.run.going.Going", fail)
     store, cell = Store(tmp_path), ONE.cells[0].cell
     record = run_job(Job(cell, "htc", tmp_path, Every(), 1), nothing)
     assert record is not None and record == store.record(cell.id)

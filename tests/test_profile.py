@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,15 +68,21 @@ def test_a_length_is_a_whole_number(length: Any) -> None:
 
 
 @pytest.mark.long
-def test_it_needs_no_transformers() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("command", "without", "told"),
+    [
+        ("profile htc ztt", ("transformers", "datasets"), "of which zero tokens: parameters"),
+        ("run quick --dry-run", ("transformers", "scipy.stats"), "20 cells to run"),
+    ],
+)
+def test_what_takes_seconds_to_import_is_not(command: str, without: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    code = f"""
 import sys
-sys.modules.update(transformers=None, datasets=None)
-sys.argv = ["cyclebench", "profile", "htc", "ztt"]
+sys.modules.update(dict.fromkeys({without}))
+sys.argv = ["cyclebench", *{command.split()}]
 from bench.cli import main
 main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "of which zero tokens: parameters" in done.stdout, done.stderr
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert done.returncode == 0 and told in done.stdout, done.stderr

@@ -144,7 +144,7 @@ def test_a_training_step_away_from_the_host(
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which does not know the device
     variant = get_variant(name, options)
     with torch.device("meta"):
-        lm = build_model(variant, shape(variant, family), VOCAB, LENGTH).train()
+        lm = build_model(variant, shape(variant, family, n_cycles=2), VOCAB, LENGTH).train()
         batch, scored = torch.zeros(2, LENGTH, dtype=torch.long), torch.ones(())
     with Hosted() as hosted:
         loss_of(TrainConfig(), None)(lm, batch, batch, scored)[0].backward()

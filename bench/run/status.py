@@ -109,6 +109,7 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
     from bench.model.costs import meta_model  # start-up
     from bench.model.freezing import freeze  # start-up
     from bench.model.variant import get_variant  # start-up
+    from bench.study.start import sizes_of  # start-up
     from bench.train.depths import mean_step_flops  # start-up
 
     cells = list(cells)
@@ -121,11 +122,7 @@ def planned_flops(cells: Iterable[Planned]) -> dict[Group, float]:
             init = cell.init
             if init is not None and init.source.startswith(CELL_SOURCE):
                 init = sources.get(init.source.removeprefix(CELL_SOURCE))
-            vocab = data.vocab_size
-            if init is not None:
-                from bench.study.start import sizes_of  # start-up: transformers
-
-                vocab, _ = sizes_of(init.source, data)
+            vocab, _ = sizes_of(None if init is None else init.source, data)
             lm = meta_model(variant, cell.model, vocab, data.length)
             freeze(lm, cell.train.trained)
             found[group] = cell.train.steps * cell.train.batch_size * mean_step_flops(lm, cell.train, data.length)
