@@ -20,7 +20,8 @@ SELECT ?= not slow and not long
 suite: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal -m '$(SELECT)'
 
-# The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations.
+# The tests whose size is small by default, at their full one: kills, shared stores, broken input, simulations; then those
+# that .ci/run has not, since they take long for what others show, too.
 torture: .venv/installed
 	CYCLEBENCH_KILLS=200 CYCLEBENCH_LEASE_CELLS=200 CYCLEBENCH_LEASE_WORKERS=8 CYCLEBENCH_FUZZ=4000 \
 	    CYCLEBENCH_UPGRADE_KILLS=50 CYCLEBENCH_TRACKING_KILLS=40 CYCLEBENCH_SIMULATIONS=1 CYCLEBENCH_FLIPS=200 \
@@ -28,6 +29,7 @@ torture: .venv/installed
 	    tests/test_kill.py tests/test_lease.py tests/test_bad_input.py tests/test_upgrade.py \
 	    tests/test_integrity.py tests/test_orphans.py tests/test_tracking_complete.py tests/test_transfer_broken.py \
 	    tests/test_stats_*.py tests/test_null_studies.py
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 -m torture
 
 lint: style types
 

@@ -310,6 +310,7 @@ def test_pictures_are_kept_by_the_cycle_they_leave_after(digits: TaskData) -> No
     assert wide.exits is not None and wide.exits.examples is None, "how wide pictures of 8 patches are, nobody says"
 
 
+@pytest.mark.torture
 @pytest.mark.long
 def test_a_ztt_on_digits_exceeds_the_linear_model(digits: TaskData) -> None:
     """As ``studies/vision.yaml`` trains it, with one seed of its pilots."""

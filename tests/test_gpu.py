@@ -33,6 +33,7 @@ def took(sections: list[Section], seconds: float) -> tuple[dict[str, Any], float
     return found, time.monotonic() - start
 
 
+@pytest.mark.torture
 @pytest.mark.long
 def test_a_section_that_is_slow_dies_or_fails_costs_no_more_than_its_share() -> None:
     sections = [

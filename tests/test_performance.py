@@ -158,6 +158,7 @@ def test_the_harness_is_timed_apart_from_the_training() -> None:
     assert (seconds > 0).all() and seconds.shape == (2,)
 
 
+@pytest.mark.torture
 @pytest.mark.long
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     here = np.ones(2**27)  # 1 GiB, which is this process's

@@ -67,6 +67,7 @@ def test_a_study_survives_the_loss_of_a_node(
         assert numbers(record) == numbers(here[id])
 
 
+@pytest.mark.torture
 @pytest.mark.long
 def test_a_task_without_a_sign_of_life_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))

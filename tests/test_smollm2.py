@@ -96,6 +96,7 @@ def test_a_few_steps_lower_the_loss(ours: Any) -> None:
     assert history[-1]["valid_loss"] < before - 0.1
 
 
+@pytest.mark.torture
 def test_memory_stays_under_two_and_a_half_checkpoints(tmp_path: Path) -> None:
     """The peak of the process's resident memory above what the loaded libraries take, against the bytes of the float32
     checkpoint that is written.
