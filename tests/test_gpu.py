@@ -53,6 +53,7 @@ def test_a_section_that_is_slow_dies_or_fails_costs_no_more_than_its_share() -> 
     assert seconds < 250
 
 
+@pytest.mark.long
 def test_without_time_everything_is_skipped() -> None:
     found, _ = took([section("a", timed_sections.slow), section("b", timed_sections.slow)], -60)
     assert found["a"] == found["b"] == ([], ["skipped: 0 s are left for it, it needs 0 s"])

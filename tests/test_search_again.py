@@ -59,6 +59,7 @@ def test_after_an_upgrade_trials_of_tuning_are_found_again(old: Path) -> None:
     assert [store.current(t.user_attrs["cell"]) for t in former] == [t.user_attrs["cell"] for t in now]
 
 
+@pytest.mark.long
 def test_after_an_upgrade_trials_of_budgets_are_found_again_and_pruned_ones_too(old: Path) -> None:
     (former,) = trials(old, "budgets")
     open_store(old)
@@ -75,6 +76,7 @@ def test_after_an_upgrade_trials_of_budgets_are_found_again_and_pruned_ones_too(
 @pytest.mark.parametrize(
     "other", ["sweep.max_flops=7999", "sweep.budgets.ranges={train.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}"]
 )
+@pytest.mark.long
 def test_trials_of_another_search_are_not_taken_for_its_own(old: Path, other: str) -> None:
     command(old, "sweep", "searched.yaml", "--set", other, "--set", "sweep.budgets.trials=1", "--jobs", "1")
     _, now = trials(old, "budgets")

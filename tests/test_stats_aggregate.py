@@ -122,6 +122,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("n", [5, 8, 10, 20])
 @pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.long
 def test_interval_of_the_interquartile_mean_covers_the_truth(kind: str, n: int) -> None:
     rng, times, shifts = np.random.default_rng(n), 300, np.array([[0.0], [0.05], [0.1]])
     truth = stats.trim_mean((DRAWS[kind](rng, (3, 200_000)) + shifts).ravel(), 0.25)

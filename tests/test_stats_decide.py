@@ -68,6 +68,7 @@ def test_what_is_left_out_of_the_simulations_is_inconclusive() -> None:
 
 
 @pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.long
 def test_family_wise_error_under_the_null(noise: str) -> None:
     """2,000 studies of six hypotheses with one reference: none of the variants differs."""
     times = drawn(2000)
@@ -79,6 +80,7 @@ def test_family_wise_error_under_the_null(noise: str) -> None:
 
 @pytest.mark.parametrize("truth", [0.6, -0.6])
 @pytest.mark.parametrize("kind", ["better", "same"])
+@pytest.mark.long
 def test_family_wise_error_at_the_bounds(kind: str, truth: float) -> None:
     """Every difference is exactly one of the bounds: to call it equivalent (or of the other sign) is wrong."""
     times = drawn(400)

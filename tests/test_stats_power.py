@@ -24,6 +24,7 @@ LEVELS = [0.05, 0.05 / 3, 0.05 / 6, *Looks().levels(1)[:2], *Looks().levels(6)[1
 
 
 @pytest.mark.parametrize("n", [6, 8, 10, 13, 14, 16, 24, 48])
+@pytest.mark.long
 def test_power_is_that_of_the_sign_flip_test(n: int) -> None:
     """At every level of fixed and deciding studies of 1, 3, 6 and 15 hypotheses, for three effects."""
     times = 1000

@@ -167,6 +167,7 @@ def test_the_correction_keeps_the_family_wise_error() -> None:
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.8, -0.8])
+@pytest.mark.long
 def test_verdicts_with_bounds_are_wrong_no_more_often_than_they_say(truth: float) -> None:
     """Three claims with one reference, whose true difference is the margin or one of the bounds."""
     rng, families, wrong = np.random.default_rng(11), drawn(250), 0

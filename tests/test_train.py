@@ -192,6 +192,7 @@ def test_compile_trains_to_the_same_numbers(data: TaskData) -> None:
 
 
 @pytest.mark.parametrize("variant", variants.names())
+@pytest.mark.long
 def test_activation_checkpointing_changes_no_number(data: TaskData, variant: str) -> None:
     config = CONFIG.model_copy(update={"steps": 3, "random_cycles": variant == "recurrent", "backward_cycles": None})
     kept, again = (
