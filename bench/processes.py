@@ -25,8 +25,8 @@ import psutil
 
 from bench.plugins import unpack
 
-# The first sees to it that the others are ours, whatever lies in the current folder.
-PRELOADED = ["cyclebench", "bench.forkserver", "bench.run.cells", "bench.run.going", "bench.study.plan"]
+# The first sees to it that the others are ours, whatever lies in the current folder; the last is for a cell's record.
+PRELOADED = ["cyclebench", "bench.forkserver", "bench.run.cells", "bench.run.going", "bench.study.plan", "scipy.stats"]
 PULSE = 1.0  # seconds between signs of life, at least
 FOLLOW = 0.5  # seconds between looks at whether the parent is still there
 REAP = 5.0  # seconds that killed processes have to be gone

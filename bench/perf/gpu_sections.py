@@ -177,7 +177,7 @@ def host_waits(setting: Setting, emit: Emit) -> None:
 def _training(setting: Setting, emit: Emit, mode: str, shapes: Iterable[tuple[int, Any]], rivals: Any) -> None:
     size, parts = setting.sizes, list[Part]()
     how: dict[str, Any] = {"batch": size.batch, "length": size.length, "precision": PRECISION}
-    how |= {"ours": (training.BLOCKS,), "loops": (), **rivals}
+    how |= {"loops": (), "kept": (), **rivals}
     for width, family in shapes:
         given: dict[str, Any] = {"eager": (), "compiled": ()} | {mode: [training.shape(width, family, size.blocks)]}
         about = {"model": "all", "family": family, "d_model": width, "mode": mode}

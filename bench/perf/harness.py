@@ -64,7 +64,7 @@ def overhead(steps: int, rounds: int, every: Every, device: torch.device) -> NDA
             lm = build_model(get_variant(cell.variant, cell.options), cell.model, data.vocab_size, data.max_length)
             lm.reset_parameters(cell.seed)
             lm.to(device)  # type: ignore[arg-type]
-            with repeatable(cell.seed, 1):
+            with repeatable(cell.seed, cell.train.threads):
                 start = time.process_time()
                 training = _managed(lm, data, planned, Path(folder) / str(turn), every)
                 tracker.log(record.but(id=f"{turn}"), short)

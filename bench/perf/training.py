@@ -79,7 +79,6 @@ def rows(
     batch: int = 8,
     length: int = 256,
     precision: Precision = "float32",
-    ours: Sequence[str] = (BLOCKS,),
     rivals: Collection[str] = (GPT2, LLAMA, X),
     kept: Sequence[ModelConfig] = KEPT,
 ) -> list[Row]:
@@ -102,22 +101,20 @@ def rows(
         batch: sequences of a step.
         length: their tokens.
         precision: of single steps.
-        ours: what of ours is compiled: the whole model, or its blocks; others are held against the first.
         rivals: in single steps, where they are of the shape's family and activation.
         kept: shapes of single steps in a process that keeps the memory it frees, on a CPU; it does from there on.
     """
     found = []
     for model in eager:
-        found += _steps(model, device, rounds, batch, length, precision, rivals)
+        found += _steps(model, "eager", device, rounds, batch, length, precision, rivals)
     reason = no_compiler()
     for model in compiled:
         refused = [{**_start("all", model, "compiled"), "note": reason}]
-        found += refused if reason else _steps(model, device, rounds, batch, length, precision, rivals, ours)
+        found += refused if reason else _steps(model, "compiled", device, rounds, batch, length, precision, rivals)
     if device.type == "cpu" and kept:
         keep_freed_memory()
         for model in kept:
-            rows = _steps(model, device, rounds, batch, length, precision, rivals)
-            found += [row | {"mode": "eager, kept"} for row in rows]
+            found += _steps(model, "eager, kept", device, rounds, batch, length, precision, rivals)
     for model in loops:
         found += _loops(model, device, rounds, batch, length)
     return found
@@ -125,19 +122,19 @@ def rows(
 
 def _steps(
     model: ModelConfig,
+    mode: str,
     device: torch.device,
     rounds: int,
     batch: int,
     length: int,
     precision: Precision,
     rivals: Collection[str],
-    compiled: Sequence[str] = (),
 ) -> list[Row]:
-    """Single training steps on random tokens. compiled: what of ours is compiled, as the others are; nothing is by
-    default. A side that fails does so alone, but for the first of ours, which the others are held against.
+    """Single training steps on random tokens. mode: if "compiled", others are compiled whole and ours as in training.
+    A side that fails does so alone, but for ours, which the others are held against.
     """
-    mode = "compiled" if compiled else "eager"
-    base, *more = compiled or (("ours", GRAPH) if device.type == "cuda" else ("ours",))
+    compiled = mode == "compiled"
+    base, more = BLOCKS if compiled else "ours", (GRAPH,) if device.type == "cuda" and not compiled else ()
     alike = (LLAMA, X) if model.family == "llama" else (GPT2,) if model.activation == "gelu_tanh" else (X,)
     names = (base, *(name for name in alike if name in rivals), *more)
     sides = {name: model_of(name, model, length).to(device) for name in names if missing(name) is None}
